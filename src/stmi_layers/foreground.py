@@ -1,0 +1,123 @@
+r"""From a segmentation mask in pixels to the tokens that are foreground.
+
+The binary mask $m$ of STMI (eq. 2) and its perturbation in training.
+Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal Object
+Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor, nn
+
+from stmi_layers._typing import typed
+
+
+@typed
+def token_foreground(
+    mask: Bool[Tensor, "batch height width"] | Float[Tensor, "batch height width"],
+    grid: tuple[int, int],
+    *,
+    threshold: float = 0.5,
+    prefix_tokens: int = 1,
+) -> Bool[Tensor, "batch tokens"]:
+    r"""Tell which tokens of a vision transformer are foreground (eq. 2).
+
+    $$m_i = \Big[\tfrac{1}{|P_i|}\int_{P_i} \text{mask} \ge \text{threshold}\Big]$$
+
+    $P_i$ is the area of patch $i$. Mask and image may differ in resolution, and the patches need not divide the mask:
+    a pixel counts with the share of it that lies in the patch. The area is exact for boolean masks below 16 megapixels.
+
+    Args:
+        mask: foreground per pixel; True, or the probability between 0 and 1 (not checked).
+        grid: rows and columns of patches, as in `(height // patch, width // patch)`.
+        threshold: share of a patch's area from which on it is foreground, in (0, 1].
+        prefix_tokens: number of class and register tokens in front of the patches; they are foreground always.
+
+    Returns:
+        True for foreground; the prefix first, then the patches row by row.
+
+    Raises:
+        ValueError: when `threshold`, `grid` or `prefix_tokens` is out of range.
+
+    >>> mask = torch.tensor([[[True, True, False, False], [True, False, False, False]]])
+    >>> token_foreground(mask, grid=(1, 2))
+    tensor([[ True,  True, False]])
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must lie in (0, 1]; received {threshold}")
+    if min(grid) < 1:
+        raise ValueError(f"grid must count at least one row and one column of patches; received {grid}")
+    if prefix_tokens < 0:
+        raise ValueError(f"prefix_tokens must not be negative; received {prefix_tokens}")
+    height, width = mask.shape[1:]
+    rows = _overlap(height, grid[0], mask.device)
+    columns = _overlap(width, grid[1], mask.device)
+    covered = torch.einsum("rh, bhw, cw -> brc", rows, mask.float(), columns)
+    patches = (covered >= threshold * height * width).flatten(1)
+    prefix = patches.new_ones(patches.shape[0], prefix_tokens)
+    return torch.cat([prefix, patches], dim=1)
+
+
+def _overlap(pixels: int, cells: int, device: torch.device) -> Tensor:
+    """Length shared by each cell and each pixel, both tiling one line of `pixels * cells` units: whole numbers."""
+    cell = torch.arange(cells, device=device)[:, None] * pixels
+    pixel = torch.arange(pixels, device=device)[None, :] * cells
+    shared = torch.minimum(cell + pixels, pixel + cells) - torch.maximum(cell, pixel)
+    return shared.clamp(min=0).float()
+
+
+@typed
+def perturb_background(
+    foreground: Bool[Tensor, "batch tokens"], p: float, *, generator: Generator | None = None
+) -> Bool[Tensor, "batch tokens"]:
+    """Turn background tokens into foreground with probability `p`, never the reverse.
+
+    Segmentation errs at boundaries; a model trained on perturbed masks leans on them less (paper, below eq. 6).
+
+    Args:
+        foreground: True for foreground tokens.
+        p: probability of a flip per background token, in [0, 1]. The research code uses 0.01 to 0.015.
+        generator: source of the randomness, on the device of `foreground`; the global one by default.
+
+    Returns:
+        A new mask that is True wherever `foreground` is.
+
+    Raises:
+        ValueError: when `p` is not a probability.
+
+    >>> perturb_background(torch.tensor([[True, False, False]]), p=1.0)
+    tensor([[True, True, True]])
+    """
+    _check_probability(p)
+    draw = torch.rand(foreground.shape, generator=generator, device=foreground.device)
+    return foreground | (draw < p)
+
+
+class MaskPerturbation(nn.Module):
+    """[`perturb_background`][stmi_layers.foreground.perturb_background] in training, the identity in evaluation.
+
+    Args:
+        p: probability of a flip per background token, in [0, 1].
+
+    >>> MaskPerturbation(0.5).eval()(torch.tensor([[True, False]]))
+    tensor([[ True, False]])
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        _check_probability(p)
+        self.p = p
+
+    @typed
+    def forward(self, foreground: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+        if not self.training or self.p == 0:
+            return foreground
+        return perturb_background(foreground, self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def _check_probability(p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be a probability in [0, 1]; received {p}")

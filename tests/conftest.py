@@ -1,0 +1,30 @@
+"""Devices, hypothesis profiles, and memory that shows when it is read before it was written."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+settings.register_profile(
+    "default", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
+settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    """Seed every test, and fill `torch.empty` with NaN so that an uninitialised value cannot pass for a result."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
