@@ -37,7 +37,7 @@ def modulate_logits(
         beta: $\beta$, how far any other pair is moved towards the minimum of its row; 0 to 1, not enforced.
 
     Returns:
-        The modulated logits. Minimum and maximum of a row run over all of its columns.
+        The modulated logits, in the dtype of `logits`. Minimum and maximum of a row run over all of its columns.
 
     >>> logits = torch.tensor([[[[4.0, 0.0], [2.0, 6.0]]]])
     >>> foreground = torch.tensor([[True, False]])
@@ -47,9 +47,10 @@ def modulate_logits(
     """
     alpha, beta = alpha[:, None, None], beta[:, None, None]
     pair = foreground[:, None, :, None] & foreground[:, None, None, :]
-    towards_maximum = logits.amax(dim=-1, keepdim=True) - logits
-    towards_minimum = logits - logits.amin(dim=-1, keepdim=True)
-    return logits + alpha * pair * towards_maximum - beta * ~pair * towards_minimum
+    wide = at_least_float32(logits)
+    towards_maximum = wide.amax(dim=-1, keepdim=True) - wide
+    towards_minimum = wide - wide.amin(dim=-1, keepdim=True)
+    return (wide + alpha * pair * towards_maximum - beta * ~pair * towards_minimum).to(logits.dtype)
 
 
 @typed
@@ -98,12 +99,12 @@ def modulated_attention(
     if not query.dtype == key.dtype == value.dtype:
         received = f"query {query.dtype}, key {key.dtype}, value {value.dtype}"
         raise ValueError(f"query, key and value must share one dtype; received {received}")
-    if scale is not None and scale <= 0:
+    if scale is not None and not scale > 0:
         raise ValueError(f"scale must be above 0, for maximum and minimum of a row to keep their roles; received {scale}")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if foreground is None:
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
     with without_autocast(query):
+        if foreground is None:
+            return F.scaled_dot_product_attention(query, key, value, scale=scale)
         # Scaling the query first keeps half-precision inputs with large norms inside the range of the logits.
         logits = (at_least_float32(query) * scale) @ at_least_float32(key).transpose(-2, -1)
         weights = _closed_form(logits, foreground, alpha, beta).softmax(dim=-1)
@@ -213,7 +214,8 @@ class SegmentationModulatedAttention(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"dim={self.dim}, num_heads={self.num_heads}, qkv_bias={self.qkv_bias}, "
-            f"alpha={self.initial_alpha}, beta={self.initial_beta}, per_head={self.per_head}"
+            f"alpha={self.initial_alpha}, beta={self.initial_beta}, per_head={self.per_head}, "
+            f"perturbation={self.perturbation.p}"
         )
 
 

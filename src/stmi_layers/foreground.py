@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
+from stmi_layers._precision import without_autocast
 from stmi_layers._typing import typed
 
 
@@ -52,7 +53,8 @@ def token_foreground(
     height, width = mask.shape[1:]
     rows = _overlap(height, grid[0], mask.device)
     columns = _overlap(width, grid[1], mask.device)
-    covered = torch.einsum("rh, bhw, cw -> brc", rows, mask.float(), columns)
+    with without_autocast(mask):
+        covered = torch.einsum("rh, bhw, cw -> brc", rows, mask.float(), columns)
     patches = (covered >= threshold * height * width).flatten(1)
     prefix = patches.new_ones(patches.shape[0], prefix_tokens)
     return torch.cat([prefix, patches], dim=1)

@@ -1,0 +1,78 @@
+# `make demo` shows it at work, `make test` checks all of it; both install what they need into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python
+DEMO := runs/demo
+
+.PHONY: help demo test lint types unit docs wheel bench clean
+
+help:
+	@echo "make demo    train STMI on a small rendered set and retrieve with it (under 5 minutes after the installation)"
+	@echo "make test    everything CI checks: lint, types, tests, docs, wheel"
+	@echo "make lint    ruff and typos; 'make types', 'make unit', 'make docs' and 'make wheel' are the other parts"
+	@echo "make bench   attention timed against the equations and against scaled_dot_product_attention"
+	@echo "make clean   remove what was built and run; .venv stays"
+	@echo "Another Python: make PYTHON=python3.12 demo"
+
+# Installation: one stamp per set of extras. The larger set serves for the smaller one.
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' was not found; name a Python of 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/examples.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(RUN) -m pip install -c constraints.txt -e ".[examples]"
+	@touch $@
+
+.venv/all.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(RUN) -m pip install -c constraints.txt -e ".[all]"
+	@touch .venv/examples.stamp $@
+
+demo: .venv/examples.stamp
+	rm -rf $(DEMO)
+	$(RUN) -m examples.stmi.synthetic --out $(DEMO)/data
+	$(RUN) -m examples.stmi.train --data $(DEMO)/data --modalities RGB NI TI --out $(DEMO)
+	@echo "contact sheet of the data: $(DEMO)/data/contact_sheet.png"
+
+# What takes seconds comes first.
+test:
+	$(MAKE) lint
+	$(MAKE) types
+	$(MAKE) docs
+	$(MAKE) wheel
+	$(MAKE) unit
+
+lint: .venv/all.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/typos
+	$(BIN)/validate-pyproject pyproject.toml
+
+types: .venv/all.stamp
+	$(BIN)/pyright
+
+# One thread per worker: two workers with two threads each would wait for one another.
+unit: export OMP_NUM_THREADS = 1
+unit: .venv/all.stamp
+	$(RUN) -m pytest -n 2 --dist loadgroup
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/all.stamp
+	$(RUN) -m mkdocs build --strict
+
+# What an installation gives: the wheel alone, in an empty environment, away from the sources.
+wheel: .venv/all.stamp
+	rm -rf build dist
+	$(RUN) -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(RUN) -m venv build/venv
+	build/venv/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd build && venv/bin/python -I ../examples/quickstart.py
+
+bench: .venv/all.stamp
+	$(RUN) -m benchmarks.attention
+
+clean:
+	rm -rf build dist site $(DEMO) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Programs built from the layers; run them from the repository root."""

@@ -1,0 +1,32 @@
+"""A six-layer convolutional network: the plain peer that a transformer from scratch has to beat."""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class ConvolutionalBackbone(nn.Module):
+    """Six 3 x 3 convolutions, three of them strided, and the mean over the image; masks are ignored.
+
+    Args:
+        image_size: height and width of the images; multiples of 8.
+        dim: channels of the last two layers.
+    """
+
+    def __init__(self, image_size: tuple[int, int], *, dim: int = 128) -> None:
+        super().__init__()
+        if any(side % 8 for side in image_size):
+            raise ValueError(f"image_size must be multiples of 8; received {image_size}")
+        self.dim = dim
+        self.grid = (image_size[0] // 8, image_size[1] // 8)
+        widths = (3, dim // 4, dim // 4, dim // 2, dim // 2, dim, dim)
+        layers: list[nn.Module] = []
+        for index, (narrow, wide) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            stride = 2 if index % 2 == 0 else 1
+            layers += [nn.Conv2d(narrow, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Patch tokens and their mean, per modality."""
+        features = self.layers(images.flatten(0, 1))
+        patches = rearrange(features, "(b m) d rows columns -> b m (rows columns) d", m=images.shape[1])
+        return patches, patches.mean(dim=2)

@@ -1,0 +1,123 @@
+"""A compact vision transformer built from `SegmentationModulatedAttention`, trained from scratch.
+
+It is one backbone STMI can stand on. Any module with the attributes `dim` and `grid` and with the signature of
+`VisionTransformer.forward` can take its place.
+"""
+
+import math
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from stmi_layers import SegmentationModulatedAttention, token_foreground
+
+
+class VisionTransformer(nn.Module):
+    """Tokens of every modality from shared weights; masks steer the attention in every block.
+
+    Args:
+        image_size: height and width of the images; need not be square.
+        patch_size: side of a patch; a power of two that divides both.
+        dim: width of the tokens.
+        depth: number of blocks.
+        num_heads: attention heads per block.
+        mlp_ratio: hidden width of the feed-forward networks, in units of `dim`.
+        stem_width: channels after the first convolution of the stem; they double with every further one up to `dim`.
+        strength: initial alpha and beta of every block.
+        per_head: learn the strengths per head instead of per block.
+        perturbation: probability, in training, that a background token counts as foreground.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        *,
+        patch_size: int = 8,
+        dim: int = 128,
+        depth: int = 4,
+        num_heads: int = 4,
+        mlp_ratio: float = 2.0,
+        stem_width: int = 32,
+        strength: float = 0.5,
+        per_head: bool = False,
+        perturbation: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if patch_size & (patch_size - 1) or patch_size < 2 or any(side % patch_size for side in image_size):
+            rule = "patch_size must be a power of two, at least 2, that divides height and width"
+            raise ValueError(f"{rule}; received patch_size={patch_size}, image_size={image_size}")
+        self.image_size, self.dim = image_size, dim
+        self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.stem = convolutional_stem(patch_size, stem_width, dim)
+        self.class_token = nn.Parameter(torch.empty(dim))
+        self.positions = nn.Parameter(torch.empty(1 + self.grid[0] * self.grid[1], dim))
+        # The grid travels with the weights: 16 x 8 and 8 x 16 positions have the same shape and another meaning.
+        self.register_buffer("position_grid", torch.tensor(self.grid))
+        self.register_load_state_dict_pre_hook(_refuse_other_grid)
+        attention = {"alpha": strength, "beta": strength, "per_head": per_head, "perturbation": perturbation}
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, **attention) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        nn.init.normal_(self.class_token, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch modalities 3 height width"],
+        masks: Bool[Tensor, "batch modalities height width"] | None = None,
+    ) -> tuple[Float[Tensor, "batch modalities patches dim"], Float[Tensor, "batch modalities dim"]]:
+        """Patch tokens and the class token of every modality; without masks the attention is plain."""
+        batch, modalities = images.shape[:2]
+        if images.shape[3:] != self.image_size:
+            raise ValueError(f"images must be {self.image_size} pixels; received shape {tuple(images.shape)}")
+        foreground = None if masks is None else token_foreground(masks.flatten(0, 1), self.grid)
+        patches = rearrange(self.stem(images.flatten(0, 1)), "b d rows columns -> b (rows columns) d")
+        tokens = torch.cat([repeat(self.class_token, "d -> b 1 d", b=len(patches)), patches], dim=1) + self.positions
+        for block in self.blocks:
+            tokens = block(tokens, foreground)
+        tokens = rearrange(self.norm(tokens), "(b m) n d -> b m n d", b=batch, m=modalities)
+        return tokens[:, :, 1:], tokens[:, :, 0]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block whose self-attention listens to the mask."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, **attention: float) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = SegmentationModulatedAttention(dim, num_heads, **attention)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, tokens: Tensor, foreground: Tensor | None) -> Tensor:
+        tokens = tokens + self.attention(self.attention_norm(tokens), foreground)
+        return tokens + self.mlp(self.mlp_norm(tokens))
+
+
+def convolutional_stem(patch_size: int, width: int, dim: int) -> nn.Sequential:
+    """Strided convolutions down to one vector per patch: from few images they learn faster than one linear map."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for level in range(int(math.log2(patch_size))):
+        wider = min(width * 2**level, dim)
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False), ChannelNorm(wider), nn.GELU()]
+        channels = wider
+    return nn.Sequential(*layers, nn.Conv2d(channels, dim, 1))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each pixel: no statistic that would carry background into the foreground."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels.movedim(1, -1)).movedim(-1, 1)
+
+
+def _refuse_other_grid(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    stored = state_dict.get(f"{prefix}position_grid")
+    if stored is not None and tuple(stored.tolist()) != module.grid:
+        raise ValueError(
+            f"the checkpoint's positions are for a grid of {tuple(stored.tolist())} patches, the model's for "
+            f"{module.grid}; build the model with the image size and patch size of the checkpoint"
+        )

@@ -1,0 +1,236 @@
+r"""What trains a re-identification model: an identity loss and a batch-hard triplet loss.
+
+$\mathcal{L}_g$ of STMI (eq. 19); the whole objective (eq. 20) is a sum of three, on $G$, $U$ and $T$.
+Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal
+Object Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stmi_layers._precision import at_least_float32, without_autocast
+from stmi_layers._typing import typed
+
+
+@typed
+def batch_hard_triplet(
+    features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"], *, margin: float | None = None
+) -> Float[Tensor, ""]:
+    r"""Pull every sample to its farthest positive and push it away from its nearest negative.
+
+    $$\frac{1}{|V|} \sum_{a \in V} \ell\Big(\max_{p \ne a,\ \text{labels}_p = \text{labels}_a} d_{ap}
+    - \min_{n:\ \text{labels}_n \ne \text{labels}_a} d_{an}\Big), \qquad d_{ij} = \lVert x_i - x_j \rVert$$
+
+    $x$ are the `features`; $\ell(z) = \log(1 + e^z)$ is the soft margin, $\ell(z) = \max(0, z +
+    \text{margin})$ the hinge. $V$ holds the anchors that have a positive and a negative; identities may
+    differ in their number of samples. The pairs are chosen without gradient, and only their distances are
+    differentiated; at distance zero the gradient is zero.
+
+    Args:
+        features: one representation per sample, not normalised.
+        labels: identity of each sample; any whole numbers.
+        margin: of the hinge, in units of distance, at least 0; None for the soft margin.
+
+    Returns:
+        The mean over $V$, never negative; 0 with a zero gradient when $V$ is empty. In float32 for features
+        in half precision: a float16 loss could not take the initial scale of `torch.amp.GradScaler`.
+
+    Raises:
+        ValueError: when `margin` is negative or not finite.
+
+    Reference: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017,
+    <https://arxiv.org/abs/1703.07737>.
+
+    >>> features = torch.tensor([[0.0], [3.0], [1.0]])
+    >>> labels = torch.tensor([0, 0, 1])  # anchors 0 and 1: 3 - 1 + 1 and 3 - 2 + 1; anchor 2 has no positive
+    >>> batch_hard_triplet(features, labels, margin=1.0)
+    tensor(2.5000)
+    """
+    _check_margin(margin)
+    features = at_least_float32(features)
+    if features.shape[0] == 0:
+        return features.sum()
+    positive, negative, valid = _hardest_pairs(features.detach(), labels)
+    gap = _distance_to(features, positive) - _distance_to(features, negative)
+    loss = F.softplus(gap) if margin is None else F.relu(gap + margin)
+    return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def _hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Farthest positive and nearest negative of every anchor, by index, and which anchors have both."""
+    # Squared distances up to a constant per row; around the mean, for a common offset would cost digits.
+    centred = features - features.mean(dim=0)
+    with without_autocast(features):
+        distance = torch.addmm(centred.square().sum(dim=1), centred, centred.T, alpha=-2)
+    same = labels[:, None] == labels[None, :]
+    itself = torch.eye(labels.shape[0], dtype=torch.bool, device=labels.device)
+    farthest, positive = torch.where(~same | itself, -math.inf, distance).max(dim=1)
+    nearest, negative = torch.where(same, math.inf, distance).min(dim=1)
+    return positive, negative, (farthest != -math.inf) & (nearest != math.inf)
+
+
+def _distance_to(features: Tensor, partner: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(features - features.index_select(0, partner), dim=1)
+
+
+def _check_margin(margin: float | None) -> None:
+    if margin is not None and not 0 <= margin < math.inf:
+        raise ValueError(f"margin must be None (soft margin) or finite and at least 0; received {margin}")
+
+
+class IdentityHead(nn.Module):
+    """Identity logits behind a batch norm without shift: the BNNeck of re-identification.
+
+    The norm decouples the two losses: the triplet loss shapes the features before it, the classifier reads
+    them after it. Learned are the scale of the norm and the classifier. The shift is a parameter fixed at 0,
+    and the classifier has no bias, so that the boundaries between identities pass through the origin.
+
+    In training the norm needs at least two samples; in evaluation it uses its running statistics.
+
+    Args:
+        dim: width of the features.
+        num_identities: number of training identities.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: when `dim` or `num_identities` is not positive.
+
+    Reference: Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-Identification", CVPR
+    Workshops 2019, <https://arxiv.org/abs/1903.07071>.
+
+    >>> IdentityHead(dim=8, num_identities=5)(torch.randn(4, 8)).shape
+    torch.Size([4, 5])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_identities: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dim < 1 or num_identities < 1:
+            received = f"dim={dim}, num_identities={num_identities}"
+            raise ValueError(f"dim and num_identities must be at least 1; received {received}")
+        self.dim, self.num_identities = dim, num_identities
+        self.norm = nn.BatchNorm1d(dim, device=device, dtype=dtype)
+        self.norm.bias.requires_grad_(False)
+        self.classifier = nn.Linear(dim, num_identities, bias=False, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the initial values: a norm with scale 1, and weights near 0, so that no identity leads."""
+        self.norm.reset_parameters()
+        nn.init.normal_(self.classifier.weight, std=0.001)
+
+    @typed
+    def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch identities"]:
+        """Return one logit per training identity."""
+        if features.shape[-1] != self.dim:
+            received = tuple(features.shape)
+            raise ValueError(f"features must have width dim={self.dim}; received shape {received}")
+        if self.training and features.shape[0] < 2:
+            raise ValueError(
+                "features must hold at least 2 samples in training, for the statistics of the norm; "
+                f"received a batch of {features.shape[0]}: drop the last incomplete batch, or call eval()"
+            )
+        return self.classifier(self.norm(features))
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_identities={self.num_identities}"
+
+
+class ReIDLoss(nn.Module):
+    r"""Identity loss plus triplet loss on one representation (eq. 19).
+
+    $$\mathcal{L}_g = \text{identity\_weight} \cdot \mathcal{L}_\text{CE} + \text{triplet\_weight} \cdot
+    \mathcal{L}_\text{Tri}$$
+
+    $\mathcal{L}_\text{CE}$ is the label-smoothed cross-entropy of an
+    [`IdentityHead`][stmi_layers.losses.IdentityHead], which this loss owns: give its parameters to the
+    optimizer. $\mathcal{L}_\text{Tri}$ is [`batch_hard_triplet`][stmi_layers.losses.batch_hard_triplet] on
+    the features before the norm of the head. The paper's objective (eq. 20) is the sum of three such losses,
+    with a head each, on $G$ (the modalities concatenated), $U$ and $T$.
+
+    Differences from the paper:
+
+    - The paper names no margin: here the soft margin, as in its research code; `margin` gives the hinge.
+    - The classifier stands behind a batch norm without shift, as usual in the field; the paper has none.
+
+    Differences from the research code: both weights are 1, as in eq. 19; there the identity loss has 0.25.
+
+    Args:
+        dim: width of the features.
+        num_identities: number of training identities.
+        smoothing: share of the target that is spread evenly over all identities, in [0, 1).
+        margin: of the triplet loss; None for the soft margin.
+        identity_weight: factor of the identity loss, at least 0.
+        triplet_weight: factor of the triplet loss, at least 0.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: when an option is out of range.
+
+    Reference: STMI, AAAI 2026, section "Objective Function".
+
+    >>> loss = ReIDLoss(dim=8, num_identities=5)
+    >>> loss(torch.randn(4, 8), torch.tensor([0, 0, 3, 3])).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_identities: int,
+        *,
+        smoothing: float = 0.1,
+        margin: float | None = None,
+        identity_weight: float = 1.0,
+        triplet_weight: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must lie in [0, 1); received {smoothing}")
+        _check_margin(margin)
+        if min(identity_weight, triplet_weight) < 0:
+            received = f"identity_weight={identity_weight}, triplet_weight={triplet_weight}"
+            raise ValueError(f"identity_weight and triplet_weight must not be negative; received {received}")
+        self.dim, self.num_identities = dim, num_identities
+        self.smoothing, self.margin = smoothing, margin
+        self.identity_weight, self.triplet_weight = identity_weight, triplet_weight
+        self.head = IdentityHead(dim, num_identities, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Set the initial values of the head."""
+        self.head.reset_parameters()
+
+    @typed
+    def forward(
+        self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
+        """Return the weighted sum, in at least float32.
+
+        `labels` count from 0 to `num_identities - 1`. They are not checked here, which would make the host
+        wait for the device: outside this range the cross-entropy fails, with an `IndexError` on the CPU.
+        """
+        logits = at_least_float32(self.head(features))
+        identity = F.cross_entropy(logits, labels.long(), label_smoothing=self.smoothing)
+        triplet = batch_hard_triplet(features, labels, margin=self.margin)
+        return self.identity_weight * identity + self.triplet_weight * triplet
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, num_identities={self.num_identities}, smoothing={self.smoothing}, "
+            f"margin={self.margin}, identity_weight={self.identity_weight}, "
+            f"triplet_weight={self.triplet_weight}"
+        )

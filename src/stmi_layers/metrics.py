@@ -1,0 +1,250 @@
+r"""How well a gallery is ranked: mean average precision, cumulative matching, mean inverse negative penalty.
+
+The protocol of re-identification: gallery entries with a query's identity *and* its group are dropped from
+the ranking. The group is the camera (RGBNT201, RGBNT100) or the scene (MSVR310).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stmi_layers._precision import without_autocast
+from stmi_layers._typing import typed
+
+
+@dataclass(frozen=True)
+class ReIDMetrics:
+    """What [`reid_metrics`][stmi_layers.metrics.reid_metrics] returns; scores lie between 0 and 1.
+
+    Attributes:
+        mAP: mean average precision.
+        cmc: for each asked rank, the share of queries with a positive at that rank or before.
+        mINP: mean inverse negative penalty: the number of positives over the rank of the last one.
+        average_precision: one score per query, float64; NaN where the query was skipped.
+        num_queries: number of queries, skipped ones included.
+        num_skipped: number of queries without a positive among their allowed gallery entries.
+    """
+
+    mAP: float
+    cmc: dict[int, float]
+    mINP: float
+    average_precision: Tensor = field(repr=False, compare=False)
+    num_queries: int
+    num_skipped: int
+
+
+@typed
+def reid_metrics(
+    query: Float[Tensor, "queries dim"],
+    gallery: Float[Tensor, "gallery dim"],
+    query_ids: Int[Tensor, " queries"],
+    gallery_ids: Int[Tensor, " gallery"],
+    *,
+    query_groups: Int[Tensor, " queries"] | None = None,
+    gallery_groups: Int[Tensor, " gallery"] | None = None,
+    ranks: Sequence[int] = (1, 5, 10),
+    metric: str = "euclidean",
+    chunk_size: int = 64,
+) -> ReIDMetrics:
+    r"""Score the ranking of `gallery` for every query.
+
+    $$\text{mAP} = \frac{1}{|Q|} \sum_{q \in Q} \frac{1}{P_q} \sum_{k=1}^{P_q} \frac{k}{r_{qk}}, \qquad
+    \text{mINP} = \frac{1}{|Q|} \sum_{q \in Q} \frac{P_q}{r_{q P_q}}, \qquad
+    \text{cmc}_n = \frac{1}{|Q|} \sum_{q \in Q} [r_{q1} \le n]$$
+
+    $r_{qk}$ is the rank of the $k$-th of the $P_q$ positives of query $q$, counted from 1 among the allowed
+    entries. Entries at equal distance are ranked by their index in the gallery. A query without a positive is
+    skipped and counted; $Q$ holds the others. Distances are computed in at least float32.
+
+    Args:
+        query: one representation per query. On features of unit length both metrics rank alike.
+        gallery: one representation per gallery entry.
+        query_ids: identity of each query.
+        gallery_ids: identity of each gallery entry.
+        query_groups: camera or scene of each query; None drops nothing, not even the query itself where it is
+            in the gallery.
+        gallery_groups: camera or scene of each gallery entry; given together with `query_groups`.
+        ranks: the $n$ of the cumulative matching characteristic, from 1 on.
+        metric: `"euclidean"` or `"cosine"` (a zero vector is orthogonal to everything).
+        chunk_size: queries ranked at once. It bounds the working memory, about `20 * chunk_size` bytes per
+            gallery entry, and does not change the result.
+
+    Returns:
+        The scores. A ranking with all positives in front has all of them at 1.
+
+    Raises:
+        ValueError: when no query has a positive, features are not finite, only one of the groups is given, or
+            an option is out of range.
+
+    >>> query, gallery = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0], [3.0]])
+    >>> scores = reid_metrics(query, gallery, torch.tensor([7]), torch.tensor([7, 5, 7]))
+    >>> round(scores.mAP, 3), round(scores.mINP, 3), scores.cmc[1]  # (1/1 + 2/3) / 2, 2/3, 1
+    (0.833, 0.667, 1.0)
+    """
+    if min(ranks, default=1) < 1:
+        raise ValueError(f"ranks must count from 1; received {tuple(ranks)}")
+    _check_options(query_groups, gallery_groups, chunk_size)
+    query, gallery, offset = _comparable(query, gallery, metric)
+    by_identity = gallery_ids.argsort(stable=True)
+    sorted_ids, query_ids = gallery_ids[by_identity].long(), query_ids.long().contiguous()
+    start = torch.searchsorted(sorted_ids, query_ids)
+    stop = torch.searchsorted(sorted_ids, query_ids, right=True)
+    summary = query.new_full((3, len(query)), math.nan, dtype=torch.float64)
+    # Queries with similar numbers of positives share a chunk, for little padding.
+    size, order = (stop - start).sort()
+    order = order[size > 0]
+    for first in range(0, len(order), chunk_size):
+        rows = order[first : first + chunk_size]
+        slot = start[rows, None] + torch.arange(int((stop - start)[rows].max()), device=rows.device)
+        positive = slot < stop[rows, None]
+        entry = by_identity[torch.where(positive, slot, start[rows, None])]
+        if query_groups is not None and gallery_groups is not None:
+            positive &= query_groups[rows, None] != gallery_groups[entry]
+        keys = _sort_keys(query[rows], gallery, offset)
+        summary[:, rows] = _summary(_positive_ranks(keys, entry, positive), positive.sum(dim=1))
+    return _average(summary, ranks)
+
+
+@typed
+def rank_gallery(
+    query: Float[Tensor, "queries dim"],
+    gallery: Float[Tensor, "gallery dim"],
+    query_ids: Int[Tensor, " queries"],
+    gallery_ids: Int[Tensor, " gallery"],
+    *,
+    k: int = 10,
+    query_groups: Int[Tensor, " queries"] | None = None,
+    gallery_groups: Int[Tensor, " gallery"] | None = None,
+    metric: str = "euclidean",
+    chunk_size: int = 64,
+) -> Int[Tensor, "queries ranked"]:
+    """List the `k` best gallery entries of every query, in the order that `reid_metrics` scores.
+
+    Args:
+        query: one representation per query.
+        gallery: one representation per gallery entry.
+        query_ids: identity of each query.
+        gallery_ids: identity of each gallery entry.
+        k: number of entries listed per query, at least 1.
+        query_groups: camera or scene of each query; None drops nothing.
+        gallery_groups: camera or scene of each gallery entry; given together with `query_groups`.
+        metric: `"euclidean"` or `"cosine"`.
+        chunk_size: queries ranked at once; bounds the working memory.
+
+    Returns:
+        Indices into the gallery, best first; -1 where fewer than `k` entries are allowed.
+
+    Raises:
+        ValueError: when features are not finite, only one of the groups is given, or an option is out of
+            range.
+
+    >>> query, gallery = torch.tensor([[0.0]]), torch.tensor([[2.0], [1.0], [3.0]])
+    >>> rank_gallery(query, gallery, torch.tensor([7]), torch.tensor([7, 5, 7]), k=2)
+    tensor([[1, 0]])
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1; received {k}")
+    _check_options(query_groups, gallery_groups, chunk_size)
+    query, gallery, offset = _comparable(query, gallery, metric)
+    listed = query_ids.new_full((len(query), k), -1, dtype=torch.int64)
+    if len(gallery) == 0:
+        return listed
+    for rows in torch.arange(len(query), device=query.device).split(chunk_size):
+        keys = _sort_keys(query[rows], gallery, offset)
+        if query_groups is not None and gallery_groups is not None:
+            dropped = query_groups[rows, None] == gallery_groups[None, :]
+            keys.masked_fill_(dropped & (query_ids[rows, None] == gallery_ids[None, :]), _BEHIND_ALL)
+        best, entry = keys.topk(min(k, len(gallery)), dim=1, largest=False)
+        listed[rows, : entry.shape[1]] = entry.masked_fill(best == _BEHIND_ALL, -1)
+    return listed
+
+
+_BEHIND_ALL = torch.iinfo(torch.int64).max
+
+
+def _check_options(query_groups: Tensor | None, gallery_groups: Tensor | None, chunk_size: int) -> None:
+    if (query_groups is None) != (gallery_groups is None):
+        received = "gallery_groups" if query_groups is None else "query_groups"
+        raise ValueError(f"query_groups and gallery_groups must be given together; received only {received}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1; received {chunk_size}")
+
+
+def _comparable(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Features and an offset per gallery entry: `offset - 2 query @ gallery.T` ranks as `metric` does."""
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f'metric must be "euclidean" or "cosine"; received "{metric}"')
+    dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
+    query, gallery = query.detach().to(dtype), gallery.detach().to(dtype)
+    for name, features in (("query", query), ("gallery", gallery)):
+        broken = int((~torch.linalg.vector_norm(features, dim=1).isfinite()).sum())
+        if broken:
+            raise ValueError(
+                f"{name} must hold finite features of finite length; received {broken} other rows"
+            )
+    if metric == "cosine":
+        return query, F.normalize(gallery), gallery.new_zeros(len(gallery))
+    # Around a centre, a common offset of the features costs fewer digits of the distances. The centre has few
+    # bits, so that distances between whole numbers are exact and their ties remain ties.
+    centre = gallery.mean(dim=0).bfloat16().to(dtype)
+    offset = [(entries - centre).square().sum(dim=1) for entries in gallery.split(1024)]
+    return query - centre, gallery, torch.cat(offset)
+
+
+def _sort_keys(query: Tensor, gallery: Tensor, offset: Tensor) -> Tensor:
+    """Whole numbers that order the gallery of each query by distance, then by index.
+
+    A float32 distance leaves 29 bits of a float64 unused: there goes the index. Distances beyond the nearest
+    entry are not negative, and the bits of such numbers are ordered as they are.
+    """
+    with without_autocast(query):
+        distance = torch.addmm(offset, query, gallery.T, alpha=-2).double()
+    distance -= distance.amin(dim=1, keepdim=True)
+    index_bits = (1 << (len(gallery) - 1).bit_length()) - 1
+    index = torch.arange(len(gallery), device=gallery.device)
+    return distance.view(torch.int64).bitwise_and_(~index_bits).bitwise_or_(index)
+
+
+def _positive_ranks(keys: Tensor, entry: Tensor, positive: Tensor) -> Tensor:
+    """Rank of every positive, best first, infinite beyond the last one; overwrites `keys`."""
+    columns = max(1, int(positive.sum(dim=1).max()))
+    wanted = keys.gather(1, entry).masked_fill(~positive, _BEHIND_ALL).sort(dim=1).values[:, :columns]
+    negatives = keys.scatter_(1, entry, _BEHIND_ALL)
+    rank = torch.arange(1, columns + 1, device=keys.device).repeat(len(keys), 1)
+    # Counting the negatives in front of each positive is several times cheaper than sorting the rows.
+    nearer = torch.empty_like(negatives)
+    for column, key in enumerate(wanted.unbind(dim=1)):
+        torch.lt(negatives, key[:, None], out=nearer)
+        rank[:, column] += nearer.sum(dim=1)
+    return rank.double().masked_fill(wanted == _BEHIND_ALL, math.inf)
+
+
+def _summary(rank: Tensor, count: Tensor) -> Tensor:
+    """Average precision (NaN without positives), rank of the first positive, and inverse negative penalty."""
+    hits = torch.arange(1, rank.shape[1] + 1, device=rank.device)
+    last = rank.gather(1, (count - 1).clamp(min=0)[:, None])[:, 0]
+    return torch.stack([(hits / rank).sum(dim=1) / count, rank[:, 0], count / last])
+
+
+def _average(summary: Tensor, ranks: Sequence[int]) -> ReIDMetrics:
+    average_precision, first, inverse_penalty = summary
+    evaluated = ~average_precision.isnan()
+    num_queries, num_evaluated = len(evaluated), int(evaluated.sum())
+    if num_evaluated == 0:
+        raise ValueError(
+            f"no query has a positive in the gallery: received {num_queries} queries, none with an entry of "
+            "its identity in another group; check query_ids, gallery_ids and the groups"
+        )
+    return ReIDMetrics(
+        mAP=average_precision[evaluated].mean().item(),
+        cmc={rank: (first[evaluated] <= rank).double().mean().item() for rank in ranks},
+        mINP=inverse_penalty[evaluated].mean().item(),
+        average_precision=average_precision,
+        num_queries=num_queries,
+        num_skipped=num_queries - num_evaluated,
+    )
