@@ -144,7 +144,7 @@ def cross_attention(
     """CrossAttn of eq. 12 and 18 with keys and values projected token by token; 0 where no token is kept."""
     dim, width = query.shape[-1], query.shape[-1] // num_heads
     weights, biases = in_proj_weight.split(dim), in_proj_bias.split(dim)
-    output = torch.zeros_like(query)
+    output = 0 * query
     for b in range(len(query)):
         kept = [n for n in range(context.shape[1]) if keep is None or keep[b, n]]
         keys = [weights[1] @ context[b, n] + biases[1] for n in kept]
@@ -205,18 +205,18 @@ def similarity_incidence(nodes: Tensor, threshold: float, similarity: str, prese
 def hypergraph_conv(nodes: Tensor, incidence: Tensor, edge_weight: Tensor, normalization: str) -> Tensor:
     """The sum of eq. 15: every hyperedge takes the mean of its nodes, every node collects from its hyperedges."""
     batch, count, edges = incidence.shape
-    output = torch.zeros_like(nodes)
+    collecting, scattering = {"row": (0, 1), "symmetric": (0.5, 0.5), "none": (0, 0)}[normalization]
+    output = 0 * nodes
     for b in range(batch):
-        degrees, members = incidence[b].double().sum(dim=1), incidence[b].double()
-        power = {"row": (0, 1), "symmetric": (0.5, 0.5), "none": (0, 0)}[normalization]
+        members, degrees = incidence[b].double(), incidence[b].double().sum(dim=1)
         for e in range(edges):
             inside = [i for i in range(count) if members[i, e] > 0]
             if inside:
                 size = torch.stack([members[i, e] for i in inside]).sum()
-                scaled = [members[i, e] * nodes[b, i] / degrees[i] ** power[0] for i in inside]
+                scaled = [members[i, e] * nodes[b, i] / degrees[i] ** collecting for i in inside]
                 feature = torch.stack(scaled).sum(dim=0) / size
                 for i in inside:
-                    received = members[i, e] * edge_weight[e] * feature / degrees[i] ** power[1]
+                    received = members[i, e] * edge_weight[e] * feature / degrees[i] ** scattering
                     output[b, i] = output[b, i] + received
     return output
 

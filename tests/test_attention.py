@@ -147,7 +147,7 @@ def test_scaling_the_query_is_scaling_the_logits(problem, factor, scale):
     scaled = problem._replace(query=problem.query * factor)
     actual = modulated_attention(*scaled, scale=scale)
     torch.testing.assert_close(actual, modulated_attention(*problem, scale=scale * factor))
-    default = problem.query.shape[-1] ** -0.5
+    default = 1 / math.sqrt(problem.query.shape[-1])
     assert torch.equal(modulated_attention(*problem), modulated_attention(*problem, scale=default))
 
 
@@ -341,8 +341,8 @@ def test_strengths_in_a_checkpoint_win_over_the_constructor():
         assert torch.equal(fresh["attention"].state_dict()[name], value)
 
 
-def test_missing_projections_are_still_reported():
-    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "in_proj_weight"'):
+def test_strengths_are_filled_in_beside_projections_only():
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "in_proj_weight", .*"alpha", "beta"'):
         SegmentationModulatedAttention(8, 2).load_state_dict({}, strict=True)
 
 

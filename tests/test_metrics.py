@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
-from stmi_layers.metrics import ReIDMetrics, rank_gallery, reid_metrics
+import reference
+from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics
 
 METRICS = ["euclidean", "cosine"]
 
@@ -168,9 +168,7 @@ def test_perfect_ranking_scores_one(metric, device):
 
 def test_worst_ranking_by_hand():
     gallery_ids = torch.tensor([1, 1, 1, 0, 0])
-    scores = reid_metrics(
-        torch.zeros(1, 1), torch.arange(5.0)[:, None], torch.tensor([0]), gallery_ids, ranks=[3, 4]
-    )
+    scores = reid_metrics(torch.zeros(1, 1), torch.arange(5.0)[:, None], torch.tensor([0]), gallery_ids, ranks=[3, 4])
     assert scores.mAP == pytest.approx((1 / 4 + 2 / 5) / 2)
     assert scores.mINP == pytest.approx(2 / 5)
     assert scores.cmc == {3: 0.0, 4: 1.0}
@@ -217,11 +215,24 @@ def test_collapsed_features_are_ranked_by_index(metric, dtype, device):
     assert scores.average_precision[0].item() == pytest.approx(expected[0])
 
 
-def test_euclidean_ranks_survive_a_common_offset():
-    query, gallery = torch.randint(0, 60, (20, 6)).float(), torch.randint(0, 60, (200, 6)).float()
-    inputs = torch.arange(20) % 5, torch.arange(200) % 5
-    expected = rank_gallery(query, gallery, *inputs, k=20)
-    assert rank_gallery(query + 1024, gallery + 1024, *inputs, k=20).equal(expected)
+def test_duplicates_are_ranked_by_index(device):
+    distinct, which = (
+        torch.randn(5, 8, device=device, dtype=torch.float64),
+        torch.arange(300, device=device) % 5,
+    )
+    query = torch.randn(20, 8, device=device, dtype=torch.float64)
+    ids = which.new_zeros(20), which.new_zeros(300)
+    expected = torch.cdist(query, distinct)[:, which].argsort(dim=1, stable=True)
+    assert rank_gallery(query, distinct[which], *ids, k=300).equal(expected)
+
+
+def test_a_common_offset_hardly_costs_digits(device):
+    query, gallery = (torch.randn(n, 32, device=device) + 4096 for n in (50, 500))
+    ids = torch.zeros(50, device=device).long(), torch.zeros(500, device=device).long()
+    nearest = rank_gallery(query, gallery, *ids, k=1)
+    distance = torch.cdist(query.double(), gallery.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    best = distance.amin(dim=1, keepdim=True)
+    torch.testing.assert_close(distance.gather(1, nearest), best, rtol=1e-2, atol=0)
 
 
 def test_cosine_ignores_length_and_agrees_with_euclidean_on_unit_length():
@@ -278,9 +289,7 @@ def test_nothing_to_evaluate_is_an_error_and_nothing_to_rank_is_not(queries, gal
         torch.zeros(queries).long(),
         torch.ones(gallery).long(),
     )
-    with pytest.raises(
-        ValueError, match=f"no query has a positive in the gallery: received {queries} queries"
-    ):
+    with pytest.raises(ValueError, match=f"no query has a positive in the gallery: received {queries} queries"):
         reid_metrics(*inputs)
     ranking = rank_gallery(*inputs, k=2)
     assert ranking.shape == (queries, 2)
@@ -314,9 +323,7 @@ def test_ranks_and_k_count_from_one():
 def test_features_that_cannot_be_ranked(function, value):
     ids, broken = torch.zeros(3, dtype=torch.int64), torch.eye(3)
     broken[1:, 2] = value
-    with pytest.raises(
-        ValueError, match="query must hold finite features of finite length; received 2 other rows"
-    ):
+    with pytest.raises(ValueError, match="query must hold finite features of finite length; received 2 other rows"):
         function(broken, torch.eye(3), ids, ids)
     with pytest.raises(ValueError, match="gallery must hold finite features"):
         function(torch.eye(3), broken, ids, ids)

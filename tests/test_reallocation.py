@@ -29,7 +29,9 @@ class Problem(NamedTuple):
         return self[:6]
 
 
-def problem(batch: int = 2, queries: int = 3, tokens: int = 5, heads: int = 2, head_dim: int = 3, seed: int = 0) -> Problem:
+def problem(
+    batch: int = 2, queries: int = 3, tokens: int = 5, heads: int = 2, head_dim: int = 3, seed: int = 0
+) -> Problem:
     generator = torch.Generator().manual_seed(seed)
     dim = heads * head_dim
     shapes = [(batch, queries, dim), (batch, tokens, dim), (3 * dim, dim), (3 * dim,), (dim, dim), (dim,)]
@@ -299,6 +301,15 @@ def test_extreme_patches_stay_finite_with_finite_gradients(device, extreme, dtyp
     assert tokens.isfinite().all()
     gradients = torch.autograd.grad(tokens.float().square().sum(), [patches, *reallocation.parameters()])
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_prior_may_come_in_another_dtype(device, dtype):
+    reallocation = SemanticTokenReallocation(8, num_heads=2, device=device, dtype=dtype)
+    patches, prior = torch.randn(2, 5, 8, device=device, dtype=dtype), torch.randn(2, 8, device=device)
+    for given_dtype in (torch.float16, torch.float32, torch.float64):
+        actual = reallocation(patches, prior.to(given_dtype))
+        assert torch.equal(actual, reallocation(patches, prior.to(given_dtype).to(dtype)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

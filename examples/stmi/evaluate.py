@@ -17,7 +17,7 @@ from tqdm import tqdm
 from examples.stmi import figures
 from examples.stmi.checkpoint import load_weights, read_checkpoint
 from examples.stmi.data import Augmentation, Batch, Item, MultiModalDataset, collate, query_gallery, read_split
-from examples.stmi.model import STMI
+from examples.stmi.model import STMI, Features
 from examples.stmi.settings import Settings, build_model
 from examples.stmi.text import Vocabulary
 from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics
@@ -76,11 +76,12 @@ def describe(
     return {**descriptors, "all": F.normalize(torch.cat(list(descriptors.values()), dim=-1), dim=-1)}
 
 
-def features_of(model: STMI, batch: Batch, vocabulary: Vocabulary | None, device: torch.device):
+def features_of(model: STMI, batch: Batch, vocabulary: Vocabulary | None, device: torch.device) -> Features:
     """Move a batch to the device and run the model on it."""
     tokens = None if vocabulary is None else vocabulary.encode(batch.captions).to(device)
     masks = None if batch.masks is None else batch.masks.to(device)
-    return model(batch.images.to(device), masks, batch.present.to(device), tokens)
+    present = None if batch.present.all() else batch.present.to(device)
+    return model(batch.images.to(device), masks, present, tokens)
 
 
 def score(descriptors: dict[str, Tensor], items: list[Item], query_cameras: tuple[int, ...]) -> dict[str, ReIDMetrics]:

@@ -58,8 +58,11 @@ class STMI(nn.Module):
         present: Bool[Tensor, "batch modalities"] | None = None,
         caption_tokens: Int[Tensor, "batch words"] | None = None,
     ) -> Features:
-        """Features of a batch; `present` is False where a modality is missing, whose part of G and U is then zero."""
-        patches, globals_ = self.backbone(images, masks)
+        """Features of a batch; `present` is False where a modality is missing, whose part of G and U is then zero.
+
+        Leave `present` out when all are there: choosing among the images makes the host wait for the device.
+        """
+        patches, globals_ = self.tokens(images, masks, present)
         prior = None
         if self.text_encoder is not None:
             if caption_tokens is None:
@@ -67,6 +70,17 @@ class STMI(nn.Module):
             prior = self.text_encoder(caption_tokens)
         fused = None if self.reallocations is None else self.fuse(patches, globals_, present, prior)
         return Features(_flatten(globals_, present), None if fused is None else _flatten(fused, present), prior)
+
+    def tokens(self, images: Tensor, masks: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The backbone on the modalities that are there: a missing one enters no batch statistic and costs nothing."""
+        if present is None:
+            return self.backbone(images, masks)
+        patches, globals_ = self.backbone(images[present][:, None], None if masks is None else masks[present][:, None])
+        shape = present.shape
+        return (
+            patches.new_zeros(*shape, *patches.shape[2:]).masked_scatter(present[..., None, None], patches),
+            globals_.new_zeros(*shape, *globals_.shape[2:]).masked_scatter(present[..., None], globals_),
+        )
 
     def feature_widths(self, num_modalities: int) -> dict[str, int]:
         """Width of each feature the model returns, by name."""

@@ -13,7 +13,7 @@ from examples.stmi.rendering import BANDS, LIGHTS, Figure, Pose, View, body_fill
 from examples.stmi.shapes import ASPECT, BODIES, HEATS, HUES, INKS, TAG_SIDE, Body, Tag
 
 PLACES = 24
-FOREGROUND = (0.23, 0.42)  # of the frame, before sensors and pixels nibble at it
+FOREGROUND = (0.22, 0.385)  # of the frame; tags that jut out and whole pixels add a little
 CORRUPTIONS = ("none", "eroded", "dilated", "holes", "false_foreground", "empty", "mixed")
 
 
@@ -59,9 +59,15 @@ class Settings:
         if self.kind not in BODIES:
             raise ValueError(f"kind must be one of {', '.join(BODIES)}; received {self.kind!r}")
         if self.mask_corruption not in CORRUPTIONS:
-            raise ValueError(f"mask_corruption must be one of {', '.join(CORRUPTIONS)}; received {self.mask_corruption!r}")
+            raise ValueError(
+                f"mask_corruption must be one of {', '.join(CORRUPTIONS)}; received {self.mask_corruption!r}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative; received {self.seed}")
         if min(self.size) < 32:
-            raise ValueError(f"size must be at least 32 pixels high and wide, so that tags are visible; received {self.size}")
+            raise ValueError(
+                f"size must be at least 32 pixels high and wide, so that tags are visible; received {self.size}"
+            )
         for name in ("train_identities", "test_identities", "train_images", "test_images", "cameras"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; received {getattr(self, name)}")
@@ -97,8 +103,9 @@ def make_identities(settings: Settings) -> dict[str, list[Identity]]:
     rng = np.random.default_rng((settings.seed, 1))
     bodies = len(BODIES[settings.kind])
     values = [range(len(HUES)), range(len(INKS)), range(len(HEATS))]
-    plain = _deal(rng, list(itertools.product(*values)), bodies)
-    pairs = _deal(rng, list(itertools.product(*(list(itertools.combinations(v, 2)) for v in values))), bodies)
+    codes = list(itertools.product(*values))
+    couples = list(itertools.product(*(list(itertools.combinations(v, 2)) for v in values)))
+    plain, pairs = _deal(rng, codes, bodies), _deal(rng, couples, bodies)
     splits: dict[str, list[Identity]] = {}
     numbers, groups = itertools.count(1), itertools.count()
     for split, count in (("train", settings.train_identities), ("test", settings.test_identities)):
@@ -112,9 +119,10 @@ def make_identities(settings: Settings) -> dict[str, list[Identity]]:
                 chosen.append((body, tags, group))
         if len(chosen) < count:
             raise ValueError(
-                f"train_identities and test_identities must leave at most {bodies * 125} plain and {bodies * 4000} "
-                f"binding identities; received {settings.train_identities} + {settings.test_identities} with "
-                f"binding_share {settings.binding_share}: lower the counts or change the share"
+                f"train_identities and test_identities must make at most {bodies * len(codes)} plain and "
+                f"{4 * bodies * len(couples)} binding identities; received {settings.train_identities} + "
+                f"{settings.test_identities} with binding_share {settings.binding_share}: lower the counts or "
+                "change the share"
             )
         splits[split] = [Identity(next(numbers), *one, int(rng.integers(PLACES))) for one in chosen]
     return splits
@@ -123,7 +131,9 @@ def make_identities(settings: Settings) -> dict[str, list[Identity]]:
 def confusable(identities: Sequence[Identity], bands: Sequence[str]) -> float:
     """How many identities, itself included, look alike on average to a perfect reader of some bands' tags."""
     chosen = [BANDS.index(band) for band in bands]
-    looks = Counter((one.body, tuple(sorted(tuple(tag[k] for k in chosen) for tag in set(one.tags)))) for one in identities)
+    looks = Counter(
+        (one.body, tuple(sorted(tuple(tag[k] for k in chosen) for tag in set(one.tags)))) for one in identities
+    )
     return sum(count**2 for count in looks.values()) / len(identities)
 
 
@@ -167,7 +177,9 @@ def _surroundings(
     return tuple(bystanders), tuple(posters)
 
 
-def sample_view(settings: Settings, identity: Identity, index: int, others: Sequence[Identity], own_place: float) -> View:
+def sample_view(
+    settings: Settings, identity: Identity, index: int, others: Sequence[Identity], own_place: float
+) -> View:
     """Draw what the `index`-th image of an identity shows.
 
     Args:

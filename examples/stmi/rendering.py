@@ -19,7 +19,19 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from examples.stmi.shapes import HEATS, HUES, INKS, SURFACES, TAG_SIDE, Body, Material, Polygon, Tag
+from examples.stmi.shapes import (
+    HEAT_LEVELS,
+    HEATS,
+    HUES,
+    INK_ALBEDO,
+    INKS,
+    SURFACES,
+    TAG_SIDE,
+    Body,
+    Material,
+    Polygon,
+    Tag,
+)
 
 Array = NDArray[np.floating]
 
@@ -64,7 +76,7 @@ class Figure:
     def tag_pose(self, anchor: tuple[float, float]) -> Pose:
         """The square that a tag at `anchor` covers."""
         side = TAG_SIDE * (self.pose.width * self.pose.height) ** 0.5
-        x, y = self.pose.place([anchor])[0]
+        x, y = self.pose.place((anchor,))[0]
         return Pose((float(x), float(y)), side, side, self.pose.rotation)
 
 
@@ -103,7 +115,7 @@ def _box(left: float, top: float, right: float, bottom: float, lean: float = 0.0
 class Layer(NamedTuple):
     """Painted polygons: an index into `materials` per subpixel, 0 where nothing was painted."""
 
-    labels: NDArray[np.uint8]
+    labels: NDArray[np.int32]
     materials: Array
 
 
@@ -112,7 +124,7 @@ class _Painter:
 
     def __init__(self, size: tuple[int, int]) -> None:
         height, width = ((side + 2 * MARGIN) * SUPERSAMPLING for side in size)
-        self.image = Image.new("L", (width, height))
+        self.image = Image.new("I", (width, height))
         self.draw = ImageDraw.Draw(self.image)
         self.materials = [Material(0, 0, 0, 0, 0, 1)]
 
@@ -122,13 +134,12 @@ class _Painter:
         self.draw.polygon(corners, fill=len(self.materials) - 1)
 
     def paint_tag(self, pose: Pose, tag: Tag) -> None:
-        hue, ink, heat = list(HUES.values())[tag.hue], list(INKS.values())[tag.ink], list(HEATS.values())[tag.heat]
-        cells = zip(ink.replace(" ", ""), heat.replace(" ", ""), strict=True)
-        for index, (inked, heated) in enumerate(cells):
+        red, green, blue = tuple(HUES.values())[tag.hue]
+        ink, heat = "".join(tuple(INKS.values())[tag.ink]), "".join(tuple(HEATS.values())[tag.heat])
+        for index, (inked, heated) in enumerate(zip(ink, heat, strict=True)):
             x, y = index % 3 / 3, index // 3 / 3
-            warmth, emissivity = {"#": (30, 0.95), "-": (8, 0.92), ".": (-6, 0.45)}[heated]
             cell = pose.place(_box(x, y, x + 1 / 3, y + 1 / 3))
-            self.paint(cell, Material(*hue, 0.85 if inked == "#" else 0.06, warmth, emissivity))
+            self.paint(cell, Material(red, green, blue, INK_ALBEDO[inked], *HEAT_LEVELS[heated]))
 
     def paint_figure(self, figure: Figure) -> None:
         for role, polygon in figure.body.parts:
@@ -143,15 +154,18 @@ class _Painter:
 
 
 def _random_material(rng: Generator, grey: tuple[float, float] = (0.1, 0.55)) -> Material:
-    colour = np.clip(rng.uniform(*grey) * (1 + rng.normal(0, 0.18, 3)), 0.03, 0.8)
-    return Material(*colour.tolist(), rng.uniform(0.08, 0.7), rng.uniform(-6, 4), rng.uniform(0.86, 0.96))
+    red, green, blue = np.clip(rng.uniform(*grey) * (1 + rng.normal(0, 0.18, 3)), 0.03, 0.8).tolist()
+    return Material(red, green, blue, rng.uniform(0.08, 0.7), rng.uniform(-6, 4), rng.uniform(0.86, 0.96))
 
 
 def _paint_place(painter: _Painter, view: View) -> None:
     """Sky, ground and buildings of the place, then clutter that only this view has; fractions of the frame."""
     rng = np.random.default_rng((101, *view.place))
     horizon = rng.uniform(0.4, 0.6)
-    polygons = [(_box(-1, -1, 2, 2), _random_material(rng, (0.3, 0.7))), (_box(-1, horizon, 2, 2), _random_material(rng))]
+    polygons = [
+        (_box(-1, -1, 2, 2), _random_material(rng, (0.3, 0.7))),
+        (_box(-1, horizon, 2, 2), _random_material(rng)),
+    ]
     for left in np.arange(-0.4, 1.4, 0.3) + rng.uniform(-0.1, 0.1, 6):
         right, top = left + rng.uniform(0.15, 0.4), horizon - rng.uniform(0.1, 0.5)
         polygons.append((_box(left, top, right, horizon), _random_material(rng)))
@@ -182,7 +196,7 @@ def paint(view: View) -> tuple[Layer, Layer]:
     return behind.finish(), front.finish()
 
 
-def _crop(labels: NDArray[np.uint8], size: tuple[int, int], displacement: tuple[float, float]) -> NDArray[np.uint8]:
+def _crop(labels: NDArray[np.int32], size: tuple[int, int], displacement: tuple[float, float]) -> NDArray[np.int32]:
     left, top = (round((MARGIN - step) * SUPERSAMPLING) for step in displacement)
     return labels[top : top + size[0] * SUPERSAMPLING, left : left + size[1] * SUPERSAMPLING]
 
@@ -194,7 +208,8 @@ def _downsample(field: Array) -> Array:
 
 def figure_mask(view: View, front: Layer, band: str) -> NDArray[np.bool_]:
     """The exact silhouette in the frame of one sensor: True where at least half of the pixel is figure."""
-    return _downsample(_crop(front.labels, view.size, view.parallax[band]) > 0) >= 0.5
+    covered = _crop(front.labels, view.size, view.parallax[band]) > 0
+    return _downsample(covered.astype(np.float32)) >= 0.5
 
 
 @cache

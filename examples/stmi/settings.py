@@ -45,8 +45,10 @@ class Settings:
     """Side of a patch in pixels."""
     dim: int = 128
     """Width of all tokens."""
-    depth: int = 4
+    depth: int = 2
     """Blocks of the vision transformer."""
+    stem_width: int = 64
+    """Channels after the first convolution of the stem."""
     num_heads: int = 4
     """Heads of every attention."""
     strength: float = 0.5
@@ -70,9 +72,9 @@ class Settings:
     """P of the P x K sampler."""
     images_per_identity: int = 4
     """K of the P x K sampler."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Of everything that is neither backbone nor strength."""
-    backbone_learning_rate: float = 1e-3
+    backbone_learning_rate: float = 2e-3
     """Of the backbone without the strengths; 3.5e-6 is the paper's for a pretrained one."""
     strength_learning_rate: float = 1e-2
     """Of alpha and beta, which are two numbers per block and need larger steps."""
@@ -132,6 +134,7 @@ def build_model(settings: Settings, vocabulary: Vocabulary | None) -> STMI:
             dim=settings.dim,
             depth=settings.depth,
             num_heads=settings.num_heads,
+            stem_width=settings.stem_width,
             strength=settings.strength,
             per_head=settings.per_head,
             perturbation=settings.perturbation,

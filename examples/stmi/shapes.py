@@ -54,21 +54,24 @@ HUES = {
     "blue": (0.05, 0.14, 0.70),
     "violet": (0.48, 0.08, 0.55),
 }
-# Three rows of three cells. Each is its own mirror image, so a mirrored view leaves the value readable.
+# Rows of cells from top to bottom. Each is its own mirror image, so a mirrored view leaves the value readable.
 INKS = {
-    "bright": "### ### ###",
-    "dark": "... ... ...",
-    "rows": "### ... ###",
-    "columns": "#.# #.# #.#",
-    "frame": "### #.# ###",
+    "bright": ("###", "###", "###"),
+    "dark": ("...", "...", "..."),
+    "rows": ("###", "...", "###"),
+    "columns": ("#.#", "#.#", "#.#"),
+    "frame": ("###", "#.#", "###"),
 }
+INK_ALBEDO = {"#": 0.85, ".": 0.06}
 HEATS = {
-    "hot": "### ### ###",
-    "cold": "... ... ...",
-    "hot above": "### --- ...",
-    "hot below": "... --- ###",
-    "hot core": "... .#. ...",
+    "hot": ("###", "###", "###"),
+    "cold": ("...", "...", "..."),
+    "hot above": ("###", "---", "..."),
+    "hot below": ("...", "---", "###"),
+    "hot core": ("...", ".#.", "..."),
 }
+# Warmth and emissivity: heated, body-warm, and bare metal, which looks cold because it reflects the sky.
+HEAT_LEVELS = {"#": (30, 0.95), "-": (8, 0.92), ".": (-6, 0.45)}
 
 SURFACES = {
     "glass": Material(0.07, 0.09, 0.11, 0.10, -1, 0.70),
@@ -97,15 +100,14 @@ def _mirror(polygon: Polygon) -> Polygon:
 
 def _wheels(*places: float) -> tuple[tuple[str, Polygon], ...]:
     return tuple(
-        part
-        for x in places
-        for part in (("tyre", _disc(x, 0.82, 0.1, 0.17)), ("rim", _disc(x, 0.82, 0.05, 0.085)))
+        part for x in places for part in (("tyre", _disc(x, 0.82, 0.1, 0.17)), ("rim", _disc(x, 0.82, 0.05, 0.085)))
     )
 
 
 _NOSE = ("engine", ((0.80, 0.45), (0.97, 0.49), (1.0, 0.58), (1.0, 0.74), (0.80, 0.70)))
 _LAMP = ("lamp", ((0.94, 0.47), (0.99, 0.52), (1.0, 0.6), (0.955, 0.58)))
 
+# fmt: off
 VEHICLES = (
     Body(
         "sedan", "{paint} sedan", "silver", Material(0.52, 0.53, 0.55, 0.30, 9, 0.90),
@@ -201,6 +203,7 @@ PERSONS = (
         ((0.5, 0.23), (0.5, 0.4), (0.26, 0.59), (0.74, 0.59)),
     ),
 )
+# fmt: on
 BODIES = {"vehicle": VEHICLES, "person": PERSONS}
 SOME_BODY = {"vehicle": "{paint} vehicle", "person": "person in {paint} clothes"}
 ASPECT = {"vehicle": 1.7, "person": 0.42}

@@ -33,9 +33,9 @@ from examples.stmi.shapes import BODIES, HEATS, HUES, INKS, SOME_BODY
 
 FORMAT = 1  # to be raised whenever the same settings come to render other files
 ABOUT = (
-    "Rendered, not photographed: results on this set say whether a part of a model does its work and never stand beside "
-    "results on real data. Identity is carried by tags alone; a tag has one factor per band. Positions are pixels (x, y) "
-    "in the frame of RGB; the figure in another band is displaced by the item's parallax along x."
+    "Rendered, not photographed: results on this set say whether a part of a model does its work and never stand "
+    "beside results on real data. Identity is carried by tags alone; a tag has one factor per band. Positions are "
+    "pixels (x, y) in the frame of RGB; the figure in another band is displaced by the item's parallax along x."
 )
 NUMBER_WORDS = ("no", "one", "two", "three")
 Mask = NDArray[np.bool_]
@@ -192,7 +192,7 @@ def write_dataset(root: Path | str, settings: Settings | None = None, **changes:
         changes: fields of `Settings` to set otherwise.
 
     Returns:
-        `root`, which holds `train/`, `test/`, `text/`, `dataset.json` (the factors of every item) and `contact_sheet.png`.
+        `root`, with `train/`, `test/`, `text/`, `dataset.json` (the factors of every item) and `contact_sheet.png`.
 
     Raises:
         FileExistsError: when `root` holds anything else.
@@ -223,9 +223,9 @@ def _check_same(root: Path, header: dict[str, Any]) -> None:
     if not (isinstance(found, dict) and "settings" in found):
         raise FileExistsError(f"{root} is not empty and is no procedural set; give another folder or remove it")
     asked, there = ({"format": one.get("format")} | one["settings"] for one in (header, found))
-    different = [f"{name} = {there.get(name)!r}, not {value!r}" for name, value in asked.items() if there.get(name) != value]
+    different = [f"{name} {there.get(name)!r}, not {asked[name]!r}" for name in asked if there.get(name) != asked[name]]
     if different:
-        raise FileExistsError(f"{root} holds another set ({'; '.join(different)}); give another folder or remove it")
+        raise FileExistsError(f"{root} holds a set with {'; '.join(different)}; give another folder or remove it")
 
 
 def _summary(

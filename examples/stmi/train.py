@@ -23,6 +23,7 @@ from examples.stmi.evaluate import (
     choose_device,
     describe,
     features_of,
+    headline,
     protocol_of,
     score,
     table,
@@ -78,6 +79,7 @@ def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> d
         raise ValueError(f"{checkpoint} was made with other settings, --resume needs the same:\n  " + "\n  ".join(changed))
     dataset, test = train_dataset(settings), test_dataset(settings)
     run = start(settings, dataset)
+    headline(settings, [*run.loss.terms, "all"])
     if state is not None:
         run.restore(state)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,7 @@ def parameter_groups(settings: Settings, model: STMI, loss: nn.Module) -> list[d
 
 def rate(progress: float, warmup: float) -> float:
     """Share of the learning rate at a share of the training: up in a line, then along a cosine to a tenth."""
-    if progress < warmup:
+    if progress < warmup or warmup >= 1:
         return progress / warmup
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 

@@ -36,10 +36,10 @@ class VisionTransformer(nn.Module):
         *,
         patch_size: int = 8,
         dim: int = 128,
-        depth: int = 4,
+        depth: int = 2,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
-        stem_width: int = 32,
+        stem_width: int = 64,
         strength: float = 0.5,
         per_head: bool = False,
         perturbation: float = 0.0,
@@ -102,16 +102,9 @@ def convolutional_stem(patch_size: int, width: int, dim: int) -> nn.Sequential:
     channels = 3
     for level in range(int(math.log2(patch_size))):
         wider = min(width * 2**level, dim)
-        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False), ChannelNorm(wider), nn.GELU()]
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider), nn.GELU()]
         channels = wider
     return nn.Sequential(*layers, nn.Conv2d(channels, dim, 1))
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each pixel: no statistic that would carry background into the foreground."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return super().forward(pixels.movedim(1, -1)).movedim(-1, 1)
 
 
 def _refuse_other_grid(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -5,7 +5,7 @@ Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph I
 Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
 
-from collections.abc import Mapping
+import math
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,8 @@ def modulated_attention(
 ) -> Float[Tensor, "batch heads tokens head_dim"]:
     r"""Attend with foreground-modulated logits (eq. 3-8).
 
-    $$\operatorname{softmax}\big(\text{scale} \cdot (A + S)\big)\,\text{value}, \qquad A = \text{query}\,\text{key}^\top$$
+    $$\operatorname{softmax}\big(\text{scale} \cdot (A + S)\big)\,\text{value},
+    \qquad A = \text{query}\,\text{key}^\top$$
 
     Equal to a softmax over [`modulate_logits`][stmi_layers.attention.modulate_logits], in closed form: a pair keeps the
     slope $1-\alpha$ (both foreground) or $1-\beta$ (otherwise) of its logit, and only the background columns of a
@@ -100,8 +101,9 @@ def modulated_attention(
         received = f"query {query.dtype}, key {key.dtype}, value {value.dtype}"
         raise ValueError(f"query, key and value must share one dtype; received {received}")
     if scale is not None and not scale > 0:
-        raise ValueError(f"scale must be above 0, for maximum and minimum of a row to keep their roles; received {scale}")
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+        rule = "scale must be above 0, for maximum and minimum of a row to keep their roles"
+        raise ValueError(f"{rule}; received {scale}")
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     with without_autocast(query):
         if foreground is None:
             return F.scaled_dot_product_attention(query, key, value, scale=scale)
@@ -138,7 +140,7 @@ class SegmentationModulatedAttention(nn.Module):
         dim: width of the tokens.
         num_heads: number of heads; divides `dim`.
         qkv_bias: learn a bias in the projections to query, key and value.
-        alpha: initial strength on pairs of foreground tokens. At 0 the layer starts as plain attention, with a gradient.
+        alpha: initial strength on pairs of foreground tokens. At 0 the layer starts as plain attention, yet learns.
         beta: initial strength on all other pairs.
         per_head: learn `alpha` and `beta` per head.
         perturbation: probability, in training, that a background token is treated as foreground; drawn in every call.
@@ -219,7 +221,7 @@ class SegmentationModulatedAttention(nn.Module):
         )
 
 
-def _keep_strengths(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+def _keep_strengths(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Let a checkpoint of `nn.MultiheadAttention`, which knows no strengths, load with `strict=True`."""
     if f"{prefix}in_proj_weight" in state_dict:
         for name in ("alpha", "beta"):

@@ -32,7 +32,8 @@ def similarity_incidence(
     \frac{x_i^\top x_j}{\lVert x_i \rVert\, \lVert x_j \rVert} \ge \text{threshold} \,\Big]$$
 
     $x$ are the `nodes`; with `similarity="euclidean"` the condition is $\lVert x_i - x_j \rVert \le$ `threshold`. Both
-    are computed in at least float32. A zero vector has cosine 0 with every other node.
+    are computed in at least float32. A zero vector has cosine 0 with every other node. The ONNX exporter knows only the
+    cosine, for it has no `torch.cdist`.
 
     Args:
         nodes: what is compared.

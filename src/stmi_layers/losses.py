@@ -215,9 +215,7 @@ class ReIDLoss(nn.Module):
         self.head.reset_parameters()
 
     @typed
-    def forward(
-        self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]
-    ) -> Float[Tensor, ""]:
+    def forward(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Return the weighted sum, in at least float32.
 
         `labels` count from 0 to `num_identities - 1`. They are not checked here, which would make the host

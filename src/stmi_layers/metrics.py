@@ -184,9 +184,7 @@ def _comparable(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Te
     for name, features in (("query", query), ("gallery", gallery)):
         broken = int((~torch.linalg.vector_norm(features, dim=1).isfinite()).sum())
         if broken:
-            raise ValueError(
-                f"{name} must hold finite features of finite length; received {broken} other rows"
-            )
+            raise ValueError(f"{name} must hold finite features of finite length; received {broken} other rows")
     if metric == "cosine":
         return query, F.normalize(gallery), gallery.new_zeros(len(gallery))
     # Around a centre, a common offset of the features costs fewer digits of the distances. The centre has few

@@ -1,0 +1,226 @@
+"""The trainer end to end on a tiny folder set: results, resumption, reproducibility, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from examples.stmi import compare, evaluate
+from examples.stmi.checkpoint import read_checkpoint, save_checkpoint
+from examples.stmi.settings import Settings
+from examples.stmi.train import rate, train
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Identities as colours on noise, five for training and five for testing, two cameras, two images each."""
+    root = tmp_path_factory.mktemp("set")
+    random = np.random.default_rng(0)
+    captions: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
+    for identity in range(10):
+        split = "train" if identity < 5 else "test"
+        colour = random.integers(40, 216, 3)
+        for camera, number in ((1, 0), (1, 1), (2, 0), (2, 1)):
+            name = f"{identity:06d}_cam{camera}_0_{number:02d}"
+            for modality in ("RGB", "NI"):
+                pixels = np.clip(colour + random.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+                save(root / split / modality / f"{name}.png", pixels)
+            mask = np.zeros((16, 16), np.uint8)
+            mask[4:12, 4:12] = 255
+            save(root / split / "mask" / f"{name}.png", mask)
+            captions[split].append({"item": f"{name}.png", "description": f"colour {identity}"})
+    (root / "text").mkdir()
+    for split, entries in captions.items():
+        (root / "text" / f"{split}.json").write_text(json.dumps(entries))
+    return root
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def tiny(folder: Path, out: Path, **changes) -> Settings:
+    settings = Settings(
+        data=folder,
+        out=out,
+        modalities=("RGB", "NI"),
+        captions="required",
+        image_size=(16, 16),
+        patch_size=4,
+        dim=16,
+        depth=1,
+        num_heads=2,
+        num_tokens=2,
+        epochs=3,
+        warmup_epochs=1,
+        identities_per_batch=5,
+        images_per_identity=2,
+        evaluate_every=2,
+        threads=1,
+        device="cpu",
+    )
+    return replace(settings, **changes)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(out / "checkpoint.pt")["model"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_a_run_writes_its_results(folder, tmp_path):
+    metrics = train(tiny(folder, tmp_path), quiet=True)
+    assert set(metrics) == {"G", "U", "T", "all"}
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["headline"] == "U"
+    assert written["descriptors"]["U"]["mAP"] == metrics["U"].mAP
+    assert written["epochs"] == 3
+    assert written["best_epoch_by_test"]["epoch"] in (2, 3)
+    assert Settings.from_dict(json.loads((tmp_path / "settings.json").read_text())) == tiny(folder, tmp_path)
+    assert list((tmp_path / "tensorboard").iterdir())
+    for picture in ("curves.png", "retrieval.png"):
+        assert np.asarray(Image.open(tmp_path / picture)).std() > 10
+
+
+def test_training_lowers_the_loss(folder, tmp_path):
+    train(tiny(folder, tmp_path, epochs=15, evaluate_every=15), quiet=True)
+    history = read_checkpoint(tmp_path / "checkpoint.pt")["history"]
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    assert history[-1]["alpha"] != history[0]["alpha"]
+
+
+def test_a_seed_gives_the_same_metrics_and_another_other_weights(folder, tmp_path):
+    first = train(tiny(folder, tmp_path / "a"), quiet=True)
+    second = train(tiny(folder, tmp_path / "b", workers=2), quiet=True)
+    assert first == second
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    train(tiny(folder, tmp_path / "c", seed=1), quiet=True)
+    assert any(not torch.equal(value, weights(tmp_path / "c")[name]) for name, value in weights(tmp_path / "a").items())
+
+
+def test_a_killed_run_resumes_to_the_same_weights(folder, tmp_path):
+    settings = {"epochs": 6, "perturbation": 0.2, "erasing": 0.5}
+    train(tiny(folder, tmp_path / "whole", **settings), quiet=True)
+    code = (
+        "import json, sys; from examples.stmi.settings import Settings; from examples.stmi.train import train; "
+        "train(Settings.from_dict(json.loads(sys.argv[1])), quiet=True)"
+    )
+    described = json.dumps(tiny(folder, tmp_path / "killed", **settings).to_dict())
+    process = subprocess.Popen([sys.executable, "-c", code, described], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed" / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert read_checkpoint(tmp_path / "killed" / "checkpoint.pt")["epoch"] < 6
+    resumed = train(tiny(folder, tmp_path / "killed", **settings), resume=True, quiet=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert resumed == train(tiny(folder, tmp_path / "whole", **settings), resume=True, quiet=True)
+
+
+def test_a_finished_run_is_not_overwritten_and_other_settings_do_not_resume(folder, tmp_path):
+    train(tiny(folder, tmp_path, epochs=1), quiet=True)
+    with pytest.raises(FileExistsError, match="holds a run already: continue it with --resume"):
+        train(tiny(folder, tmp_path, epochs=1), quiet=True)
+    with pytest.raises(ValueError, match=r"made with other settings(.|\n)*dim: 16 -> 32\n +epochs: 1 -> 2"):
+        train(tiny(folder, tmp_path, epochs=2, dim=32), resume=True, quiet=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(folder, tmp_path):
+    train(tiny(folder, tmp_path, epochs=1), quiet=True)
+    content = read_checkpoint(tmp_path / "checkpoint.pt")
+    content.pop("format")
+    content["model"]["backbone.class_token"].fill_(float("nan"))
+    content["settings"]["epochs"] = 2
+    save_checkpoint(tmp_path / "checkpoint.pt", content)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 2, step 1 .*checkpoint of epoch 1 is kept"):
+        train(tiny(folder, tmp_path, epochs=2), resume=True, quiet=True)
+
+
+def test_evaluation_of_a_checkpoint_repeats_the_result(folder, tmp_path, capsys):
+    expected = train(tiny(folder, tmp_path), quiet=True)
+    metrics = evaluate.main(evaluate.Arguments(tmp_path / "checkpoint.pt", device="cpu"))
+    assert metrics == expected
+    assert (tmp_path / "evaluation" / "retrieval.png").exists()
+    assert "same identity and camera dropped" in capsys.readouterr().out
+    other = evaluate.main(evaluate.Arguments(tmp_path / "checkpoint.pt", query_cameras=(2,), device="cpu"))
+    assert other["U"].num_queries == 10
+    with pytest.raises(ValueError, match=r"query_cameras must be cameras of the items, \[1, 2\]"):
+        evaluate.main(evaluate.Arguments(tmp_path / "checkpoint.pt", query_cameras=(7,), device="cpu"))
+
+
+def test_a_descriptor_the_model_lacks_is_refused_before_the_training(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"descriptor must be one the model has, .*received 'U'"):
+        train(tiny(folder, tmp_path, reallocation=False, descriptor="U"), quiet=True)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_missing_modality_is_an_error_or_absent(folder, tmp_path):
+    import shutil
+
+    incomplete = tmp_path / "set"
+    shutil.copytree(folder, incomplete)
+    (incomplete / "train" / "NI" / "000000_cam1_0_00.png").unlink()
+    (incomplete / "test" / "RGB" / "000007_cam2_0_01.png").unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=r"000000_cam1_0_00"):
+        train(tiny(incomplete, tmp_path / "strict"), quiet=True)
+    metrics = train(tiny(incomplete, tmp_path / "absent", missing_modality="absent"), quiet=True)
+    assert 0 < metrics["U"].mAP <= 1
+
+
+def test_compare_writes_a_table_and_repeats_nothing(folder, tmp_path):
+    values = {**vars(tiny(folder, tmp_path)), "captions": "off", "epochs": 1}
+    arguments = compare.Arguments(**values, variants=("baseline", "full", "full@RGB"), seeds=(0, 1))
+    text = compare.main(arguments)
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ")]
+    assert [(name.strip(), by.strip()) for name, by in rows] == [
+        ("variant", "by"), ("baseline", "G"), ("full", "U"), ("full@RGB", "U")
+    ]
+    assert "±" in text
+    made = (tmp_path / "runs" / "full" / "seed-1" / "checkpoint.pt").stat().st_mtime_ns
+    assert compare.main(arguments) == text
+    assert (tmp_path / "runs" / "full" / "seed-1" / "checkpoint.pt").stat().st_mtime_ns == made
+    with pytest.raises(ValueError, match="variants must be among baseline, .*received 'best'"):
+        compare.variant_settings(arguments, "best", 0)
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth():
+    assert rate(0.05, 0.1) == pytest.approx(0.5)
+    assert rate(0.1, 0.1) == pytest.approx(1)
+    assert rate(1, 0.1) == pytest.approx(0.1)
+    assert rate(0.55, 0.1) == pytest.approx(0.55)
+    assert rate(0.5, 0.0) < 1
+    assert rate(0.5, 2.0) == pytest.approx(0.25)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real images are not beside the project")
+@pytest.mark.parametrize(
+    ("name", "modalities", "query_cameras"),
+    [("naip_parcels", ("RGB", "NI"), (3,)), ("naip_places", ("RGB", "NI"), (3,)), ("aero_rgbt", ("RGB", "TI"), ())],
+)
+def test_real_images_train_and_evaluate(name, modalities, query_cameras, tmp_path):
+    changes = {"modalities": modalities, "query_cameras": query_cameras, "epochs": 1, "image_size": (32, 32)}
+    captions = "optional" if name == "naip_places" else "off"
+    metrics = train(tiny(REAL / name, tmp_path, captions=captions, **changes), quiet=True)
+    assert 0 < metrics["U"].mAP <= 1
+    assert metrics["U"].num_skipped == 0
