@@ -16,7 +16,13 @@ def softmax(row: list[Tensor]) -> list[Tensor]:
 
 
 def modulated_attention(
-    query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    foreground: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    scale: float | None = None,
 ) -> Tensor:
     """Eq. 3-8, one logit at a time; `alpha` and `beta` hold one entry, or one per head."""
     batch, heads, tokens, head_dim = query.shape
@@ -68,19 +74,19 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float | None = 
         if positives and negatives:
             gap = torch.stack(positives).amax() - torch.stack(negatives).amin()
             losses.append((1 + gap.exp()).log() if margin is None else (gap + margin).clamp(min=0))
-    return sum(losses) / len(losses) if losses else 0.0 * features.sum()
+    return torch.stack(losses).mean() if losses else 0.0 * features.sum()
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """The identity loss of eq. 19: the target has `1 - smoothing` more than an even share of `smoothing`."""
     losses = []
     for b in range(len(labels)):
-        loss = 0.0
+        loss = torch.zeros((), dtype=torch.float64)
         for c, probability in enumerate(softmax(list(logits[b]))):
             target = smoothing / logits.shape[1] + (1 - smoothing if c == labels[b] else 0.0)
             loss = loss - target * probability.log()
         losses.append(loss)
-    return sum(losses) / len(losses)
+    return torch.stack(losses).mean()
 
 
 def batch_norm(features: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:

@@ -11,7 +11,7 @@ from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 import reference
-from stmi_layers.hypergraph import (
+from stmi_layers import (
     CrossModalHypergraph,
     HypergraphConv,
     hypergraph_conv,

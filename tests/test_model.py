@@ -24,7 +24,13 @@ def tiny_vit(**options) -> VisionTransformer:
 def tiny_stmi(modalities: int, fusion: Fusion = "hypergraph", *, text: bool = True, reallocation: bool = True) -> STMI:
     encoder = CaptionEncoder(9, 5, 16, num_heads=2) if text else None
     return build_stmi(
-        tiny_vit(), modalities, reallocation=reallocation, fusion=fusion, num_tokens=2, num_heads=2, text_encoder=encoder
+        tiny_vit(),
+        modalities,
+        reallocation=reallocation,
+        fusion=fusion,
+        num_tokens=2,
+        num_heads=2,
+        text_encoder=encoder,
     )
 
 
@@ -97,11 +103,6 @@ def test_captions_are_needed_where_the_model_reads_them():
         tiny_stmi(2)(*tiny_batch(2, 2)[:3])
 
 
-def test_parts_that_belong_together_are_refused_apart():
-    with pytest.raises(ValueError, match="reallocations and readout come together"):
-        STMI(tiny_vit(), readout=torch.nn.Identity())
-
-
 def test_images_of_another_size_are_named():
     with pytest.raises(ValueError, match=r"images must be \(32, 16\) pixels; received shape \(2, 1, 3, 16, 32\)"):
         tiny_vit()(torch.zeros(2, 1, 3, 16, 32))
@@ -124,9 +125,7 @@ def test_weights_that_do_not_fit_are_named():
     weights = tiny_stmi(2).state_dict()
     with pytest.raises(ValueError, match=r"does not fit the model(.|\n)*interaction.*is unknown to the model"):
         load_weights(tiny_stmi(2, "none"), weights, "model")
-    wider = build_stmi(
-        VisionTransformer(SIZE, dim=32, depth=2, num_heads=2, stem_width=8), 2, reallocation=False
-    )
+    wider = build_stmi(VisionTransformer(SIZE, dim=32, depth=2, num_heads=2, stem_width=8), 2, reallocation=False)
     with pytest.raises(ValueError, match=r"is \(16.* in the checkpoint and \(32.* in the model"):
         load_weights(wider, tiny_stmi(2, reallocation=False, text=False).state_dict(), "model")
 

@@ -124,7 +124,9 @@ def test_a_killed_run_resumes_to_the_same_weights(folder, tmp_path):
         "train(Settings.from_dict(json.loads(sys.argv[1])), quiet=True)"
     )
     described = json.dumps(tiny(folder, tmp_path / "killed", **settings).to_dict())
-    process = subprocess.Popen([sys.executable, "-c", code, described], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, described], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     deadline = time.monotonic() + 300
     while not (tmp_path / "killed" / "checkpoint.pt").exists():
         assert time.monotonic() < deadline, "no checkpoint appeared"
@@ -194,13 +196,16 @@ def test_compare_writes_a_table_and_repeats_nothing(folder, tmp_path):
     text = compare.main(arguments)
     rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ")]
     assert [(name.strip(), by.strip()) for name, by in rows] == [
-        ("variant", "by"), ("baseline", "G"), ("full", "U"), ("full@RGB", "U")
+        ("variant", "by"),
+        ("baseline", "G"),
+        ("full", "U"),
+        ("full@RGB", "U"),
     ]
     assert "±" in text
     made = (tmp_path / "runs" / "full" / "seed-1" / "checkpoint.pt").stat().st_mtime_ns
     assert compare.main(arguments) == text
     assert (tmp_path / "runs" / "full" / "seed-1" / "checkpoint.pt").stat().st_mtime_ns == made
-    with pytest.raises(ValueError, match="variants must be among baseline, .*received 'best'"):
+    with pytest.raises(ValueError, match=r"variants must be among baseline, .*received 'best'"):
         compare.variant_settings(arguments, "best", 0)
 
 

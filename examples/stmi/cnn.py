@@ -1,5 +1,7 @@
 """A six-layer convolutional network: the plain peer that a transformer from scratch has to beat."""
 
+from itertools import pairwise
+
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class ConvolutionalBackbone(nn.Module):
         self.grid = (image_size[0] // 8, image_size[1] // 8)
         widths = (3, dim // 4, dim // 4, dim // 2, dim // 2, dim, dim)
         layers: list[nn.Module] = []
-        for index, (narrow, wide) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for index, (narrow, wide) in enumerate(pairwise(widths)):
             stride = 2 if index % 2 == 0 else 1
             layers += [nn.Conv2d(narrow, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
         self.layers = nn.Sequential(*layers)

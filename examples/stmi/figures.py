@@ -39,7 +39,9 @@ def curves(history: list[dict[str, Any]], path: Path) -> Path:
         per_block = np.array([entry[name] for entry in history])
         for block in range(per_block.shape[1] if per_block.ndim == 2 else 0):
             label = name if block == 0 else None
-            strengths.plot(epochs, per_block[:, block], color=color, alpha=0.4 + 0.6 * block / per_block.shape[1], label=label)
+            strengths.plot(
+                epochs, per_block[:, block], color=color, alpha=0.4 + 0.6 * block / per_block.shape[1], label=label
+            )
         if per_block.ndim == 2 and per_block.shape[1]:
             strengths.legend(loc="best")
     strengths.set(title="SFM strengths, pale: first block", xlabel="epoch")

@@ -17,7 +17,7 @@ class SelfAttentionInteraction(nn.Module):
         self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
 
     def forward(self, tokens: Tensor, present: Tensor | None = None) -> Tensor:
-        batch, modalities, semantic, _ = tokens.shape
+        modalities, semantic = tokens.shape[1:3]
         nodes = rearrange(self.norm(tokens), "b m s d -> b (m s) d")
         absent = None if present is None else repeat(~present, "b m -> b (m s)", s=semantic)
         mixed, _ = self.attention(nodes, nodes, nodes, key_padding_mask=absent, need_weights=False)

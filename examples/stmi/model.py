@@ -1,6 +1,7 @@
 """STMI: backbone with SFM, then STR, CHI and the global readout, each a module that can be replaced or left out."""
 
-from typing import Literal, NamedTuple
+import copy
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange, repeat
@@ -9,10 +10,17 @@ from torch import Tensor, nn
 
 from examples.stmi.interactions import SelfAttentionInteraction, TokenMixing
 from examples.stmi.text import CaptionEncoder
-from examples.stmi.vit import VisionTransformer
 from stmi_layers import CrossModalHypergraph, GlobalCrossAttention, ReIDLoss, SemanticTokenReallocation
 
 Fusion = Literal["hypergraph", "self-attention", "mlp", "none", "concatenation"]
+
+
+class Backbone(Protocol):
+    """What STMI stands on: patch tokens and one global token per modality, all of width `dim`."""
+
+    dim: int
+
+    def __call__(self, images: Tensor, masks: Tensor | None, /) -> tuple[Tensor, Tensor]: ...
 
 
 class Features(NamedTuple):
@@ -27,29 +35,17 @@ class STMI(nn.Module):
     """The full model (eq. 1-18). With only a backbone it is the baseline of the paper's Table 3.
 
     Args:
-        backbone: maps images and masks to patch tokens and a global token per modality, as `VisionTransformer` does.
-        reallocations: one `SemanticTokenReallocation` per modality (its queries are modality-specific, eq. 10), or None.
-        interaction: exchanges information among the semantic tokens of all modalities, or None to leave them apart.
-        readout: lets the global tokens read the semantic tokens (eq. 18), or None.
-        cross_modal_readout: whether a global token reads the tokens of all modalities, or only those of its own.
+        backbone: a module that maps images and masks to patch tokens and a global token per modality.
+        fusion: what makes U of them, or None for a model that retrieves with G.
         text_encoder: maps token ids of captions to the text prior, or None.
     """
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        reallocations: nn.ModuleList | None = None,
-        interaction: nn.Module | None = None,
-        readout: nn.Module | None = None,
-        cross_modal_readout: bool = True,
-        text_encoder: nn.Module | None = None,
+        self, backbone: Backbone, *, fusion: "SemanticFusion | None" = None, text_encoder: nn.Module | None = None
     ) -> None:
         super().__init__()
-        if (reallocations is None) != (readout is None) or (interaction is not None and reallocations is None):
-            raise ValueError("reallocations and readout come together, and interaction needs both")
-        self.backbone, self.reallocations, self.interaction = backbone, reallocations, interaction
-        self.readout, self.cross_modal_readout, self.text_encoder = readout, cross_modal_readout, text_encoder
+        self.dim = backbone.dim
+        self.backbone, self.fusion, self.text_encoder = backbone, fusion, text_encoder
 
     def forward(
         self,
@@ -68,7 +64,7 @@ class STMI(nn.Module):
             if caption_tokens is None:
                 raise ValueError("the model has a text encoder: caption_tokens must be given")
             prior = self.text_encoder(caption_tokens)
-        fused = None if self.reallocations is None else self.fuse(patches, globals_, present, prior)
+        fused = None if self.fusion is None else self.fusion(patches, globals_, present, prior)
         return Features(_flatten(globals_, present), None if fused is None else _flatten(fused, present), prior)
 
     def tokens(self, images: Tensor, masks: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -76,36 +72,65 @@ class STMI(nn.Module):
         if present is None:
             return self.backbone(images, masks)
         patches, globals_ = self.backbone(images[present][:, None], None if masks is None else masks[present][:, None])
-        shape = present.shape
         return (
-            patches.new_zeros(*shape, *patches.shape[2:]).masked_scatter(present[..., None, None], patches),
-            globals_.new_zeros(*shape, *globals_.shape[2:]).masked_scatter(present[..., None], globals_),
+            patches.new_zeros(*present.shape, *patches.shape[2:]).masked_scatter(present[..., None, None], patches),
+            globals_.new_zeros(*present.shape, *globals_.shape[2:]).masked_scatter(present[..., None], globals_),
         )
 
     def feature_widths(self, num_modalities: int) -> dict[str, int]:
         """Width of each feature the model returns, by name."""
-        widths = {"G": num_modalities * self.backbone.dim}
-        if self.readout is not None:
+        widths = {"G": num_modalities * self.dim}
+        if self.fusion is not None:
             widths["U"] = widths["G"]
         if self.text_encoder is not None:
-            widths["T"] = self.backbone.dim
+            widths["T"] = self.dim
         return widths
 
-    def semantic_tokens(self, patches: Tensor, present: Tensor | None, prior: Tensor | None) -> Tensor:
-        """STR, then CHI: a few tokens per modality that know of the other modalities."""
-        per_modality = zip(self.reallocations, patches.unbind(1), strict=True)
-        tokens = torch.stack([reallocate(of_one, prior) for reallocate, of_one in per_modality], dim=1)
-        return tokens if self.interaction is None else self.interaction(tokens, present)
 
-    def fuse(self, patches: Tensor, globals_: Tensor, present: Tensor | None, prior: Tensor | None) -> Tensor:
+class SemanticFusion(nn.Module):
+    """STR, CHI and the readout: from the tokens of all modalities to U (eq. 9-18).
+
+    Args:
+        reallocations: one `SemanticTokenReallocation` per modality, since its queries differ (eq. 10).
+        interaction: exchanges information among the semantic tokens of all modalities, or None to leave them apart.
+        readout: lets the global tokens read the semantic tokens (eq. 18).
+        cross_modal: whether a global token reads the tokens of all modalities, or only those of its own.
+    """
+
+    def __init__(
+        self,
+        reallocations: nn.ModuleList,
+        interaction: nn.Module | None,
+        readout: nn.Module,
+        *,
+        cross_modal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.reallocations, self.interaction, self.readout = reallocations, interaction, readout
+        self.cross_modal = cross_modal
+
+    def forward(
+        self,
+        patches: Float[Tensor, "batch modalities patches dim"],
+        globals_: Float[Tensor, "batch modalities dim"],
+        present: Bool[Tensor, "batch modalities"] | None = None,
+        prior: Float[Tensor, "batch dim"] | None = None,
+    ) -> Float[Tensor, "batch modalities dim"]:
         """U: the global tokens after reading the semantic tokens."""
-        tokens = self.semantic_tokens(patches, present, prior)
-        batch, modalities, semantic, _ = tokens.shape
-        if not self.cross_modal_readout:
+        tokens = self.semantic_tokens(patches, prior)
+        if self.interaction is not None:
+            tokens = self.interaction(tokens, present)
+        batch, _, semantic, _ = tokens.shape
+        if not self.cross_modal:
             own = self.readout(rearrange(globals_, "b m d -> (b m) 1 d"), tokens.flatten(0, 1))
-            return rearrange(own, "(b m) 1 d -> b m d", b=batch, m=modalities)
+            return rearrange(own, "(b m) 1 d -> b m d", b=batch)
         keep = None if present is None else repeat(present, "b m -> b (m s)", s=semantic)
         return self.readout(globals_, tokens.flatten(1, 2), keep)
+
+    def semantic_tokens(self, patches: Tensor, prior: Tensor | None = None) -> Tensor:
+        """STR: a few tokens per modality, (batch modalities semantic dim)."""
+        per_modality = zip(self.reallocations, patches.unbind(1), strict=True)
+        return torch.stack([reallocate(of_one, prior) for reallocate, of_one in per_modality], dim=1)
 
 
 def _flatten(globals_: Tensor, present: Tensor | None) -> Tensor:
@@ -134,7 +159,7 @@ class STMILoss(nn.Module):
 
 
 def build_stmi(
-    backbone: VisionTransformer,
+    backbone: Backbone,
     num_modalities: int,
     *,
     reallocation: bool = True,
@@ -168,13 +193,10 @@ def build_stmi(
         interaction = SelfAttentionInteraction(dim, num_heads)
     elif fusion == "mlp":
         interaction = TokenMixing(nodes)
-    return STMI(
-        backbone,
-        reallocations=nn.ModuleList(
-            SemanticTokenReallocation(dim, num_tokens, num_heads=num_heads) for _ in range(num_modalities)
-        ),
-        interaction=interaction,
-        readout=GlobalCrossAttention(dim, num_heads=num_heads),
-        cross_modal_readout=fusion != "concatenation",
-        text_encoder=text_encoder,
-    )
+    # Equal at the start: unrelated queries and projections would put the tokens of the modalities in unrelated
+    # directions, and no hyperedge would ever reach from one modality to another.
+    first = SemanticTokenReallocation(dim, num_tokens, num_heads=num_heads)
+    reallocations = nn.ModuleList(copy.deepcopy(first) for _ in range(num_modalities))
+    readout = GlobalCrossAttention(dim, num_heads=num_heads)
+    semantic_fusion = SemanticFusion(reallocations, interaction, readout, cross_modal=fusion != "concatenation")
+    return STMI(backbone, fusion=semantic_fusion, text_encoder=text_encoder)

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
 from examples.stmi.cnn import ConvolutionalBackbone
-from examples.stmi.model import STMI, Fusion, build_stmi
+from examples.stmi.model import STMI, Backbone, Fusion, build_stmi
 from examples.stmi.text import CaptionEncoder, Vocabulary
 from examples.stmi.vit import VisionTransformer
 
@@ -109,8 +107,8 @@ class Settings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Settings":
         """The inverse of `to_dict`; lists, as JSON has them, become tuples again."""
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**{**plain, "data": Path(plain["data"]), "out": Path(plain["out"])})
+        tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **tuples, "data": Path(values["data"]), "out": Path(values["out"])})
 
     def differences(self, other: "Settings") -> list[str]:
         """What differs, one line per field; where a run writes and how it is computed does not count."""
@@ -124,7 +122,7 @@ class Settings:
 
 def build_model(settings: Settings, vocabulary: Vocabulary | None) -> STMI:
     """The model that `settings` describe; `vocabulary` is None when there are no captions."""
-    backbone: nn.Module
+    backbone: Backbone
     if settings.backbone == "cnn":
         backbone = ConvolutionalBackbone(settings.image_size, dim=settings.dim)
     else:

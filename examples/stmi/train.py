@@ -76,7 +76,9 @@ def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> d
         raise FileExistsError(f"{settings.out} holds a run already: continue it with --resume, or choose another --out")
     state = read_checkpoint(checkpoint) if checkpoint.exists() else None
     if state is not None and (changed := settings.differences(Settings.from_dict(state["settings"]))):
-        raise ValueError(f"{checkpoint} was made with other settings, --resume needs the same:\n  " + "\n  ".join(changed))
+        raise ValueError(
+            f"{checkpoint} was made with other settings, --resume needs the same:\n  " + "\n  ".join(changed)
+        )
     dataset, test = train_dataset(settings), test_dataset(settings)
     run = start(settings, dataset)
     headline(settings, [*run.loss.terms, "all"])

@@ -56,8 +56,16 @@ class VisionTransformer(nn.Module):
         # The grid travels with the weights: 16 x 8 and 8 x 16 positions have the same shape and another meaning.
         self.register_buffer("position_grid", torch.tensor(self.grid))
         self.register_load_state_dict_pre_hook(_refuse_other_grid)
-        attention = {"alpha": strength, "beta": strength, "per_head": per_head, "perturbation": perturbation}
-        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, **attention) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                mlp_ratio,
+                SegmentationModulatedAttention(
+                    dim, num_heads, alpha=strength, beta=strength, per_head=per_head, perturbation=perturbation
+                ),
+            )
+            for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(dim)
         nn.init.normal_(self.class_token, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
@@ -83,11 +91,11 @@ class VisionTransformer(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block whose self-attention listens to the mask."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, **attention: float) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, attention: SegmentationModulatedAttention) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
         self.attention_norm = nn.LayerNorm(dim)
-        self.attention = SegmentationModulatedAttention(dim, num_heads, **attention)
+        self.attention = attention
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 

@@ -10,8 +10,8 @@ from stmi_layers.fusion import GlobalCrossAttention as GlobalCrossAttention
 from stmi_layers.hypergraph import CrossModalHypergraph as CrossModalHypergraph
 from stmi_layers.hypergraph import HypergraphConv as HypergraphConv
 from stmi_layers.hypergraph import hypergraph_conv as hypergraph_conv
-from stmi_layers.hypergraph import incidence_statistics as incidence_statistics
-from stmi_layers.hypergraph import similarity_incidence as similarity_incidence
+from stmi_layers.incidence import incidence_statistics as incidence_statistics
+from stmi_layers.incidence import similarity_incidence as similarity_incidence
 from stmi_layers.losses import IdentityHead as IdentityHead
 from stmi_layers.losses import ReIDLoss as ReIDLoss
 from stmi_layers.losses import batch_hard_triplet as batch_hard_triplet

@@ -1,0 +1,115 @@
+r"""Which tokens share a hyperedge: the hypergraph of CHI, and what to ask of it.
+
+Hyperedges join similar tokens within and across modalities (paper, between eq. 14 and 15).
+Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal Object
+Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stmi_layers._precision import at_least_float32, without_autocast
+from stmi_layers._typing import typed
+
+
+@typed
+def similarity_incidence(
+    nodes: Float[Tensor, "batch nodes dim"],
+    threshold: float,
+    *,
+    similarity: str = "cosine",
+    present: Bool[Tensor, "batch nodes"] | None = None,
+) -> Bool[Tensor, "batch nodes edges"]:
+    r"""Join every node with those similar to it: one hyperedge per node.
+
+    $$\text{incidence}_{ij} = \Big[\, i = j \ \text{ or }\
+    \frac{x_i^\top x_j}{\lVert x_i \rVert\, \lVert x_j \rVert} \ge \text{threshold} \,\Big]$$
+
+    $x$ are the `nodes`; with `similarity="euclidean"` the condition is $\lVert x_i - x_j \rVert \le$ `threshold`. Both
+    are computed in at least float32. A zero vector has cosine 0 with every other node. The ONNX exporter knows only the
+    cosine, for it has no `torch.cdist`.
+
+    Args:
+        nodes: what is compared.
+        threshold: least cosine, or greatest distance in the units of `nodes`. From a cosine of -1 down everything is
+            joined, above 1 nothing is.
+        similarity: "cosine" or "euclidean".
+        present: True for nodes that take part; None for all.
+
+    Returns:
+        True where node $i$ is in hyperedge $j$. Every present node is in its own hyperedge. An absent node is in none,
+        and its hyperedge is empty. No gradient flows through it.
+
+    Raises:
+        ValueError: when `similarity` is neither of the two, or `threshold` is a negative distance or not a number.
+
+    >>> nodes = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]])
+    >>> similarity_incidence(nodes, threshold=0.5)
+    tensor([[[ True,  True, False],
+             [ True,  True, False],
+             [False, False,  True]]])
+    """
+    check_similarity(similarity, threshold)
+    nodes = at_least_float32(nodes.detach())
+    if similarity == "cosine":
+        unit = F.normalize(nodes, dim=-1)
+        with without_autocast(nodes):
+            similar = (unit @ unit.transpose(1, 2)).clamp(-1, 1) >= threshold
+    else:
+        # By matrix products, the default from 26 nodes on, the distance of close nodes would lose its digits.
+        similar = torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist") <= threshold
+    incidence = similar | torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
+    return incidence if present is None else incidence & present[:, :, None] & present[:, None, :]
+
+
+@typed
+def incidence_statistics(
+    incidence: Bool[Tensor, "batch nodes edges"], num_modalities: int
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    r"""Tell what a hypergraph does: it may turn out to join nothing, or everything.
+
+    Args:
+        incidence: which nodes are in which hyperedges; the nodes of the first modality first, as many in each.
+        num_modalities: number of modalities; divides the number of nodes.
+
+    Returns:
+        Three numbers per sample: the mean number of nodes in a hyperedge; the share of isolated nodes, which are in no
+        hyperedge with another; the share of hyperedges that reach several modalities. Nodes in no hyperedge and empty
+        hyperedges do not count; without any the numbers are 0.
+
+    Raises:
+        ValueError: when `num_modalities` does not divide the number of nodes.
+
+    >>> incidence = torch.tensor([[[True, False], [False, True], [False, True], [False, False]]])
+    >>> incidence_statistics(incidence, num_modalities=2)  # hyperedges {0} and {1, 2}; modalities {0, 1} and {2, 3}
+    (tensor([1.5000]), tensor([0.3333]), tensor([0.5000]))
+    """
+    nodes = incidence.shape[1]
+    if num_modalities < 1 or nodes % num_modalities:
+        raise ValueError(f"num_modalities must divide the number of nodes, {nodes}; received {num_modalities}")
+    edge_size, member = incidence.sum(dim=1), incidence.any(dim=2)
+    shared = (incidence & (edge_size > 1)[:, None, :]).any(dim=2)
+    reached = rearrange(incidence, "batch (modalities n) edges -> batch modalities n edges", modalities=num_modalities)
+    cross_modal = reached.any(dim=2).sum(dim=1) > 1
+    edge_count = (edge_size > 0).sum(dim=1).clamp(min=1)
+    node_count = member.sum(dim=1).clamp(min=1)
+    isolated = (member & ~shared).sum(dim=1) / node_count
+    return edge_size.sum(dim=1) / edge_count, isolated, cross_modal.sum(dim=1) / edge_count
+
+
+def check_similarity(similarity: str, threshold: float) -> None:
+    """Refuse an unknown `similarity`, and a `threshold` it cannot have.
+
+    Raises:
+        ValueError: naming the rule and what was received.
+    """
+    if similarity not in ("cosine", "euclidean"):
+        raise ValueError(f'similarity must be "cosine" or "euclidean"; received {similarity!r}')
+    least = 0.0 if similarity == "euclidean" else -math.inf
+    if not threshold >= least:
+        raise ValueError(f"threshold must be at least {least} with {similarity} similarity; received {threshold}")
