@@ -5,6 +5,7 @@ Finished runs are kept and not repeated, so that an interrupted comparison conti
 
 import dataclasses
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -81,6 +82,9 @@ def main(arguments: Arguments) -> str:
         (name, seed): variant_settings(arguments, name, seed) for name in arguments.variants for seed in arguments.seeds
     }
     results: dict[tuple[str, int], dict[str, Any]] = {}
+    # Large blocks that glibc would return to the system after each step, and fault in again, stay with the process:
+    # on the CPU that alone can double the speed. Other systems ignore it.
+    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
     # Spawned, because a forked process inherits torch's thread pool in an unusable state.
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(run_one, settings): key for key, settings in runs.items()}
@@ -98,13 +102,13 @@ def main(arguments: Arguments) -> str:
 
 def as_table(arguments: Arguments, results: dict[tuple[str, int], dict[str, Any]]) -> str:
     """Markdown: mean and standard deviation over the seeds, in percent, of the headline descriptor and of G."""
-    lines = ["| variant | by | mAP | R1 | mAP by G | minutes |", "|---|---|---|---|---|---|"]
+    lines = ["| variant | by | mAP | R1 | mAP by G | CPU minutes |", "|---|---|---|---|---|---|"]
     for name in arguments.variants:
         of_seeds = [results[name, seed] for seed in arguments.seeds]
         headline = of_seeds[0]["headline"]
         columns = [spread([100 * run["descriptors"][headline][metric] for run in of_seeds]) for metric in ("mAP", "R1")]
         columns.append(spread([100 * run["descriptors"]["G"]["mAP"] for run in of_seeds]))
-        minutes = statistics.mean(run["training_seconds"] / 60 for run in of_seeds)
+        minutes = statistics.mean(run["training_cpu_minutes"] for run in of_seeds)
         lines.append(f"| {name} | {headline} | " + " | ".join(columns) + f" | {minutes:.1f} |")
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from examples.stmi.data import Augmentation, Batch, Item, MultiModalDataset, col
 from examples.stmi.model import STMI, Features
 from examples.stmi.settings import Settings, build_model
 from examples.stmi.text import Vocabulary
-from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics
+from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics, rank_gallery, reid_metrics
 
 RANKS = (1, 5, 10)
 
@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def train_dataset(settings: Settings) -> MultiModalDataset:
-    return _dataset(settings, "train", Augmentation(erasing=settings.erasing))
+    return _dataset(settings, "train", Augmentation(padding=settings.padding, erasing=settings.erasing))
 
 
 def test_dataset(settings: Settings) -> MultiModalDataset:
@@ -82,6 +82,30 @@ def features_of(model: STMI, batch: Batch, vocabulary: Vocabulary | None, device
     masks = None if batch.masks is None else batch.masks.to(device)
     present = None if batch.present.all() else batch.present.to(device)
     return model(batch.images.to(device), masks, present, tokens)
+
+
+@torch.no_grad()
+def hypergraph_statistics(
+    model: STMI, dataset: MultiModalDataset, vocabulary: Vocabulary | None, *, device: torch.device
+) -> dict[str, float] | None:
+    """What CHI joins in the first 64 items: the identity and everything are the two hypergraphs that do nothing."""
+    if model.fusion is None or not isinstance(model.fusion.interaction, CrossModalHypergraph):
+        return None
+    was_training = model.training
+    model.eval()
+    batch = collate([dataset[index] for index in range(min(64, len(dataset)))])
+    masks = None if batch.masks is None else batch.masks.to(device)
+    present = batch.present.to(device)
+    patches, _ = model.tokens(batch.images.to(device), masks, present)
+    prior = None
+    if vocabulary is not None and model.text_encoder is not None:
+        prior = model.text_encoder(vocabulary.encode(batch.captions).to(device))
+    tokens = model.fusion.semantic_tokens(patches, prior)
+    incidence = model.fusion.interaction.incidence(tokens, present)
+    model.train(was_training)
+    names = ("mean_edge_size", "isolated_share", "cross_modal_share")
+    means = [value.mean().item() for value in incidence_statistics(incidence, tokens.shape[1])]
+    return {"nodes": incidence.shape[1], **dict(zip(names, means, strict=True))}
 
 
 def score(descriptors: dict[str, Tensor], items: list[Item], query_cameras: tuple[int, ...]) -> dict[str, ReIDMetrics]:

@@ -51,6 +51,8 @@ class Settings:
     """Heads of every attention."""
     strength: float = 0.5
     """Initial alpha and beta of SFM. From scratch there is no pretrained attention to be gentle with."""
+    foreground_threshold: float = 0.5
+    """Share of a patch that the mask has to cover for it to count as foreground; 1 keeps mixed patches out."""
     per_head: bool = False
     """Learn alpha and beta per head instead of per block."""
     perturbation: float = 0.0
@@ -82,6 +84,8 @@ class Settings:
     """Epochs in which the learning rate rises; then it falls along a cosine to a tenth."""
     identity_weight: float = 1.0
     """Of the cross-entropy against the triplet loss."""
+    padding: float = 10 / (256 * 128) ** 0.5
+    """Border from which the training crop is taken, as a share of sqrt(height * width); 10 pixels at 256 x 128."""
     erasing: float = 0.0
     """Probability of random erasing per modality; the public benchmarks use 0.5."""
 
@@ -134,6 +138,7 @@ def build_model(settings: Settings, vocabulary: Vocabulary | None) -> STMI:
             num_heads=settings.num_heads,
             stem_width=settings.stem_width,
             strength=settings.strength,
+            foreground_threshold=settings.foreground_threshold,
             per_head=settings.per_head,
             perturbation=settings.perturbation,
         )

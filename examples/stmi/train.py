@@ -24,6 +24,7 @@ from examples.stmi.evaluate import (
     describe,
     features_of,
     headline,
+    hypergraph_statistics,
     protocol_of,
     score,
     table,
@@ -135,12 +136,12 @@ def fit(run: Run, dataset: MultiModalDataset, test: MultiModalDataset, *, quiet:
     metrics: dict[str, ReIDMetrics] = {}
     with SummaryWriter(str(settings.out / "tensorboard"), purge_step=run.epoch + 1) as writer:
         while run.epoch < settings.epochs:
-            began = time.perf_counter()
+            began = time.process_time()
             sampler.set_epoch(run.epoch)
             dataset.set_epoch(run.epoch)
             entry = train_epoch(run, loader, device, quiet=quiet)
             run.epoch += 1
-            entry |= {"epoch": run.epoch, "seconds": time.perf_counter() - began, **strengths(run.model)}
+            entry |= {"epoch": run.epoch, "cpu_seconds": time.process_time() - began, **strengths(run.model)}
             if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
                 descriptors = describe(run.model, test, run.vocabulary, device=device, quiet=quiet)
                 metrics = score(descriptors, test.items, settings.query_cameras)
@@ -151,8 +152,13 @@ def fit(run: Run, dataset: MultiModalDataset, test: MultiModalDataset, *, quiet:
     if not metrics:
         descriptors = describe(run.model, test, run.vocabulary, device=device, quiet=quiet)
         metrics = score(descriptors, test.items, settings.query_cameras)
-    seconds = sum(entry["seconds"] for entry in run.history)
-    extra = {"epochs": run.epoch, "training_seconds": seconds, "best_epoch_by_test": best_epoch(run.history)}
+    extra = {
+        "epochs": run.epoch,
+        "training_cpu_minutes": sum(entry["cpu_seconds"] for entry in run.history) / 60,
+        "best_epoch_by_test": best_epoch(run.history),
+        "strengths": strengths(run.model),
+        "hypergraph": hypergraph_statistics(run.model, test, run.vocabulary, device=device),
+    }
     paths = write_report(settings, test, descriptors, metrics, protocol=protocol_of(settings), extra=extra)
     paths.append(figures.curves(run.history, settings.out / "curves.png"))
     if not quiet:

@@ -26,6 +26,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: hidden width of the feed-forward networks, in units of `dim`.
         stem_width: channels after the first convolution of the stem; they double with every further one up to `dim`.
         strength: initial alpha and beta of every block.
+        foreground_threshold: share of a patch that the mask has to cover for it to count as foreground.
         per_head: learn the strengths per head instead of per block.
         perturbation: probability, in training, that a background token counts as foreground.
     """
@@ -41,6 +42,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 2.0,
         stem_width: int = 64,
         strength: float = 0.5,
+        foreground_threshold: float = 0.5,
         per_head: bool = False,
         perturbation: float = 0.0,
     ) -> None:
@@ -48,7 +50,7 @@ class VisionTransformer(nn.Module):
         if patch_size & (patch_size - 1) or patch_size < 2 or any(side % patch_size for side in image_size):
             rule = "patch_size must be a power of two, at least 2, that divides height and width"
             raise ValueError(f"{rule}; received patch_size={patch_size}, image_size={image_size}")
-        self.image_size, self.dim = image_size, dim
+        self.image_size, self.dim, self.foreground_threshold = image_size, dim, foreground_threshold
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.stem = convolutional_stem(patch_size, stem_width, dim)
         self.class_token = nn.Parameter(torch.empty(dim))
@@ -79,7 +81,9 @@ class VisionTransformer(nn.Module):
         batch, modalities = images.shape[:2]
         if images.shape[3:] != self.image_size:
             raise ValueError(f"images must be {self.image_size} pixels; received shape {tuple(images.shape)}")
-        foreground = None if masks is None else token_foreground(masks.flatten(0, 1), self.grid)
+        foreground = None
+        if masks is not None:
+            foreground = token_foreground(masks.flatten(0, 1), self.grid, threshold=self.foreground_threshold)
         patches = rearrange(self.stem(images.flatten(0, 1)), "b d rows columns -> b (rows columns) d")
         tokens = torch.cat([repeat(self.class_token, "d -> b 1 d", b=len(patches)), patches], dim=1) + self.positions
         for block in self.blocks:
