@@ -39,11 +39,12 @@ def modulate_logits(
     Returns:
         The modulated logits, in the dtype of `logits`. Minimum and maximum of a row run over all of its columns.
 
-    >>> logits = torch.tensor([[[[4.0, 0.0], [2.0, 6.0]]]])
-    >>> foreground = torch.tensor([[True, False]])
-    >>> modulate_logits(logits, foreground, torch.tensor([0.5]), torch.tensor([0.5]))
-    tensor([[[[4., 0.],
-              [2., 4.]]]])
+    Examples:
+        >>> logits = torch.tensor([[[[4.0, 0.0], [2.0, 6.0]]]])
+        >>> foreground = torch.tensor([[True, False]])
+        >>> modulate_logits(logits, foreground, torch.tensor([0.5]), torch.tensor([0.5]))
+        tensor([[[[4., 0.],
+                  [2., 4.]]]])
     """
     alpha, beta = alpha[:, None, None], beta[:, None, None]
     pair = foreground[:, None, :, None] & foreground[:, None, None, :]
@@ -89,13 +90,14 @@ def modulated_attention(
     Raises:
         ValueError: when `scale` is not positive or the dtypes of `query`, `key` and `value` differ.
 
-    >>> query = key = torch.tensor([[[[1.0], [0.0]]]])
-    >>> value = torch.tensor([[[[1.0], [0.0]]]])
-    >>> foreground = torch.tensor([[True, False]])
-    >>> strength = torch.tensor([1.0])  # logits (1, 0) become (1, 0) in the first row and (0, 0) in the second
-    >>> modulated_attention(query, key, value, foreground, strength, strength)
-    tensor([[[[0.7311],
-              [0.5000]]]])
+    Examples:
+        >>> query = key = torch.tensor([[[[1.0], [0.0]]]])
+        >>> value = torch.tensor([[[[1.0], [0.0]]]])
+        >>> foreground = torch.tensor([[True, False]])
+        >>> strength = torch.tensor([1.0])  # logits (1, 0) become (1, 0) in the first row and (0, 0) in the second
+        >>> modulated_attention(query, key, value, foreground, strength, strength)
+        tensor([[[[0.7311],
+                  [0.5000]]]])
     """
     if not query.dtype == key.dtype == value.dtype:
         received = f"query {query.dtype}, key {key.dtype}, value {value.dtype}"
@@ -152,10 +154,11 @@ class SegmentationModulatedAttention(nn.Module):
 
     Reference: STMI, AAAI 2026, section "Segmentation-Guided Feature Modulation".
 
-    >>> attention = SegmentationModulatedAttention(dim=8, num_heads=2)
-    >>> foreground = torch.tensor([[True, True, False, False, False]])
-    >>> attention(torch.randn(1, 5, 8), foreground).shape
-    torch.Size([1, 5, 8])
+    Examples:
+        >>> attention = SegmentationModulatedAttention(dim=8, num_heads=2)
+        >>> foreground = torch.tensor([[True, True, False, False, False]])
+        >>> attention(torch.randn(1, 5, 8), foreground).shape
+        torch.Size([1, 5, 8])
     """
 
     def __init__(

@@ -40,9 +40,10 @@ def token_foreground(
     Raises:
         ValueError: when `threshold`, `grid` or `prefix_tokens` is out of range.
 
-    >>> mask = torch.tensor([[[True, True, False, False], [True, False, False, False]]])
-    >>> token_foreground(mask, grid=(1, 2))
-    tensor([[ True,  True, False]])
+    Examples:
+        >>> mask = torch.tensor([[[True, True, False, False], [True, False, False, False]]])
+        >>> token_foreground(mask, grid=(1, 2))
+        tensor([[ True,  True, False]])
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1]; received {threshold}")
@@ -87,8 +88,9 @@ def perturb_background(
     Raises:
         ValueError: when `p` is not a probability.
 
-    >>> perturb_background(torch.tensor([[True, False, False]]), p=1.0)
-    tensor([[True, True, True]])
+    Examples:
+        >>> perturb_background(torch.tensor([[True, False, False]]), p=1.0)
+        tensor([[True, True, True]])
     """
     _check_probability(p)
     draw = torch.rand(foreground.shape, generator=generator, device=foreground.device)
@@ -101,8 +103,9 @@ class MaskPerturbation(nn.Module):
     Args:
         p: probability of a flip per background token, in [0, 1].
 
-    >>> MaskPerturbation(0.5).eval()(torch.tensor([[True, False]]))
-    tensor([[ True, False]])
+    Examples:
+        >>> MaskPerturbation(0.5).eval()(torch.tensor([[True, False]]))
+        tensor([[ True, False]])
     """
 
     def __init__(self, p: float) -> None:

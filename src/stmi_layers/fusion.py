@@ -42,9 +42,10 @@ class GlobalCrossAttention(nn.Module):
 
     Reference: STMI, AAAI 2026, section "Cross-Modal Hypergraph Interaction".
 
-    >>> readout = GlobalCrossAttention(dim=8, num_heads=2)
-    >>> readout(torch.randn(2, 3, 8), torch.randn(2, 15, 8)).shape
-    torch.Size([2, 3, 8])
+    Examples:
+        >>> readout = GlobalCrossAttention(dim=8, num_heads=2)
+        >>> readout(torch.randn(2, 3, 8), torch.randn(2, 15, 8)).shape
+        torch.Size([2, 3, 8])
     """
 
     def __init__(

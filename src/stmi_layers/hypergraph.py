@@ -52,12 +52,13 @@ def hypergraph_conv(
     Reference: Bai et al., "Hypergraph Convolution and Hypergraph Attention", Pattern Recognition 2021,
     <https://arxiv.org/abs/1901.08150>.
 
-    >>> nodes = torch.tensor([[[1.0], [3.0], [7.0]]])
-    >>> incidence = torch.tensor([[[True, False], [True, True], [False, True]]])  # hyperedges with means 2 and 5
-    >>> hypergraph_conv(nodes, incidence)
-    tensor([[[2.0000],
-             [3.5000],
-             [5.0000]]])
+    Examples:
+        >>> nodes = torch.tensor([[[1.0], [3.0], [7.0]]])
+        >>> incidence = torch.tensor([[[True, False], [True, True], [False, True]]])  # hyperedges with means 2 and 5
+        >>> hypergraph_conv(nodes, incidence)
+        tensor([[[2.0000],
+                 [3.5000],
+                 [5.0000]]])
     """
     _check_normalization(normalization)
     membership = incidence.to(torch.promote_types(nodes.dtype, torch.float32))
@@ -109,9 +110,10 @@ class HypergraphConv(nn.Module):
     Raises:
         ValueError: when `normalization` is unknown or a size is not positive.
 
-    >>> conv = HypergraphConv(8, 4, num_nodes=3)
-    >>> conv(torch.randn(2, 3, 8), torch.ones(2, 3, 5, dtype=torch.bool)).shape
-    torch.Size([2, 3, 4])
+    Examples:
+        >>> conv = HypergraphConv(8, 4, num_nodes=3)
+        >>> conv(torch.randn(2, 3, 8), torch.ones(2, 3, 5, dtype=torch.bool)).shape
+        torch.Size([2, 3, 4])
     """
 
     def __init__(
@@ -202,10 +204,11 @@ class CrossModalHypergraph(nn.Module):
 
     Reference: STMI, AAAI 2026, section "Cross-Modal Hypergraph Interaction".
 
-    >>> interaction = CrossModalHypergraph(dim=8, num_nodes=15)
-    >>> tokens, present = torch.randn(1, 3, 5, 8), torch.tensor([[True, False, True]])
-    >>> torch.equal(interaction(tokens, present)[:, 1], tokens[:, 1])
-    True
+    Examples:
+        >>> interaction = CrossModalHypergraph(dim=8, num_nodes=15)
+        >>> tokens, present = torch.randn(1, 3, 5, 8), torch.tensor([[True, False, True]])
+        >>> torch.equal(interaction(tokens, present)[:, 1], tokens[:, 1])
+        True
     """
 
     def __init__(

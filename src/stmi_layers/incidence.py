@@ -48,11 +48,12 @@ def similarity_incidence(
     Raises:
         ValueError: when `similarity` is neither of the two, or `threshold` is a negative distance or not a number.
 
-    >>> nodes = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]])
-    >>> similarity_incidence(nodes, threshold=0.5)
-    tensor([[[ True,  True, False],
-             [ True,  True, False],
-             [False, False,  True]]])
+    Examples:
+        >>> nodes = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]])
+        >>> similarity_incidence(nodes, threshold=0.5)
+        tensor([[[ True,  True, False],
+                 [ True,  True, False],
+                 [False, False,  True]]])
     """
     check_similarity(similarity, threshold)
     nodes = at_least_float32(nodes.detach())
@@ -85,9 +86,10 @@ def incidence_statistics(
     Raises:
         ValueError: when `num_modalities` does not divide the number of nodes.
 
-    >>> incidence = torch.tensor([[[True, False], [False, True], [False, True], [False, False]]])
-    >>> incidence_statistics(incidence, num_modalities=2)  # hyperedges {0} and {1, 2}; modalities {0, 1} and {2, 3}
-    (tensor([1.5000]), tensor([0.3333]), tensor([0.5000]))
+    Examples:
+        >>> incidence = torch.tensor([[[True, False], [False, True], [False, True], [False, False]]])
+        >>> incidence_statistics(incidence, num_modalities=2)  # hyperedges {0} and {1, 2}; modalities {0, 1} and {2, 3}
+        (tensor([1.5000]), tensor([0.3333]), tensor([0.5000]))
     """
     nodes = incidence.shape[1]
     if num_modalities < 1 or nodes % num_modalities:

@@ -45,10 +45,11 @@ def batch_hard_triplet(
     Reference: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017,
     <https://arxiv.org/abs/1703.07737>.
 
-    >>> features = torch.tensor([[0.0], [3.0], [1.0]])
-    >>> labels = torch.tensor([0, 0, 1])  # anchors 0 and 1: 3 - 1 + 1 and 3 - 2 + 1; anchor 2 has no positive
-    >>> batch_hard_triplet(features, labels, margin=1.0)
-    tensor(2.5000)
+    Examples:
+        >>> features = torch.tensor([[0.0], [3.0], [1.0]])
+        >>> labels = torch.tensor([0, 0, 1])  # anchors 0 and 1: 3 - 1 + 1 and 3 - 2 + 1; anchor 2 has no positive
+        >>> batch_hard_triplet(features, labels, margin=1.0)
+        tensor(2.5000)
     """
     _check_margin(margin)
     features = at_least_float32(features)
@@ -103,8 +104,9 @@ class IdentityHead(nn.Module):
     Reference: Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-Identification", CVPR
     Workshops 2019, <https://arxiv.org/abs/1903.07071>.
 
-    >>> IdentityHead(dim=8, num_identities=5)(torch.randn(4, 8)).shape
-    torch.Size([4, 5])
+    Examples:
+        >>> IdentityHead(dim=8, num_identities=5)(torch.randn(4, 8)).shape
+        torch.Size([4, 5])
     """
 
     def __init__(
@@ -181,9 +183,10 @@ class ReIDLoss(nn.Module):
 
     Reference: STMI, AAAI 2026, section "Objective Function".
 
-    >>> loss = ReIDLoss(dim=8, num_identities=5)
-    >>> loss(torch.randn(4, 8), torch.tensor([0, 0, 3, 3])).shape
-    torch.Size([])
+    Examples:
+        >>> loss = ReIDLoss(dim=8, num_identities=5)
+        >>> loss(torch.randn(4, 8), torch.tensor([0, 0, 3, 3])).shape
+        torch.Size([])
     """
 
     def __init__(

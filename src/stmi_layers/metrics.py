@@ -81,10 +81,11 @@ def reid_metrics(
         ValueError: when no query has a positive, features are not finite, only one of the groups is given, or
             an option is out of range.
 
-    >>> query, gallery = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0], [3.0]])
-    >>> scores = reid_metrics(query, gallery, torch.tensor([7]), torch.tensor([7, 5, 7]))
-    >>> round(scores.mAP, 3), round(scores.mINP, 3), scores.cmc[1]  # (1/1 + 2/3) / 2, 2/3, 1
-    (0.833, 0.667, 1.0)
+    Examples:
+        >>> query, gallery = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0], [3.0]])
+        >>> scores = reid_metrics(query, gallery, torch.tensor([7]), torch.tensor([7, 5, 7]))
+        >>> round(scores.mAP, 3), round(scores.mINP, 3), scores.cmc[1]  # (1/1 + 2/3) / 2, 2/3, 1
+        (0.833, 0.667, 1.0)
     """
     if min(ranks, default=1) < 1:
         raise ValueError(f"ranks must count from 1; received {tuple(ranks)}")
@@ -143,9 +144,10 @@ def rank_gallery(
         ValueError: when features are not finite, only one of the groups is given, or an option is out of
             range.
 
-    >>> query, gallery = torch.tensor([[0.0]]), torch.tensor([[2.0], [1.0], [3.0]])
-    >>> rank_gallery(query, gallery, torch.tensor([7]), torch.tensor([7, 5, 7]), k=2)
-    tensor([[1, 0]])
+    Examples:
+        >>> query, gallery = torch.tensor([[0.0]]), torch.tensor([[2.0], [1.0], [3.0]])
+        >>> rank_gallery(query, gallery, torch.tensor([7]), torch.tensor([7, 5, 7]), k=2)
+        tensor([[1, 0]])
     """
     if k < 1:
         raise ValueError(f"k must be at least 1; received {k}")

@@ -55,10 +55,11 @@ def absorbed_cross_attention(
     Raises:
         ValueError: when `num_heads` does not divide `dim`, or `context` has no tokens at all.
 
-    >>> query, context = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
-    >>> identity = torch.eye(2)  # zero queries attend evenly: the mean of the tokens
-    >>> absorbed_cross_attention(query, context, identity.repeat(3, 1), None, identity, None, num_heads=1)
-    tensor([[[2., 2.]]])
+    Examples:
+        >>> query, context = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
+        >>> identity = torch.eye(2)  # zero queries attend evenly: the mean of the tokens
+        >>> absorbed_cross_attention(query, context, identity.repeat(3, 1), None, identity, None, num_heads=1)
+        tensor([[[2., 2.]]])
     """
     _check_heads(query.shape[-1], num_heads)
     if context.shape[1] == 0:
@@ -129,10 +130,11 @@ class SemanticTokenReallocation(nn.Module):
 
     Reference: STMI, AAAI 2026, section "Semantic Token Reallocation".
 
-    >>> reallocation = SemanticTokenReallocation(dim=8, num_tokens=4, num_heads=2)
-    >>> patches, prior = torch.randn(2, 128, 8), torch.randn(2, 8)
-    >>> reallocation(patches).shape, reallocation(patches, prior).shape
-    (torch.Size([2, 4, 8]), torch.Size([2, 5, 8]))
+    Examples:
+        >>> reallocation = SemanticTokenReallocation(dim=8, num_tokens=4, num_heads=2)
+        >>> patches, prior = torch.randn(2, 128, 8), torch.randn(2, 8)
+        >>> reallocation(patches).shape, reallocation(patches, prior).shape
+        (torch.Size([2, 4, 8]), torch.Size([2, 5, 8]))
     """
 
     def __init__(
