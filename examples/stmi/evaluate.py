@@ -62,7 +62,7 @@ def _dataset(settings: Settings, split: str, augment: Augmentation | bool) -> Mu
 def describe(
     model: STMI, dataset: MultiModalDataset, vocabulary: Vocabulary | None, *, device: torch.device, quiet: bool = False
 ) -> dict[str, Tensor]:
-    """Descriptors of all items by name: each feature with norm 1, and `all`, their concatenation with norm 1."""
+    """Descriptors of all items by name: each feature with norm 1, and `all`, several of them joined, with norm 1."""
     was_training = model.training
     model.eval()
     parts: dict[str, list[Tensor]] = {}
@@ -73,7 +73,9 @@ def describe(
                 parts.setdefault(name, []).append(F.normalize(feature.float(), dim=-1).cpu())
     model.train(was_training)
     descriptors = {name: torch.cat(part) for name, part in parts.items()}
-    return {**descriptors, "all": F.normalize(torch.cat(list(descriptors.values()), dim=-1), dim=-1)}
+    if len(descriptors) > 1:
+        descriptors["all"] = F.normalize(torch.cat(list(descriptors.values()), dim=-1), dim=-1)
+    return descriptors
 
 
 def features_of(model: STMI, batch: Batch, vocabulary: Vocabulary | None, device: torch.device) -> Features:

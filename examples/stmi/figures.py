@@ -88,6 +88,6 @@ def _show(axis: Axes, dataset: MultiModalDataset, index: int, color: str, label:
     if 0 < outline.mean() < 1:
         axis.contour(outline, levels=[0.5], colors=[MASK], linewidths=0.8)
     axis.set(xticks=[], yticks=[])
-    axis.set_title(label, fontsize=7, color=color, pad=2)
+    axis.set_title(label, fontsize=7, color=color, pad=4)
     for spine in axis.spines.values():
         spine.set(color=color, linewidth=3)

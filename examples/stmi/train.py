@@ -6,6 +6,7 @@ A run that is killed continues with `--resume` to the same weights as one that w
 import json
 import math
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +83,7 @@ def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> d
         )
     dataset, test = train_dataset(settings), test_dataset(settings)
     run = start(settings, dataset)
-    headline(settings, [*run.loss.terms, "all"])
+    headline(settings, [*run.loss.terms, *(["all"] if len(run.loss.terms) > 1 else [])])
     if state is not None:
         run.restore(state)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,12 @@ def start(settings: Settings, dataset: MultiModalDataset) -> Run:
     torch.manual_seed(settings.seed)
     vocabulary = None
     if settings.captions != "off":
-        vocabulary = Vocabulary.from_captions(item.caption or "" for item in dataset.items)
+        captions = [item.caption or "" for item in dataset.items]
+        vocabulary = Vocabulary.from_captions(captions)
+        if cut := vocabulary.count_cut(captions):
+            warnings.warn(
+                f"{cut} of {len(captions)} captions have more than {vocabulary.length} words and are cut", stacklevel=2
+            )
     device = choose_device(settings.device)
     model = build_model(settings, vocabulary).to(device)
     widths = model.feature_widths(len(settings.modalities))

@@ -2,7 +2,8 @@
 
 `jaxtyping` reads the shapes from the annotations and `beartype` checks them at every eager call (about 20 µs).
 Inside `torch.compile`, `torch.export` and the ONNX exporter the undecorated function runs, so that the checks
-neither break the graph nor end up in it. Set `JAXTYPING_DISABLE=1` before the import to switch them off.
+neither break the graph nor end up in it. Set `JAXTYPING_DISABLE=1` before the import to switch the shape
+and dtype checks off; that all tensors share a device is always checked.
 """
 
 import functools
