@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 import reference
@@ -293,6 +294,14 @@ def test_dtypes_must_agree():
     message = "query, key and value must share one dtype; received query torch.float64, key torch.float32"
     with pytest.raises(ValueError, match=message):
         modulated_attention(*problem._replace(key=problem.key.float()))
+
+
+def test_a_mask_of_another_grid_is_named():
+    problem = example()
+    with pytest.raises(TypeCheckError, match="parameter 'foreground'"):
+        modulated_attention(*problem._replace(foreground=problem.foreground[:, 1:]))
+    with pytest.raises(TypeCheckError, match="parameter 'foreground'"):
+        SegmentationModulatedAttention(8, 2)(torch.randn(1, 5, 8), torch.ones(1, 4, dtype=torch.bool))
 
 
 # The layer

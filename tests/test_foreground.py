@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 import reference
@@ -195,3 +196,9 @@ def test_perturbation_refuses_what_is_no_probability(p):
         perturb_background(torch.ones(1, 2, dtype=torch.bool), p)
     with pytest.raises(ValueError, match=message):
         MaskPerturbation(p)
+
+
+def test_a_mask_of_another_dtype_or_shape_is_named():
+    for mask in (torch.ones(1, 4, 4, dtype=torch.int64), torch.ones(4, 4)):
+        with pytest.raises(TypeCheckError, match="parameter 'mask'"):
+            token_foreground(mask, (2, 2))

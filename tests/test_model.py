@@ -54,6 +54,16 @@ def test_every_variant_gives_every_parameter_a_gradient(fusion, modalities):
             assert parameter.grad.abs().sum() > 0, name
 
 
+def test_the_loss_takes_the_half_precision_of_autocast():
+    model = build_stmi(ConvolutionalBackbone(SIZE, dim=16), 2, reallocation=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model(*tiny_batch(4, 2)[:2])
+    assert features.G.dtype == torch.bfloat16
+    loss = STMILoss(model.feature_widths(2), num_identities=2)(features, torch.tensor([0, 0, 1, 1]))
+    assert loss.dtype == torch.float32
+    loss.backward()
+
+
 def test_the_baseline_returns_only_g():
     model = tiny_stmi(2, text=False, reallocation=False)
     features = model(*tiny_batch(3, 2)[:3])
@@ -103,6 +113,13 @@ def test_captions_are_needed_where_the_model_reads_them():
         tiny_stmi(2)(*tiny_batch(2, 2)[:3])
 
 
+def test_a_sample_without_any_modality_is_an_error():
+    images, masks, present, words = tiny_batch(3, 2)
+    present[1] = False
+    with pytest.raises(ValueError, match=r"at least one modality per sample; samples \[1\] have none"):
+        tiny_stmi(2)(images, masks, present, words)
+
+
 def test_images_of_another_size_are_named():
     with pytest.raises(ValueError, match=r"images must be \(32, 16\) pixels; received shape \(2, 1, 3, 16, 32\)"):
         tiny_vit()(torch.zeros(2, 1, 3, 16, 32))
@@ -136,9 +153,11 @@ def test_checkpoints_that_are_none(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"epoch": 3})
     assert read_checkpoint(path)["epoch"] == 3
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint: damaged"):
-        read_checkpoint(path)
+    whole = path.read_bytes()
+    for content in (whole[:100], b"", b"hello\n", b"some other text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be read as a checkpoint: damaged"):
+            read_checkpoint(path)
     torch.save({"weights": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="is not a checkpoint of this trainer"):
         read_checkpoint(path)

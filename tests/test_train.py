@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 from examples.stmi import compare, evaluate
 from examples.stmi.checkpoint import read_checkpoint, save_checkpoint
 from examples.stmi.settings import Settings
-from examples.stmi.train import rate, train
+from examples.stmi.train import rate, start, train, train_dataset
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"
@@ -157,6 +158,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(folder, tmp_path):
     save_checkpoint(tmp_path / "checkpoint.pt", content)
     with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 2, step 1 .*checkpoint of epoch 1 is kept"):
         train(tiny(folder, tmp_path, epochs=2), resume=True, quiet=True)
+    content["epoch"] = 0
+    save_checkpoint(tmp_path / "checkpoint.pt", content)
+    with pytest.raises(FloatingPointError, match=r"in epoch 1, step 1 \(items 0000.* and 5 more\); nothing is kept"):
+        train(tiny(folder, tmp_path, epochs=2), resume=True, quiet=True)
 
 
 def test_evaluation_of_a_checkpoint_repeats_the_result(folder, tmp_path, capsys):
@@ -177,9 +182,56 @@ def test_a_descriptor_the_model_lacks_is_refused_before_the_training(folder, tmp
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_missing_modality_is_an_error_or_absent(folder, tmp_path):
-    import shutil
+def test_a_test_split_that_cannot_be_scored_is_refused_before_the_training(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"query_cameras must be cameras of the items, \[1, 2\]; received \[3\]"):
+        train(tiny(folder, tmp_path / "out", query_cameras=(3,)), quiet=True)
+    one_camera = tmp_path / "set"
+    shutil.copytree(folder, one_camera, ignore=shutil.ignore_patterns("text"))
+    for image in (one_camera / "test").glob("*/*_cam2_*"):
+        image.unlink()
+    with pytest.raises(ValueError, match="no query has a positive in the gallery: received 10 queries"):
+        train(tiny(one_camera, tmp_path / "out", captions="off"), quiet=True)
+    assert not (tmp_path / "out").exists()
 
+
+def test_queries_without_a_match_are_counted_where_the_scores_are_shown(folder, tmp_path, capsys):
+    incomplete = tmp_path / "set"
+    shutil.copytree(folder, incomplete, ignore=shutil.ignore_patterns("text"))
+    for image in (incomplete / "test").glob("*/000007_cam2_*"):
+        image.unlink()
+    train(tiny(incomplete, tmp_path / "out", captions="off", epochs=1))
+    assert "2 of 18 queries are skipped: the gallery shows their identity from no" in capsys.readouterr().out
+
+
+def test_more_images_per_identity_than_there_are_give_a_warning(folder, tmp_path):
+    with pytest.warns(UserWarning, match=r"5 of 5 identities .* images_per_identity=6: 0, 1, .*theirs are repeated"):
+        train(tiny(folder, tmp_path, epochs=1, images_per_identity=6), quiet=True)
+
+
+@pytest.mark.parametrize("name", ["epochs", "evaluate_every"])
+def test_settings_that_train_nothing_are_refused(folder, tmp_path, name):
+    with pytest.raises(ValueError, match=f"epochs and evaluate_every must be at least 1; received .*{name}=0"):
+        tiny(folder, tmp_path, **{name: 0})
+
+
+def test_a_checkpoint_of_another_version_or_other_captions_is_refused(folder, tmp_path):
+    settings = tiny(folder, tmp_path)
+    with pytest.raises(ValueError, match=r"another version of this trainer: it sets \['colour'\]; train anew"):
+        Settings.from_dict({**settings.to_dict(), "colour": 1})
+    run = start(settings, train_dataset(settings))
+    state = run.state()
+    state["words"][0] = "other"
+    with pytest.raises(ValueError, match="made with captions of other words; restore those, or train anew"):
+        run.restore(state)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"device must be cpu or auto .* received 'cuda:1'"):
+        evaluate.choose_device("cuda:1")
+
+
+def test_a_missing_modality_is_an_error_or_absent(folder, tmp_path):
     incomplete = tmp_path / "set"
     shutil.copytree(folder, incomplete)
     (incomplete / "train" / "NI" / "000000_cam1_0_00.png").unlink()
@@ -207,6 +259,8 @@ def test_compare_writes_a_table_and_repeats_nothing(folder, tmp_path):
     assert (tmp_path / "runs" / "full" / "seed-1" / "checkpoint.pt").stat().st_mtime_ns == made
     with pytest.raises(ValueError, match=r"variants must be among baseline, .*received 'best'"):
         compare.variant_settings(arguments, "best", 0)
+    with pytest.raises(ValueError, match=r"made with other settings; choose another --out(.|\n)*epochs: 1 -> 2"):
+        compare.main(replace(arguments, epochs=2))
 
 
 def test_the_learning_rate_rises_then_falls_to_a_tenth():

@@ -33,7 +33,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}; train first, or give the path of a checkpoint.pt")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+    # What torch.load raises depends on the bytes it stumbles over.
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: damaged, or not written by this trainer") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this trainer (no format {FORMAT!r})")

@@ -67,7 +67,7 @@ def variant_settings(arguments: Arguments, name: str, seed: int) -> Settings:
 
 
 def run_one(settings: Settings) -> dict[str, Any]:
-    """Train unless this very run is finished; return what its metrics.json says."""
+    """Train unless the run is finished; return what its metrics.json says."""
     from examples.stmi.train import train
 
     finished = settings.out / "metrics.json"
@@ -76,11 +76,26 @@ def run_one(settings: Settings) -> dict[str, Any]:
     return json.loads(finished.read_text())
 
 
+def refuse_other_settings(settings: Settings) -> None:
+    """A finished run of other settings would stand in a table under a command that did not make it."""
+    record = settings.out / "settings.json"
+    if not (settings.out / "metrics.json").exists() or not record.exists():
+        return
+    changed = settings.differences(Settings.from_dict(json.loads(record.read_text())))
+    if changed:
+        raise ValueError(
+            f"{settings.out} was made with other settings; choose another --out or remove it:\n  "
+            + "\n  ".join(changed)
+        )
+
+
 def main(arguments: Arguments) -> str:
     """Run what is missing, then write table.md and table.json into `arguments.out`."""
     runs = {
         (name, seed): variant_settings(arguments, name, seed) for name in arguments.variants for seed in arguments.seeds
     }
+    for settings in runs.values():
+        refuse_other_settings(settings)
     results: dict[tuple[str, int], dict[str, Any]] = {}
     # Large blocks that glibc would return to the system after each step, and fault in again, stay with the process:
     # on the CPU that alone can double the speed. Other systems ignore it.

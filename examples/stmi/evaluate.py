@@ -26,7 +26,13 @@ RANKS = (1, 5, 10)
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA when there is one, else the CPU."""
+    """`auto` is CUDA when there is one, else the CPU.
+
+    Raises:
+        ValueError: when CUDA is asked for and there is none.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device must be cpu or auto where torch finds no CUDA device; received {name!r}")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
@@ -168,7 +174,7 @@ def as_numbers(metrics: ReIDMetrics) -> dict[str, float]:
 
 
 def draw_retrieval(settings: Settings, dataset: MultiModalDataset, descriptor: Tensor, name: str) -> Path:
-    """Six queries, evenly spread over the identities, with the five best matches of each."""
+    """Six queries, evenly spread over all of them, with the five best matches of each."""
     items = dataset.items
     query, gallery = query_gallery(items, settings.query_cameras)
     shown = query[torch.linspace(0, len(query) - 1, min(6, len(query))).long()]
@@ -197,12 +203,18 @@ def protocol_of(settings: Settings) -> str:
 
 
 def table(metrics: dict[str, ReIDMetrics]) -> str:
-    """A line per descriptor, in percent."""
+    """A line per descriptor, in percent, and one about the queries that could not be scored."""
     lines = [f"{'':10}" + "".join(f"{name:>8}" for name in as_numbers(next(iter(metrics.values()))))]
     lines += [
         f"{name:10}" + "".join(f"{100 * value:8.1f}" for value in as_numbers(value).values())
         for name, value in metrics.items()
     ]
+    first = next(iter(metrics.values()))
+    if first.num_skipped:
+        lines.append(
+            f"{first.num_skipped} of {first.num_queries} queries are skipped: the gallery shows their identity from no "
+            "other camera; add such images to the test split, or leave these out"
+        )
     return "\n".join(lines)
 
 

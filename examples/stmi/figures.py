@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from examples.stmi.data import MultiModalDataset
-
-matplotlib.use("agg")
 
 RIGHT, WRONG, QUERY, MASK = "#1a9850", "#d73027", "#4575b4", "#ffd92f"
 

@@ -71,6 +71,9 @@ class STMI(nn.Module):
         """The backbone on the modalities that are there: a missing one enters no batch statistic and costs nothing."""
         if present is None:
             return self.backbone(images, masks)
+        if not present.any(dim=1).all():
+            without = (~present.any(dim=1)).nonzero().flatten().tolist()
+            raise ValueError(f"present must mark at least one modality per sample; samples {without} have none")
         patches, globals_ = self.backbone(images[present][:, None], None if masks is None else masks[present][:, None])
         return (
             patches.new_zeros(*present.shape, *patches.shape[2:]).masked_scatter(present[..., None, None], patches),
@@ -139,6 +142,11 @@ def _flatten(globals_: Tensor, present: Tensor | None) -> Tensor:
     return globals_.flatten(1)
 
 
+def _widened(feature: Tensor) -> Tensor:
+    """At least float32: under autocast a backbone may return half precision, the heads of the losses hold float32."""
+    return feature.to(torch.promote_types(feature.dtype, torch.float32))
+
+
 class STMILoss(nn.Module):
     """Identity and triplet loss on every feature the model returns (eq. 20).
 
@@ -155,7 +163,7 @@ class STMILoss(nn.Module):
         )
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
-        return torch.stack([loss(getattr(features, name), labels) for name, loss in self.terms.items()]).sum()
+        return torch.stack([loss(_widened(getattr(features, name)), labels) for name, loss in self.terms.items()]).sum()
 
 
 def build_stmi(

@@ -38,7 +38,7 @@ class Settings:
     """What steers the attention: the masks given, all-ones masks, those of other images, nothing; "blank" gives the
     network no mask and paints the background of its input grey."""
     backbone: Literal["vit", "cnn"] = "vit"
-    """The vision transformer with SFM, or a small convolutional network to compare with."""
+    """The vision transformer with SFM, or a small convolutional network to compare with, which no mask steers."""
     patch_size: int = 8
     """Side of a patch in pixels."""
     dim: int = 128
@@ -67,7 +67,7 @@ class Settings:
     """Cosine similarity from which on two semantic tokens share a hyperedge."""
 
     epochs: int = 30
-    """Passes over the training identities."""
+    """Passes over the training images."""
     identities_per_batch: int = 16
     """P of the P x K sampler."""
     images_per_identity: int = 4
@@ -104,13 +104,25 @@ class Settings:
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch. Runs are reproducible for an equal number of threads."""
 
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.evaluate_every) < 1:
+            received = f"epochs={self.epochs}, evaluate_every={self.evaluate_every}"
+            raise ValueError(f"epochs and evaluate_every must be at least 1; received {received}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they go into the checkpoint and into settings.json."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Settings":
-        """The inverse of `to_dict`; lists, as JSON has them, become tuples again."""
+        """The inverse of `to_dict`; lists, as JSON has them, become tuples again.
+
+        Raises:
+            ValueError: when there are settings this version does not know.
+        """
+        unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(Settings)})
+        if unknown:
+            raise ValueError(f"the run is of another version of this trainer: it sets {unknown}; train anew")
         tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**{**values, **tuples, "data": Path(values["data"]), "out": Path(values["out"])})
 

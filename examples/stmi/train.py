@@ -7,6 +7,7 @@ import json
 import math
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from examples.stmi import figures
 from examples.stmi.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from examples.stmi.data import Batch, IdentitySampler, MultiModalDataset, collate
+from examples.stmi.data import IdentitySampler, MultiModalDataset, collate
 from examples.stmi.evaluate import (
     choose_device,
     describe,
@@ -33,6 +34,7 @@ from examples.stmi.evaluate import (
     train_dataset,
     write_report,
 )
+from examples.stmi.folders import shorten
 from examples.stmi.model import STMI, STMILoss
 from examples.stmi.settings import Settings, build_model
 from examples.stmi.text import Vocabulary
@@ -63,6 +65,9 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        words = None if self.vocabulary is None else list(self.vocabulary.words)
+        if words != state["words"]:
+            raise ValueError("the checkpoint was made with captions of other words; restore those, or train anew")
         load_weights(self.model, state["model"], "model")
         load_weights(self.loss, state["loss"], "loss")
         self.optimizer.load_state_dict(state["optimizer"])
@@ -82,6 +87,8 @@ def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> d
             f"{checkpoint} was made with other settings, --resume needs the same:\n  " + "\n  ".join(changed)
         )
     dataset, test = train_dataset(settings), test_dataset(settings)
+    # A test split that cannot be scored is refused now, not after the training.
+    score({"nothing": torch.zeros(len(test), 1)}, test.items, settings.query_cameras)
     run = start(settings, dataset)
     headline(settings, [*run.loss.terms, *(["all"] if len(run.loss.terms) > 1 else [])])
     if state is not None:
@@ -137,6 +144,7 @@ def fit(run: Run, dataset: MultiModalDataset, test: MultiModalDataset, *, quiet:
     sampler = IdentitySampler(
         dataset.labels, settings.identities_per_batch, settings.images_per_identity, seed=settings.seed
     )
+    warn_of_repetition(dataset, settings.images_per_identity)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=settings.workers, collate_fn=collate)
     device = choose_device(settings.device)
     metrics: dict[str, ReIDMetrics] = {}
@@ -145,7 +153,7 @@ def fit(run: Run, dataset: MultiModalDataset, test: MultiModalDataset, *, quiet:
             began = time.process_time()
             sampler.set_epoch(run.epoch)
             dataset.set_epoch(run.epoch)
-            entry = train_epoch(run, loader, device, quiet=quiet)
+            entry = train_epoch(run, dataset, loader, device, quiet=quiet)
             run.epoch += 1
             entry |= {"epoch": run.epoch, "cpu_seconds": time.process_time() - began, **strengths(run.model)}
             if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
@@ -172,7 +180,20 @@ def fit(run: Run, dataset: MultiModalDataset, test: MultiModalDataset, *, quiet:
     return metrics
 
 
-def train_epoch(run: Run, loader: DataLoader, device: torch.device, *, quiet: bool) -> dict[str, Any]:
+def warn_of_repetition(dataset: MultiModalDataset, images_per_identity: int) -> None:
+    counts = Counter(item.identity for item in dataset.items)
+    few = [str(identity) for identity, count in counts.items() if count < images_per_identity]
+    if few:
+        warnings.warn(
+            f"{len(few)} of {len(counts)} identities have fewer images than images_per_identity={images_per_identity}: "
+            f"{shorten(few)}; theirs are repeated within a batch. Lower --images-per-identity to avoid it",
+            stacklevel=2,
+        )
+
+
+def train_epoch(
+    run: Run, dataset: MultiModalDataset, loader: DataLoader, device: torch.device, *, quiet: bool
+) -> dict[str, Any]:
     settings = run.settings
     # One seed per epoch makes a resumed run draw what an uninterrupted one would have drawn.
     torch.manual_seed(settings.seed * 1_000_003 + run.epoch)
@@ -187,7 +208,7 @@ def train_epoch(run: Run, loader: DataLoader, device: torch.device, *, quiet: bo
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             features = features_of(run.model, batch, run.vocabulary, device)
         loss = run.loss(features, batch.labels.to(device))
-        refuse_nan(loss, run, step, batch)
+        refuse_nan(loss, run, step, [dataset.items[index].name for index in batch.indices])
         run.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([p for group in run.optimizer.param_groups for p in group["params"]], max_norm=1.0)
@@ -197,12 +218,12 @@ def train_epoch(run: Run, loader: DataLoader, device: torch.device, *, quiet: bo
     return {"loss": sum(losses) / len(losses), "learning_rate": settings.learning_rate * scale}
 
 
-def refuse_nan(loss: torch.Tensor, run: Run, step: int, batch: Batch) -> None:
+def refuse_nan(loss: torch.Tensor, run: Run, step: int, names: list[str]) -> None:
     if not torch.isfinite(loss):
+        kept = f"the checkpoint of epoch {run.epoch} is kept in {run.settings.out}" if run.epoch else "nothing is kept"
         raise FloatingPointError(
-            f"the loss is {loss.item()} in epoch {run.epoch + 1}, step {step + 1} (items {batch.indices.tolist()[:8]} "
-            f"...); the checkpoint of epoch {run.epoch} is kept in {run.settings.out}. Lower --learning-rate or "
-            "--strength-learning-rate, or look for broken values in these items"
+            f"the loss is {loss.item()} in epoch {run.epoch + 1}, step {step + 1} (items {shorten(names)}); {kept}. "
+            "Lower --learning-rate, --backbone-learning-rate or --strength-learning-rate, or look at these items"
         )
 
 
