@@ -1,6 +1,6 @@
 """Train STMI on a folder set and evaluate it: `python -m examples.stmi.train --data DIR --out runs/NAME`.
 
-A run that is killed continues with `--resume` to the same weights as one that was never interrupted.
+A run that is killed continues with `--resume`; on the CPU, to the very weights of one that was never interrupted.
 """
 
 import json
@@ -208,21 +208,24 @@ def train_epoch(
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             features = features_of(run.model, batch, run.vocabulary, device)
         loss = run.loss(features, batch.labels.to(device))
-        refuse_nan(loss, run, step, [dataset.items[index].name for index in batch.indices])
         run.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([p for group in run.optimizer.param_groups for p in group["params"]], max_norm=1.0)
+        parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm=1.0)
+        names = [dataset.items[index].name for index in batch.indices]
+        refuse_nan("loss", loss, run, step, names)
+        refuse_nan("norm of the gradient", norm, run, step, names)
         run.optimizer.step()
         losses.append(loss.item())
         progress.set_postfix(loss=f"{losses[-1]:.3f}", lr=f"{settings.learning_rate * scale:.1e}")
     return {"loss": sum(losses) / len(losses), "learning_rate": settings.learning_rate * scale}
 
 
-def refuse_nan(loss: torch.Tensor, run: Run, step: int, names: list[str]) -> None:
-    if not torch.isfinite(loss):
+def refuse_nan(what: str, value: torch.Tensor, run: Run, step: int, names: list[str]) -> None:
+    if not torch.isfinite(value):
         kept = f"the checkpoint of epoch {run.epoch} is kept in {run.settings.out}" if run.epoch else "nothing is kept"
         raise FloatingPointError(
-            f"the loss is {loss.item()} in epoch {run.epoch + 1}, step {step + 1} (items {shorten(names)}); {kept}. "
+            f"the {what} is {value.item()} in epoch {run.epoch + 1}, step {step + 1} (items {shorten(names)}); {kept}. "
             "Lower --learning-rate, --backbone-learning-rate or --strength-learning-rate, or look at these items"
         )
 
