@@ -167,8 +167,9 @@ class SemanticTokenReallocation(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: those of the modules of torch, and normal queries."""
-        nn.init.normal_(self.queries, std=0.02)
+        """Set the initial values: those of the modules of torch, and standard normal queries."""
+        # Small queries drown in the residual: all K tokens become one mean of the patches, and CHI joins everything.
+        nn.init.normal_(self.queries)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.in_proj_bias)
         for layer in self.modules():
