@@ -268,7 +268,7 @@ def test_a_checkpoint_of_multihead_attention_fits_the_attention():
 
 def test_initial_values():
     reallocation = SemanticTokenReallocation(64, 16)
-    assert reallocation.queries.std().item() == pytest.approx(0.02, rel=0.1)
+    assert reallocation.queries.std().item() == pytest.approx(1.0, rel=0.1)
     assert not reallocation.in_proj_bias.any()
     assert not reallocation.out_proj.bias.any()
     bound = math.sqrt(6 / (64 + 3 * 64))
