@@ -119,8 +119,7 @@ def hypergraph_statistics(
 def score(descriptors: dict[str, Tensor], items: list[Item], query_cameras: tuple[int, ...]) -> dict[str, ReIDMetrics]:
     """Metrics of every descriptor: the same identity from the same camera is never a match."""
     query, gallery = query_gallery(items, query_cameras)
-    identities = torch.tensor([item.identity for item in items])
-    cameras = torch.tensor([item.camera for item in items])
+    identities, cameras = _identities_and_cameras(items)
     return {
         name: reid_metrics(
             descriptor[query],
@@ -133,6 +132,10 @@ def score(descriptors: dict[str, Tensor], items: list[Item], query_cameras: tupl
         )
         for name, descriptor in descriptors.items()
     }
+
+
+def _identities_and_cameras(items: list[Item]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([item.identity for item in items]), torch.tensor([item.camera for item in items])
 
 
 def headline(settings: Settings, names: list[str]) -> str:
@@ -150,7 +153,6 @@ def write_report(
     descriptors: dict[str, Tensor],
     metrics: dict[str, ReIDMetrics],
     *,
-    protocol: str,
     extra: dict[str, object] | None = None,
 ) -> list[Path]:
     """Write metrics.json and retrieval.png into `settings.out` and return their paths."""
@@ -158,7 +160,7 @@ def write_report(
     chosen = headline(settings, list(descriptors))
     content = {
         "headline": chosen,
-        "protocol": protocol,
+        "protocol": protocol_of(settings),
         "queries": metrics[chosen].num_queries,
         "skipped_queries": metrics[chosen].num_skipped,
         "descriptors": {name: as_numbers(value) for name, value in metrics.items()},
@@ -178,8 +180,7 @@ def draw_retrieval(settings: Settings, dataset: MultiModalDataset, descriptor: T
     items = dataset.items
     query, gallery = query_gallery(items, settings.query_cameras)
     shown = query[torch.linspace(0, len(query) - 1, min(6, len(query))).long()]
-    identities = torch.tensor([item.identity for item in items])
-    cameras = torch.tensor([item.camera for item in items])
+    identities, cameras = _identities_and_cameras(items)
     best = rank_gallery(
         descriptor[shown],
         descriptor[gallery],
@@ -246,9 +247,8 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     dataset = test_dataset(settings)
     descriptors = describe(model.to(device), dataset, vocabulary, device=device)
     metrics = score(descriptors, dataset.items, settings.query_cameras)
-    protocol = protocol_of(settings)
-    paths = write_report(settings, dataset, descriptors, metrics, protocol=protocol)
-    print(table(metrics), f"protocol: {protocol}", *paths, sep="\n")
+    paths = write_report(settings, dataset, descriptors, metrics)
+    print(table(metrics), f"protocol: {protocol_of(settings)}", *paths, sep="\n")
     return metrics
 
 

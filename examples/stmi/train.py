@@ -173,7 +173,7 @@ def fit(run: Run, dataset: MultiModalDataset, test: MultiModalDataset, *, quiet:
         "strengths": strengths(run.model),
         "hypergraph": hypergraph_statistics(run.model, test, run.vocabulary, device=device),
     }
-    paths = write_report(settings, test, descriptors, metrics, protocol=protocol_of(settings), extra=extra)
+    paths = write_report(settings, test, descriptors, metrics, extra=extra)
     paths.append(figures.curves(run.history, settings.out / "curves.png"))
     if not quiet:
         print(table(metrics), f"protocol: {protocol_of(settings)}", *paths, sep="\n")
