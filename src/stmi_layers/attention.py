@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
 from stmi_layers.foreground import MaskPerturbation
+from stmi_layers.kernels.choice import Implementation, choose
+from stmi_layers.kernels.tiled import tiled_attention
+from stmi_layers.kernels.triton_attention import triton_modulated_attention
 
 
 @typed
@@ -64,6 +67,7 @@ def modulated_attention(
     beta: Float[Tensor, "#heads"],
     *,
     scale: float | None = None,
+    implementation: Implementation = "auto",
 ) -> Float[Tensor, "batch heads tokens head_dim"]:
     r"""Attend with foreground-modulated logits (eq. 3-8).
 
@@ -83,12 +87,14 @@ def modulated_attention(
         alpha: strength on pairs of foreground tokens, one for all heads or one per head; 0 to 1, not enforced.
         beta: strength on all other pairs, likewise.
         scale: factor of the logits, above 0; `head_dim ** -0.5` by default.
+        implementation: one of those above.
 
     Returns:
         The attended values, in the dtype of `value`. With `alpha == beta == 0` they are those of plain attention.
 
     Raises:
-        ValueError: when `scale` is not positive or the dtypes of `query`, `key` and `value` differ.
+        ValueError: when `scale` is not positive, the dtypes of `query`, `key` and `value` differ, or the
+            implementation asked for cannot run on these tensors.
 
     Examples:
         >>> query = key = torch.tensor([[[[1.0], [0.0]]]])
@@ -109,10 +115,23 @@ def modulated_attention(
     with without_autocast(query):
         if foreground is None:
             return F.scaled_dot_product_attention(query, key, value, scale=scale)
-        # Scaling the query first keeps half-precision inputs with large norms inside the range of the logits.
-        logits = (at_least_float32(query) * scale) @ at_least_float32(key).transpose(-2, -1)
-        weights = _closed_form(logits, foreground, alpha, beta).softmax(dim=-1)
-        return weights.to(value.dtype) @ value
+        match choose(implementation, query, key, value, alpha, beta):
+            case "tiled":
+                attend = tiled_attention
+            case "triton":
+                attend = triton_modulated_attention
+            case _:
+                attend = _dense_attention
+        return attend(query, key, value, foreground, alpha, beta, scale)
+
+
+def _dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
+) -> Tensor:
+    # Scaling the query first keeps half-precision inputs with large norms inside the range of the logits.
+    logits = (at_least_float32(query) * scale) @ at_least_float32(key).transpose(-2, -1)
+    weights = _closed_form(logits, foreground, alpha, beta).softmax(dim=-1)
+    return weights.to(value.dtype) @ value
 
 
 def _closed_form(logits: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

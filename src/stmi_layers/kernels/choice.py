@@ -1,0 +1,56 @@
+"""Which implementation of modulated attention runs, in one place."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from stmi_layers.kernels import triton_attention
+
+Implementation = Literal["auto", "dense", "tiled", "triton"]
+
+# Logits of a sample, over all heads, from which on tiles pay for their calls.
+WORTH_TILES = 2**16
+
+
+def choose(implementation: Implementation, query: Tensor, *others: Tensor) -> Implementation:
+    """The implementation to run: by the rule in `modulated_attention` for "auto", else the one asked for.
+
+    Args:
+        implementation: what the caller asked for.
+        query: of the attention, batch heads tokens head_dim.
+        others: the other tensors that a derivative may be asked of.
+
+    Raises:
+        ValueError: when the one asked for cannot run on these tensors. Triton's own rule is checked where it runs.
+    """
+    transform = _transform(query, *others)
+    if implementation == "auto":
+        return "dense" if transform else _fastest(query)
+    if implementation == "tiled" and not query.is_cpu:
+        raise ValueError(f'implementation="tiled" is for CPU tensors; received query on {query.device}')
+    if implementation != "dense" and transform:
+        raise ValueError(f'implementation="{implementation}" cannot run inside {transform}; use "auto" or "dense"')
+    return implementation
+
+
+def _fastest(query: Tensor) -> Implementation:
+    if torch.compiler.is_compiling() and torch.compiler.is_exporting():
+        return "dense"  # an exported graph must run where this package is not installed
+    if not query.is_cpu:
+        return "triton" if triton_attention.usable(query) else "dense"
+    # A compiled graph takes tiles at any size: a limit would be one more graph for other numbers of tokens.
+    _, heads, tokens, _ = query.shape
+    return "tiled" if torch.compiler.is_compiling() or heads * tokens**2 >= WORTH_TILES else "dense"
+
+
+def _transform(*tensors: Tensor) -> str:
+    """The transform, if one is active, that sees into torch's own operators only."""
+    if torch.compiler.is_compiling():
+        return ""
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func"
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        return "forward-mode differentiation"
+    return ""

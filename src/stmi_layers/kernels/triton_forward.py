@@ -1,0 +1,195 @@
+"""The forward pass of modulated attention in Triton: one pass over the keys, and no logit is stored.
+
+Tokens are visited foreground first. Nothing is copied for it: a small kernel writes the order, and the others gather the
+rows they need through it, whole rows of `head_dim` numbers. So every tile is either foreground or background on both of
+its sides, has one slope, and needs one accumulator:
+
+- a block of background rows is plain attention at the temperature of `beta`;
+- a block of foreground rows sweeps the foreground keys and then the background keys, each with a running maximum, mass
+  and output of its own, and keeps the extrema of its raw logits. They fix the constant of the background columns, with
+  which the two halves are merged at the end.
+
+How many tokens are foreground stays on the device. The grid therefore has one block more than the tokens fill, and each
+program finds out by itself which block it has.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = tl.constexpr(math.log2(math.e))  # the kernels count in powers of two, for which there is an instruction
+# Products of float32 on tensor cores, as sums of three products in TF32: about as exact as float32, and far faster.
+PRECISION = tl.constexpr("tf32x3")
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def order_kernel(foreground, order, counts, tokens, batch_stride, token_stride, BLOCK: tl.constexpr):
+    """Write the tokens of one sample foreground first, each group in its own order, and count the foreground."""
+    batch = tl.program_id(0).to(tl.int64)
+    foreground += batch * batch_stride
+    order += batch * tokens
+    total = tl.zeros([], tl.int32)
+    for begin in range(0, tokens, BLOCK):
+        token = begin + tl.arange(0, BLOCK)
+        flags = tl.load(foreground + token.to(tl.int64) * token_stride, mask=token < tokens, other=0)
+        total += tl.sum(flags.to(tl.int32), 0)
+    tl.store(counts + batch, total)
+    before = tl.zeros([], tl.int32)
+    for begin in range(0, tokens, BLOCK):
+        token = begin + tl.arange(0, BLOCK)
+        flags = tl.load(foreground + token.to(tl.int64) * token_stride, mask=token < tokens, other=0).to(tl.int32)
+        rank = before + tl.cumsum(flags, 0) - flags
+        place = tl.where(flags > 0, rank, total + token - rank)
+        tl.store(order + place, token, mask=token < tokens)
+        before += tl.sum(flags, 0)
+
+
+@triton.jit
+def block_of_program(counts, tokens, heads, BLOCK: tl.constexpr):
+    """Return sample, head, foreground count, class, and first and last place of the block this program works on."""
+    blocks = tl.cdiv(tokens, BLOCK) + 1
+    block = tl.program_id(0) % blocks
+    sequence = tl.program_id(0) // blocks
+    batch = (sequence // heads).to(tl.int64)
+    head = (sequence % heads).to(tl.int64)
+    split = tl.load(counts + batch)
+    foreground_blocks = tl.cdiv(split, BLOCK)
+    is_foreground = block < foreground_blocks
+    begin = tl.where(is_foreground, block * BLOCK, split + (block - foreground_blocks) * BLOCK)
+    end = tl.where(is_foreground, split, tokens)
+    return batch, head, split, is_foreground, begin, end
+
+
+@triton.jit
+def tokens_at(order, begin, end, BLOCK: tl.constexpr, TAIL: tl.constexpr):
+    """The tokens of a block of places; in the tail, past `end` the last one again, so that no load needs a mask."""
+    place = begin + tl.arange(0, BLOCK)
+    if TAIL:
+        place = tl.minimum(place, end - 1)
+    return tl.load(order + place).to(tl.int64)
+
+
+@triton.jit
+def gather(tensor, rows, stride, HEAD_DIM: tl.constexpr):
+    return tl.load(tensor + rows[:, None] * stride + tl.arange(0, HEAD_DIM)[None, :])
+
+
+@triton.jit
+def sweep(
+    q, key, value, order, first, last, slope, key_token, value_token,
+    EXTREMA: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Attend to the keys from place `first` to `last` with logits `slope * raw`; without EXTREMA it is not negative."""
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    lowest = tl.full([ROWS], float("inf"), tl.float32)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    mass = tl.zeros([ROWS], tl.float32)
+    attended = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    whole = last - (last - first) % COLUMNS
+    for TAIL in tl.static_range(2):  # whole tiles, which need no mask, and what is left
+        for begin in range(whole if TAIL else first, last if TAIL else whole, COLUMNS):
+            columns = tokens_at(order, begin, last, COLUMNS, TAIL)
+            raw = tl.dot(q, tl.trans(gather(key, columns, key_token, HEAD_DIM)), input_precision=PRECISION)
+            highest = tl.maximum(highest, tl.max(raw, 1))
+            new_peak = slope * highest
+            if EXTREMA:
+                lowest = tl.minimum(lowest, tl.min(raw, 1))
+                new_peak = tl.maximum(new_peak, slope * lowest)
+            weights = tl.exp2(raw * slope - new_peak[:, None])
+            if TAIL:
+                weights = tl.where((begin + tl.arange(0, COLUMNS) < last)[None, :], weights, 0.0)
+            shrink = tl.exp2(peak - new_peak)
+            mass = mass * shrink + tl.sum(weights, 1)
+            v = gather(value, columns, value_token, HEAD_DIM)
+            attended = tl.dot(weights.to(v.dtype), v, attended * shrink[:, None], input_precision=PRECISION)
+            peak = new_peak
+    return attended, mass, peak, highest, lowest
+
+
+@triton.jit(do_not_specialize=["tokens", "heads"])
+def forward_kernel(
+    query, key, value, alpha, beta, order, counts, output, normalizers, scale, tokens, heads,
+    alpha_stride, beta_stride,
+    query_batch, query_head, query_token, key_batch, key_head, key_token, value_batch, value_head, value_token,
+    HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    batch, head, split, is_foreground, begin, end = block_of_program(counts, tokens, heads, ROWS)
+    order += batch * tokens
+    key += batch * key_batch + head * key_head
+    value += batch * value_batch + head * value_head
+    if begin < end:
+        rows = tokens_at(order, begin, end, ROWS, True)
+        q = gather(query + batch * query_batch + head * query_head, rows, query_token, HEAD_DIM)
+        up = tl.load(alpha + head * alpha_stride)
+        down = tl.load(beta + head * beta_stride)
+        slope = (1 - down) * scale * LOG2_E
+        if is_foreground:
+            attended, mass, peak, highest, lowest = sweep(
+                q, key, value, order, 0, split, (1 - up) * scale * LOG2_E, key_token, value_token,
+                True, HEAD_DIM, ROWS, COLUMNS,
+            )  # fmt: skip
+            attended_down, mass_down, peak_down, highest_down, lowest_down = sweep(
+                q, key, value, order, split, tokens, slope, key_token, value_token, True, HEAD_DIM, ROWS, COLUMNS
+            )
+            # Without background the extrema of its logits are infinite and its peak is -inf: its share is then 0.
+            highest = tl.maximum(highest, highest_down)
+            lowest = tl.minimum(lowest, lowest_down)
+            constant = (down * lowest - up * highest) * scale * LOG2_E
+            merged = tl.maximum(peak, peak_down + constant)
+            share, share_down = tl.exp2(peak - merged), tl.exp2(peak_down + constant - merged)
+            mass = mass * share + mass_down * share_down
+            attended = attended * share[:, None] + attended_down * share_down[:, None]
+            normalizer = merged + tl.log2(mass)
+        else:
+            if slope < 0:
+                q = -q
+            attended, mass, peak, highest, lowest = sweep(
+                q, key, value, order, 0, tokens, tl.abs(slope), key_token, value_token, False, HEAD_DIM, ROWS, COLUMNS
+            )
+            constant = tl.zeros([ROWS], tl.float32)
+            normalizer = peak + tl.log2(mass)
+        place = begin + tl.arange(0, ROWS)
+        valid = place < end
+        here = (batch * heads + head) * 2 * tokens + place
+        tl.store(normalizers + here, normalizer, mask=valid)
+        tl.store(normalizers + here + tokens, normalizer - constant, mask=valid)
+        ours = (batch * tokens * heads + head) * HEAD_DIM  # where the rows of this head begin in what we allocated
+        pointers = output + ours + rows[:, None] * (heads * HEAD_DIM) + tl.arange(0, HEAD_DIM)[None, :]
+        tl.store(pointers, (attended / mass[:, None]).to(output.dtype.element_ty), mask=valid[:, None])
+
+
+def blocks(dtype: torch.dtype, head_dim: int) -> tuple[int, int, int, int]:
+    """Rows and columns of a tile, warps and pipeline stages: by type and width alone, so that nothing recompiles."""
+    if dtype == torch.float32:
+        return 64, 32, 4, 2
+    return (128, 64, 8, 2) if head_dim == 128 else (128, 64, 4 if head_dim == 32 else 8, 3)
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the kernels; beside the output return what the backward pass needs.
+
+    Returns:
+        The output; per row the log2 of its normaliser, for the columns of its own class and, less the constant, for
+        background columns; the tokens foreground first; and how many of them are foreground.
+    """
+    batch, heads, tokens, head_dim = query.shape
+    # Laid out as the projection that follows reads it.
+    output = query.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
+    normalizers = query.new_empty(batch, heads, 2, tokens, dtype=torch.float32)
+    order = query.new_empty(batch, tokens, dtype=torch.int32)
+    counts = query.new_empty(batch, dtype=torch.int32)
+    if query.numel() == 0:
+        return output, normalizers, order, counts.zero_()
+    order_kernel[(batch,)](foreground.view(torch.uint8), order, counts, tokens, *foreground.stride(), BLOCK=1024)
+    rows, columns, warps, stages = blocks(query.dtype, head_dim)
+    forward_kernel[((triton.cdiv(tokens, rows) + 1) * batch * heads,)](
+        query, key, value, alpha, beta, order, counts, output, normalizers, scale, tokens, heads,
+        alpha.stride(0), beta.stride(0), *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+        HEAD_DIM=head_dim, ROWS=rows, COLUMNS=columns, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+    )  # fmt: skip
+    return output, normalizers, order, counts

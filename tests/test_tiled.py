@@ -1,0 +1,266 @@
+"""Tiled attention against the float64 specification: any cut into tiles, extreme inputs, every transform of torch."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import reference
+from stmi_layers import modulate_logits, modulated_attention
+from stmi_layers.kernels import tiled, tiles
+from stmi_layers.kernels.choice import WORTH_TILES
+
+NAMES = ("result", "query", "key", "value", "alpha", "beta")
+
+
+def problem(
+    tokens: int,
+    share: float = 0.4,
+    *,
+    batch: int = 2,
+    heads: int = 2,
+    head_dim: int = 8,
+    strengths: tuple[float, float] = (0.3, 0.6),
+    per_head: bool = False,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Query, key, value, foreground, alpha, beta; the vectors are views of one packed projection, as in a ViT."""
+    generator = torch.Generator().manual_seed(seed)
+    packed = torch.randn(batch, tokens, 3, heads, head_dim, generator=generator, dtype=torch.float64).to(dtype)
+    foreground = torch.rand(batch, tokens, generator=generator) < share
+    size = heads if per_head else 1
+    alpha, beta = (torch.full((size,), strength, dtype=dtype) for strength in strengths)
+    return [*packed.permute(2, 0, 3, 1, 4), foreground, alpha, beta]
+
+
+def with_gradients(implementation: str, inputs: list[Tensor]) -> list[Tensor]:
+    """Result and gradients of query, key, value, alpha and beta; "specification" is eq. 3-8 in float64."""
+    leaves = [item.detach().clone().requires_grad_(item.is_floating_point()) for item in inputs]
+    if implementation == "specification":
+        query, key, value, foreground, alpha, beta = (
+            item.double() if item.is_floating_point() else item for item in leaves
+        )
+        logits = modulate_logits(query @ key.mT / math.sqrt(query.shape[-1]), foreground, alpha, beta)
+        result = logits.softmax(dim=-1) @ value
+    else:
+        result = modulated_attention(*leaves, implementation=implementation)
+    incoming = torch.linspace(-1, 2, result.numel(), dtype=torch.float64).reshape(result.shape).sin()
+    learned = [leaf for leaf in leaves if leaf.is_floating_point()]
+    return [result.detach(), *torch.autograd.grad(result, learned, incoming.to(result.dtype))]
+
+
+def assert_equal(inputs: list[Tensor], tolerance: float = 1e-9) -> None:
+    actual, expected = with_gradients("tiled", inputs), with_gradients("specification", inputs)
+    for name, one, other in zip(NAMES, actual, expected, strict=True):
+        assert one.isfinite().all(), name
+        scale = other.double().abs().max().clamp(min=1.0).item()
+        torch.testing.assert_close(
+            one.double(), other.double(), rtol=0, atol=tolerance * scale, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@given(
+    tokens=st.integers(1, 40),
+    share=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
+    strengths=st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5)),
+    tile=st.integers(1, 400),
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    per_head=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_cut_into_tiles(tile, tokens, share, strengths, batch, heads, per_head, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "TILE", tile)
+        assert_equal(
+            problem(tokens, share, strengths=strengths, batch=batch, heads=heads, per_head=per_head, seed=seed)
+        )
+
+
+def test_equations_loop_by_loop():
+    inputs = problem(30, batch=1, heads=1, head_dim=2)
+    expected = reference.modulated_attention(*inputs)
+    torch.testing.assert_close(modulated_attention(*inputs, implementation="tiled"), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [63, 64, 129, 200])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_sizes_where_rows_are_folded_to_find_extrema(tokens, per_head):
+    assert_equal(problem(tokens, per_head=per_head))
+
+
+def test_gradcheck():
+    query, key, value, foreground, alpha, beta = problem(7, batch=1, head_dim=3, per_head=True)
+
+    def attend(*learned: Tensor) -> Tensor:
+        return modulated_attention(*learned[:3], foreground, *learned[3:], implementation="tiled")
+
+    assert torch.autograd.gradcheck(attend, [item.requires_grad_() for item in (query, key, value, alpha, beta)])
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_half_precision(dtype, rounding):
+    inputs = problem(90, dtype=dtype, head_dim=32)
+    actual, expected = with_gradients("tiled", inputs), with_gradients("specification", inputs)
+    for name, one, other in zip(NAMES, actual, expected, strict=True):
+        assert one.dtype == dtype
+        assert (one.double() - other).abs().max() <= 4 * rounding * other.abs().max(), name
+
+
+def test_half_precision_errs_no_more_than_plain_attention():
+    inputs = problem(300, dtype=torch.bfloat16, head_dim=64, strengths=(0.1, 0.2))
+    wide = [item.double() if item.is_floating_point() else item for item in inputs]
+
+    def error(result: Tensor, truth: Tensor) -> float:
+        return (result.double() - truth).abs().mean().item()
+
+    ours = error(modulated_attention(*inputs, implementation="tiled"), modulated_attention(*wide))
+    plain = error(F.scaled_dot_product_attention(*inputs[:3]), F.scaled_dot_product_attention(*wide[:3]))
+    assert ours <= 1.5 * plain
+
+
+@pytest.mark.parametrize("strengths", [(0.3, 0.6), (1.0, 1.0), (1.5, -0.5)])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_logits_of_ten_thousand(strengths, share):
+    """float32 rounds a logit of 1e4 by 5e-4; the result and its gradients differ by a small multiple of that."""
+    query, key, *rest = problem(80, share, strengths=strengths, dtype=torch.float32)
+    largest = (query @ key.mT).abs().max() / math.sqrt(query.shape[-1])
+    inputs = [query * (1e4 / largest).sqrt(), key * (1e4 / largest).sqrt(), *rest]
+    actual = modulated_attention(*inputs, implementation="tiled")
+    expected = with_gradients("specification", inputs)[0]
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-2)
+    assert all(gradient.isfinite().all() for gradient in with_gradients("tiled", inputs))
+
+
+def test_float16_logits_above_its_range():
+    inputs = problem(80, dtype=torch.float16)
+    inputs[0], inputs[1] = inputs[0] * 60, inputs[1] * 60
+    assert (inputs[0].double() @ inputs[1].double().mT).abs().max() > torch.finfo(torch.float16).max / 8
+    assert all(item.isfinite().all() for item in with_gradients("tiled", inputs))
+
+
+def test_tied_extrema_share_one_gradient():
+    """Which of equal keys takes it is open; their sum is not, nor is anything else."""
+    query, key, *rest = problem(66, batch=1)
+    key[:, :, 1::2] = key[:, :, ::2]
+    inputs = [query, key, *rest]
+    actual, expected = with_gradients("tiled", inputs), with_gradients("specification", inputs)
+    for one, other in zip(actual, expected, strict=True):
+        if one is actual[2]:
+            one, other = (item.unflatten(2, (33, 2)).sum(dim=3) for item in (one, other))
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_equal_rows():
+    query, key, *rest = problem(20)
+    inputs = [torch.zeros_like(query), key, *rest]
+    assert all(item.isfinite().all() for item in with_gradients("tiled", inputs))
+
+
+def test_no_tensor_of_tokens_by_tokens():
+    tokens = 1500
+    inputs = problem(tokens, batch=1, dtype=torch.float32)
+    leaves = [item.requires_grad_(item.is_floating_point()) for item in inputs]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        modulated_attention(*leaves, implementation="tiled").sum().backward()
+    largest = max(event.self_cpu_memory_usage for event in profile.events() or [])
+    assert 0 < largest <= 4 * tiles.TILE < 4 * tokens**2 / 4
+
+
+def test_operators_are_registered_soundly():
+    inputs = [item.requires_grad_(item.is_floating_point()) for item in problem(9)]
+    torch.library.opcheck(tiled._attend, (*inputs, 0.3))
+
+
+def test_compiled_with_gradients():
+    torch._dynamo.reset()
+    inputs = problem(12)
+    compiled = torch.compile(modulated_attention, fullgraph=True, backend="aot_eager")
+    leaves = [item.clone().requires_grad_(item.is_floating_point()) for item in inputs]
+    result = compiled(*leaves)
+    gradients = torch.autograd.grad(result.sin().sum(), [leaf for leaf in leaves if leaf.requires_grad])
+    again = [item.clone().requires_grad_(item.is_floating_point()) for item in inputs]
+    expected = modulated_attention(*again, implementation="dense")
+    torch.testing.assert_close(result, expected)
+    expected = torch.autograd.grad(expected.sin().sum(), [leaf for leaf in again if leaf.requires_grad])
+    torch.testing.assert_close(gradients, expected)
+
+
+def ran(call) -> str:
+    """The implementation that a call chose."""
+
+    class Seen(TorchDispatchMode):
+        tiled = False
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.tiled |= "tiled" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    with Seen() as seen:
+        call()
+    return "tiled" if seen.tiled else "dense"
+
+
+def test_auto_goes_by_size():
+    limit = math.isqrt(WORTH_TILES // 2) + 1
+    assert ran(lambda: modulated_attention(*problem(limit))) == "tiled"
+    assert ran(lambda: modulated_attention(*problem(limit - 1))) == "dense"
+
+
+# torch imports its own scripted decompositions for forward-mode derivatives.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_transforms_take_the_dense_form():
+    inputs = problem(190, batch=1)
+
+    def total(query: Tensor) -> Tensor:
+        return modulated_attention(query, *inputs[1:]).square().sum()
+
+    query = inputs[0].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(total(query), query)
+    torch.testing.assert_close(torch.func.grad(total)(inputs[0]), expected)
+    stacked = torch.stack([inputs[0], inputs[0] + 1])
+    torch.testing.assert_close(torch.func.vmap(total)(stacked), torch.stack([total(item) for item in stacked]))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(inputs[0], torch.ones_like(inputs[0]))
+        tangent = forward_ad.unpack_dual(total(dual)).tangent
+    torch.testing.assert_close(tangent, expected.sum())
+
+
+def test_exported_graph_holds_operators_of_torch_alone():
+    class Attention(torch.nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return modulated_attention(*inputs)
+
+    inputs = tuple(problem(190, batch=1))
+    program = torch.export.export(Attention(), inputs)
+    assert "stmi_layers" not in str(program.graph)
+    torch.testing.assert_close(program.module()(*inputs), modulated_attention(*inputs))
+
+
+def test_forcing_inside_a_transform_is_refused():
+    inputs = problem(9)
+    with pytest.raises(ValueError, match=r'implementation="tiled" cannot run inside a transform of torch\.func'):
+        torch.func.grad(lambda query: modulated_attention(query, *inputs[1:], implementation="tiled").sum())(inputs[0])
+
+
+def test_tiles_are_for_cpu():
+    inputs = [item.to("meta") for item in problem(9)]
+    with pytest.raises(ValueError, match="is for CPU tensors; received query on meta"):
+        modulated_attention(*inputs, implementation="tiled")
+
+
+def test_second_derivative_names_the_way_out():
+    query, *rest = problem(9)
+    query.requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        modulated_attention(query, *rest, implementation="tiled").square().sum(), query, create_graph=True
+    )
+    with pytest.raises(NotImplementedError, match=r'has no second derivative: .* implementation="dense"'):
+        gradient.sum().backward()
