@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
-from stmi_layers.kernels.tiled_backward import tiled_attention_backward
+from stmi_layers.kernels import tiled_backward as tiled_backward  # registers the operator of the backward pass
 from stmi_layers.kernels.tiles import Modulation, foreground_first, new_buffer, per_head, take_rows, tile_in, tiles
 
 _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -27,10 +27,9 @@ def tiled_attention(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
     """What `modulated_attention` returns, for CPU tensors: one operator to autograd and to `torch.compile`."""
-    return _attend(query, key, value, foreground, alpha, beta, scale)[0]
+    return torch.ops.stmi_layers.tiled_attention(query, key, value, foreground, alpha, beta, scale)[0]
 
 
-@torch.library.custom_op("stmi_layers::tiled_attention", mutates_args=(), device_types="cpu")
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -66,8 +65,7 @@ def _attend(
     return result.transpose(1, 2), normaliser
 
 
-@_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+def _shapes(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, head_dim = query.shape
     result = value.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
     return result, at_least_float32(value).new_empty(batch, heads, tokens)
@@ -83,10 +81,17 @@ def _gradients(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | Non
     if gradient is None:
         return (None,) * 7
     saved = ctx.saved_tensors
-    of_query, of_key, of_value, of_alpha, of_beta = tiled_attention_backward(gradient, *saved, ctx.scale)
+    of_query, of_key, of_value, of_alpha, of_beta = torch.ops.stmi_layers.tiled_attention_backward(
+        gradient, *saved, ctx.scale
+    )
     alpha, beta = saved[4:6]
     of_alpha, of_beta = of_alpha.sum_to_size(alpha.shape), of_beta.sum_to_size(beta.shape)
     return of_query, of_key, of_value, None, of_alpha.to(alpha.dtype), of_beta.to(beta.dtype), None
 
 
-_attend.register_autograd(_gradients, setup_context=_save)
+# Not `torch.library.custom_op`: its first call imports the compiler, which takes seconds.
+_NAME = "stmi_layers::tiled_attention"
+torch.library.define(_NAME, torch.library.infer_schema(_attend, mutates_args=()))
+torch.library.impl(_NAME, "cpu", _attend)
+torch.library.register_fake(_NAME, _shapes)
+torch.library.register_autograd(_NAME, _gradients, setup_context=_save)

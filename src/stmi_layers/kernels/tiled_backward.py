@@ -22,8 +22,7 @@ _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _plain_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-@torch.library.custom_op("stmi_layers::tiled_attention_backward", mutates_args=(), device_types="cpu")
-def tiled_attention_backward(
+def _differentiate(
     gradient: Tensor,
     query: Tensor,
     key: Tensor,
@@ -68,8 +67,7 @@ def tiled_attention_backward(
     return of_query.transpose(1, 2), of_key, of_value, of_alpha, of_beta
 
 
-@tiled_attention_backward.register_fake
-def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, ...]:
+def _shapes(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, ...]:
     batch, heads, tokens, head_dim = query.shape
     of_query = query.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
     of_key, of_value = (of.new_empty(batch, heads, tokens, head_dim) for of in (key, value))
@@ -83,7 +81,11 @@ def _refuse_second_derivative(*_: object) -> None:
     )
 
 
-tiled_attention_backward.register_autograd(_refuse_second_derivative)
+_NAME = "stmi_layers::tiled_attention_backward"
+torch.library.define(_NAME, torch.library.infer_schema(_differentiate, mutates_args=()))
+torch.library.impl(_NAME, "cpu", _differentiate)
+torch.library.register_fake(_NAME, _shapes)
+torch.library.register_autograd(_NAME, _refuse_second_derivative)
 
 
 def _is_half(tensor: Tensor) -> bool:
