@@ -4,6 +4,8 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+import examples.stmi.torchvision_compat  # noqa: F401  torchvision beside a CPU torch, for the backbones
+
 pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()
 
 

@@ -12,7 +12,7 @@ import stmi_layers
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 QUICKSTART = (ROOT / "examples/quickstart.py").read_text()
-PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def run(*arguments: str) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 import reference
-from stmi_layers import IdentityHead, ReIDLoss, batch_hard_triplet
+from stmi_layers import IdentityHead, ReIDLoss, batch_hard_triplet, losses
 
 MARGINS = [None, 0.0, 0.3, 5.0]
 
@@ -177,6 +177,40 @@ def test_triplet_under_vmap_matches_a_loop():
     features, labels = torch.randn(3, 6, 4), torch.tensor([0, 1, 0, 2, 2, 1])
     actual = torch.func.vmap(lambda x: batch_hard_triplet(x, labels))(features)
     torch.testing.assert_close(actual, torch.stack([batch_hard_triplet(x, labels) for x in features]))
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+@given(batch=batches(min_identities=2))
+def test_loss_with_a_gradient_is_the_one_without(batch, margin):
+    """The kernel that also computes the gradient, against its twin of plain operations under autograd."""
+    features, labels = batch
+    actual = value_and_gradient(lambda x: batch_hard_triplet(x, labels, margin=margin), features)
+    pairs = losses._hardest_pairs(features, labels)
+    twin = value_and_gradient(lambda x: losses._mined_triplet_loss(x, *pairs, margin), features)
+    torch.testing.assert_close(actual, twin)
+    torch.testing.assert_close(batch_hard_triplet(features, labels, margin=margin), twin[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # the forward mode of torch uses it
+@pytest.mark.parametrize("margin", [None, 0.3])
+def test_triplet_under_function_transforms(margin):
+    features, labels = torch.randn(3, 6, 4), torch.tensor([0, 1, 0, 2, 2, 1])
+
+    def loss(x: Tensor) -> Tensor:
+        return batch_hard_triplet(x, labels, margin=margin)
+
+    expected = torch.stack([value_and_gradient(loss, x)[1] for x in features])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(features), expected)
+    torch.testing.assert_close(torch.func.grad(lambda x: torch.func.vmap(loss)(x).sum())(features), expected)
+    value, slope = torch.func.jvp(loss, (features[0],), (features[1],))
+    torch.testing.assert_close((value, slope), (loss(features[0]), (expected[0] * features[1]).sum()))
+
+
+def test_triplet_refuses_a_second_derivative():
+    features, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])
+    (gradient,) = torch.autograd.grad(batch_hard_triplet(features, labels), features, create_graph=True)
+    with pytest.raises(NotImplementedError, match="batch_hard_triplet can be differentiated once"):
+        gradient.square().sum().backward()
 
 
 @pytest.mark.parametrize("margin", [-0.1, float("inf"), float("nan")])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import reference
 from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics
+from stmi_layers.kernels.ranking import positive_ranks, ranks_by_counting, ranks_by_selection
 
 METRICS = ["euclidean", "cosine"]
 
@@ -123,6 +124,42 @@ def test_ranking_matches_the_loops(retrieval, k, chunk_size):
         expected = [(ranking + [-1] * k)[:k] for ranking in reference.ranked_gallery(*inputs, **options)]
         actual = rank_gallery(*inputs, k=k, chunk_size=chunk_size, **options)
         assert actual.tolist() == expected
+
+
+@given(
+    queries=st.integers(1, 6),
+    gallery=st.integers(4, 40),
+    levels=st.sampled_from([1, 3, 2**20]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_selected_and_counted_negatives_give_the_same_ranks(queries, gallery, levels, seed):
+    """Few levels of distance make many ties, between positives and negatives and at both signs of zero."""
+    generator = torch.Generator().manual_seed(seed)
+    distance = (torch.randint(levels, (queries, gallery), generator=generator) - levels // 2).float()
+    distance[:, ::3] *= -1  # some zeros become -0.0, which is no nearer than 0.0
+    entry = torch.stack([torch.randperm(gallery, generator=generator)[:4] for _ in range(queries)])
+    positive = torch.rand(entry.shape, generator=generator) < 0.7
+    columns = max(1, int(positive.sum(dim=1).max()))
+    worst = distance.gather(1, entry).masked_fill(~positive, -math.inf).amax(dim=1, keepdim=True)
+    near = (distance <= worst).scatter(1, entry, False)
+    selected = ranks_by_selection(distance, near, entry, positive, columns)
+    counted = ranks_by_counting(distance, entry, positive, columns)
+    assert torch.equal(selected, counted)
+    assert torch.equal(positive_ranks(distance, entry, positive), counted)
+
+
+@pytest.mark.parametrize("noise", [0.05, 10.0])
+def test_useful_and_useless_features_are_ranked_alike_in_both_precisions(noise, device):
+    """Features around their identity's centre take the selection, random ones the comparison with all."""
+    centre = F.normalize(torch.randn(20, 16, device=device))
+    query_ids, gallery_ids = torch.arange(40, device=device) % 20, torch.arange(400, device=device) % 20
+    query, gallery = (
+        centre[ids] + noise * torch.randn(len(ids), 16, device=device) for ids in (query_ids, gallery_ids)
+    )
+    single = reid_metrics(query, gallery, query_ids, gallery_ids)
+    double = reid_metrics(query.double(), gallery.double(), query_ids, gallery_ids)
+    assert (single.mAP > 0.9) == (noise < 1)
+    torch.testing.assert_close(single.average_precision, double.average_precision, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("metric", METRICS)

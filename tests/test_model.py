@@ -170,7 +170,10 @@ def test_vocabulary_orders_cuts_and_marks_the_unknown():
     assert tokens[0].tolist() == [UNKNOWN, 5, PADDING]
     assert tokens[1].tolist() == [NO_CAPTION, PADDING, PADDING]
     assert tokens[2].tolist() == [4, 3, 5]
-    assert vocabulary.count_cut(["a red car van", "red"]) == 1
+    assert (
+        vocabulary.describe_overflow(["a red car van", "red"]) == "1 of 2 captions have more than 3 words and are cut"
+    )
+    assert vocabulary.describe_overflow(["red"]) is None
 
 
 def test_caption_padding_is_inert():

@@ -54,8 +54,9 @@ SIGNATURES = {
     "batch_hard_triplet": "(features, labels, *, margin=None)",
     "hypergraph_conv": "(nodes, incidence, edge_weight=None, *, normalization='row')",
     "incidence_statistics": "(incidence, num_modalities)",
+    "k_reciprocal_rerank": "(query, gallery, *, k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)",
     "modulate_logits": "(logits, foreground, alpha, beta)",
-    "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None)",
+    "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None, implementation='auto')",
     "perturb_background": "(foreground, p, *, generator=None)",
     "rank_gallery": (
         "(query, gallery, query_ids, gallery_ids, *, k=10, query_groups=None, gallery_groups=None, "
@@ -63,7 +64,11 @@ SIGNATURES = {
     ),
     "reid_metrics": (
         "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
-        "5, 10), metric='euclidean', chunk_size=64)"
+        "5, 10), metric='euclidean', chunk_size=256)"
+    ),
+    "reranked_metrics": (
+        "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
+        "5, 10), k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)"
     ),
     "similarity_incidence": "(nodes, threshold, *, similarity='cosine', present=None)",
     "token_foreground": "(mask, grid, *, threshold=0.5, prefix_tokens=1)",

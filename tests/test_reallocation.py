@@ -11,6 +11,8 @@ from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 import reference
+from stmi_layers import reallocation
+from stmi_layers.kernels.reading import ReadTokens
 from stmi_layers.reallocation import SemanticTokenReallocation, absorbed_cross_attention
 
 
@@ -86,14 +88,43 @@ def test_attention_matches_torch(problem):
     )
 
 
-def test_attention_gradcheck():
-    example = problem(batch=2, queries=2, tokens=3, heads=2, head_dim=2)
+# Two heads: one query is absorbed, the tokens of three are projected.
+@pytest.mark.parametrize("queries", [1, 3])
+def test_attention_gradcheck(queries):
+    example = problem(batch=2, queries=queries, tokens=3, heads=2, head_dim=2)
     example.keep[1] = False
 
     def attend(*leaves: Tensor) -> Tensor:
         return absorbed_cross_attention(*leaves, example.num_heads, keep=example.keep)
 
     assert torch.autograd.gradcheck(attend, example.leaves)
+    assert torch.autograd.gradgradcheck(attend, example.leaves)
+
+
+@given(problems, st.booleans())
+def test_reading_is_its_readable_twin(problem, masked):
+    """The kernel against plain operations, which run without a gradient of the tokens: values, weights, gradients."""
+    rows, context = leaves = problem.leaves[:2]
+    keep = problem.keep if masked else None
+    for of_interest in (0, 1):
+        actual = ReadTokens.apply(rows, context, keep)[of_interest]
+        weights = reallocation._attention_weights(rows, context, None if keep is None else keep[:, None])
+        expected = (weights @ context, weights)[of_interest]
+        torch.testing.assert_close(with_gradients(actual, leaves), with_gradients(expected, leaves))
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_function_transforms_see_through(queries):
+    example = problem(batch=3, queries=queries, tokens=4, heads=2, head_dim=2)
+
+    def loss(query: Tensor, context: Tensor) -> Tensor:
+        batch = query[None], context[None]
+        return absorbed_cross_attention(*batch, *example[2:7]).square().sum()
+
+    query, context = example.query.detach(), example.context.detach()
+    per_sample = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)))(query, context)
+    whole = absorbed_cross_attention(example.query, example.context, *example[2:7]).square().sum()
+    torch.testing.assert_close(per_sample, torch.autograd.grad(whole, example[:2]))
 
 
 @given(problems)

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from examples.stmi import compare, evaluate
 from examples.stmi.checkpoint import read_checkpoint, save_checkpoint
+from examples.stmi.data import collate
+from examples.stmi.run import start
 from examples.stmi.settings import Settings
-from examples.stmi.train import rate, start, train, train_dataset
+from examples.stmi.train import rate, train, train_dataset, train_epoch
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"
@@ -26,8 +29,11 @@ REAL = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("set"))
+
+
+def write_set(root: Path) -> Path:
     """Identities as colours on noise, five for training and five for testing, two cameras, two images each."""
-    root = tmp_path_factory.mktemp("set")
     random = np.random.default_rng(0)
     captions: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
     for identity in range(10):
@@ -261,6 +267,32 @@ def test_compare_writes_a_table_and_repeats_nothing(folder, tmp_path):
         compare.variant_settings(arguments, "best", 0)
     with pytest.raises(ValueError, match=r"made with other settings; choose another --out(.|\n)*epochs: 1 -> 2"):
         compare.main(replace(arguments, epochs=2))
+
+
+def test_samples_without_caption_are_left_out_of_the_loss_on_the_text(folder, tmp_path):
+    some = tmp_path / "set"
+    shutil.copytree(folder, some)
+    entries = json.loads((some / "text" / "train.json").read_text())
+    (some / "text" / "train.json").write_text(json.dumps(entries[::2]))
+    settings = tiny(some, tmp_path / "out", captions="optional", epochs=1)
+    dataset = train_dataset(settings)
+    run = start(settings, dataset)
+    seen = []
+    run.loss.terms["T"].register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    loader = DataLoader(dataset, 10, collate_fn=collate)
+    train_epoch(run, dataset, loader, torch.device("cpu"), quiet=True)
+    assert sum(seen) == len(entries[::2]) == 10
+
+
+def test_a_run_resumes_by_another_way_to_the_same_data(folder, tmp_path, monkeypatch):
+    train(tiny(folder, tmp_path / "out", epochs=1), quiet=True)
+    monkeypatch.chdir(folder.parent)
+    relative = tiny(Path(folder.name), tmp_path / "out", epochs=1)
+    assert relative.differences(tiny(folder, tmp_path / "out", epochs=1)) == []
+    train(relative, resume=True, quiet=True)
+    assert relative.differences(tiny(folder.parent, tmp_path / "out", epochs=1)) == [
+        f"data: {folder.parent} -> {folder.name}"
+    ]
 
 
 def test_the_learning_rate_rises_then_falls_to_a_tenth():

@@ -1,11 +1,10 @@
 """From items on disk to batches: one geometry per sample, masks that stay on their images, reproducible sampling.
 
 Everything random depends on a seed, the epoch and the index of the sample, and on nothing else: not on the number of
-workers, nor on what else draws random numbers. `folders.py` says how the files are laid out.
+workers, nor on what else draws random numbers. `folders.py` and `layouts/` say how the files are laid out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from examples.stmi.folders import Item as Item
 from examples.stmi.folders import check_option, shorten
 from examples.stmi.folders import read_split as read_split
+from examples.stmi.items import Item as Item
+from examples.stmi.items import Source, read_image, read_mask
 from examples.stmi.sampling import IdentitySampler as IdentitySampler
 from examples.stmi.sampling import mix_seed
 from examples.stmi.sampling import query_gallery as query_gallery
-from examples.stmi.torchvision_compat import tv_tensors, v2
+from examples.stmi.transforms import Augmentation as Augmentation
+from examples.stmi.transforms import erase, move
 
 
 class Sample(NamedTuple):
@@ -64,38 +65,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         indices=torch.tensor([sample.index for sample in samples]),
         has_caption=torch.tensor([sample.caption != "" for sample in samples]),
     )
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training images are varied. Flip and crop are common to all modalities and masks of a sample; each modality
-    is erased on its own, and its mask never.
-
-    Attributes:
-        flip: probability of mirroring left and right.
-        padding: black border from which the crop is taken, as a share of sqrt(height * width): 10 pixels at 256 x 128.
-        erasing: probability of painting a rectangle grey (0 after normalisation), per modality.
-        erasing_area: smallest and largest area of the rectangle, as shares of the image.
-        erasing_aspect: smallest and largest height over width of the rectangle.
-    """
-
-    flip: float = 0.5
-    padding: float = 10 / (256 * 128) ** 0.5
-    erasing: float = 0.5
-    erasing_area: tuple[float, float] = (0.02, 0.33)
-    erasing_aspect: tuple[float, float] = (0.3, 3.3)
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.flip <= 1 and 0 <= self.erasing <= 1):
-            raise ValueError(f"flip and erasing must lie in [0, 1]; received {self.flip} and {self.erasing}")
-        if self.padding < 0:
-            raise ValueError(f"padding must not be negative; received {self.padding}")
-        (least, most), (flattest, tallest) = self.erasing_area, self.erasing_aspect
-        if not (0 < least <= most <= 1 and 0 < flattest <= tallest):
-            raise ValueError(
-                "erasing_area must rise within (0, 1], erasing_aspect be positive and rise; "
-                f"received {self.erasing_area} and {self.erasing_aspect}"
-            )
 
 
 class MultiModalDataset(Dataset[Sample]):
@@ -160,7 +129,8 @@ class MultiModalDataset(Dataset[Sample]):
             self._refuse_missing_masks()
         # Shared, so that it reaches workers that outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._decoded: dict[tuple[Path, bool], Tensor] = {}
+        self._images: dict[Source, Tensor] = {}
+        self._masks: dict[Path, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -183,12 +153,12 @@ class MultiModalDataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix_seed(self.seed, int(self._epoch), index))
             if self.augment is not None:
-                images, masks = _move(images, masks, self.augment)
+                images, masks, _ = move(images, masks, self.augment)
             images = (images / 255 - self.mean) / self.std
             if self.blank:
                 images = images.where(masks[:, None], 0.0)
             if self.augment is not None:
-                images = _erase(images, self.augment)
+                images = erase(images, self.augment)
         images = images.where(present[:, None, None, None], 0.0)
         if self.blank or self.mask_mode == "ones":
             masks = torch.ones_like(masks)
@@ -197,27 +167,35 @@ class MultiModalDataset(Dataset[Sample]):
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Bytes (modalities, 3, height, width), black where missing, and Bool masks, True where missing."""
-        images = [self._decode(path, is_mask=False) for path in self.items[index].images]
+        images = [self._image(source) for source in self.items[index].images]
         needed = self.blank or self.mask_mode in ("given", "shuffled")
         paths = self.items[self._mask_of[index]].masks
-        masks = [self._decode(path if needed else None, is_mask=True) for path in paths]
+        masks = [self._mask(path if needed else None) for path in paths]
         return torch.stack(images), torch.stack(masks)
 
-    def _decode(self, path: Path | None, *, is_mask: bool) -> Tensor:
+    def _image(self, source: Source | None) -> Tensor:
+        if source is None:
+            return torch.zeros(3, *self.size, dtype=torch.uint8)
+        if source in self._images:
+            return self._images[source]
         height, width = self.size
-        if path is None:
-            return torch.ones(self.size, dtype=torch.bool) if is_mask else torch.zeros(3, *self.size, dtype=torch.uint8)
-        if (path, is_mask) in self._decoded:
-            return self._decoded[path, is_mask]
-        # Pillow takes the pixel at the centre; the "nearest" of torch would move a mask by half a pixel.
-        nearest, smooth = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
-        with Image.open(path) as image:
-            resized = image.convert("L" if is_mask else "RGB").resize((width, height), nearest if is_mask else smooth)
-        array = torch.from_numpy(np.array(resized))
-        decoded = array > 127 if is_mask else array.permute(2, 0, 1).contiguous()
+        resized = read_image(source).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        image = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
         if self.cache:
-            self._decoded[path, is_mask] = decoded
-        return decoded
+            self._images[source] = image
+        return image
+
+    def _mask(self, path: Path | None) -> Tensor:
+        if path is None:
+            return torch.ones(self.size, dtype=torch.bool)
+        if path in self._masks:
+            return self._masks[path]
+        height, width = self.size
+        # Pillow takes the pixel at the centre; the "nearest" of torch would move a mask by half a pixel.
+        mask = np.array(Image.fromarray(read_mask(path)).resize((width, height), Image.Resampling.NEAREST))
+        if self.cache:
+            self._masks[path] = torch.from_numpy(mask)
+        return torch.from_numpy(mask)
 
     def _refuse_missing_masks(self) -> None:
         missing = [
@@ -228,7 +206,8 @@ class MultiModalDataset(Dataset[Sample]):
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(self.items)} items lack a mask in mask/ or mask_<MODALITY>/: "
-                f"{shorten(missing)}; add them, or pass missing_mask='ones', mask_mode='ones' or mask_mode='none'"
+                f"{shorten(missing)}; add them, or pass missing_mask='ones', "
+                "mask_mode='ones' (--masks ones) or mask_mode='none' (--masks none)"
             )
 
 
@@ -241,16 +220,7 @@ def _derange(count: int, seed: int) -> list[int]:
     return [following[index] for index in range(count)]
 
 
-def _move(images: Tensor, masks: Tensor, augmentation: Augmentation) -> tuple[Tensor, Tensor]:
-    """Flip, pad and crop, everything alike."""
-    height, width = images.shape[-2:]
-    padding = round(augmentation.padding * (height * width) ** 0.5)
-    move = v2.Compose([v2.RandomHorizontalFlip(augmentation.flip), v2.RandomCrop((height, width), padding=padding)])
-    moved = move(tv_tensors.Image(images), tv_tensors.Mask(masks))
-    return moved[0].as_subclass(Tensor), moved[1].as_subclass(Tensor)
+if __name__ == "__main__":
+    from examples.stmi.inspection import main
 
-
-def _erase(images: Tensor, augmentation: Augmentation) -> Tensor:
-    scale, ratio = augmentation.erasing_area, augmentation.erasing_aspect
-    erase = v2.RandomErasing(augmentation.erasing, scale=scale, ratio=ratio, value=0)
-    return torch.stack([erase(image) for image in images])
+    main()

@@ -3,9 +3,9 @@
 Every feature of the model and their concatenation are scored in one pass.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from examples.stmi import figures
+from examples.stmi.build import build_model, restore_tokenizer
 from examples.stmi.checkpoint import load_weights, read_checkpoint
-from examples.stmi.data import Augmentation, Batch, Item, MultiModalDataset, collate, query_gallery, read_split
+from examples.stmi.data import Augmentation, Batch, Item, MultiModalDataset, collate, read_split
+from examples.stmi.folders import MissingCaption, MissingModality
 from examples.stmi.model import STMI, Features
-from examples.stmi.settings import Settings, build_model
-from examples.stmi.text import Vocabulary
-from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics, rank_gallery, reid_metrics
+from examples.stmi.protocol import Protocol, protocol_for
+from examples.stmi.report import as_numbers, table, write_report
+from examples.stmi.settings import Settings
+from examples.stmi.text import Tokenizer
+from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics
 
-RANKS = (1, 5, 10)
+# What to do about a caption that is not there, by the setting of the run.
+MISSING_CAPTION: dict[str, MissingCaption] = {"required": "error", "optional": "none", "off": "ignore"}
+# Settings of a run that its evaluation may replace.
+FROM_THE_RUN = ("data", "query_cameras", "match", "drop", "missing_modality", "damaged")
 
 
 def choose_device(name: str) -> torch.device:
@@ -50,7 +56,7 @@ def _dataset(settings: Settings, split: str, augment: Augmentation | bool) -> Mu
         split,
         settings.modalities,
         missing_modality=settings.missing_modality,
-        missing_caption="error" if settings.captions == "required" else "none",
+        missing_caption=MISSING_CAPTION[settings.captions],
         damaged=settings.damaged,
     )
     return MultiModalDataset(
@@ -60,13 +66,13 @@ def _dataset(settings: Settings, split: str, augment: Augmentation | bool) -> Mu
         seed=settings.seed,
         mask_mode="none" if settings.masks == "blank" else settings.masks,
         blank=settings.masks == "blank",
-        cache=True,
+        cache=settings.cache,
     )
 
 
 @torch.no_grad()
 def describe(
-    model: STMI, dataset: MultiModalDataset, vocabulary: Vocabulary | None, *, device: torch.device, quiet: bool = False
+    model: STMI, dataset: MultiModalDataset, tokenizer: Tokenizer | None, *, device: torch.device, quiet: bool = False
 ) -> dict[str, Tensor]:
     """Descriptors of all items by name: each feature with norm 1, and `all`, several of them joined, with norm 1."""
     was_training = model.training
@@ -74,7 +80,7 @@ def describe(
     parts: dict[str, list[Tensor]] = {}
     loader = DataLoader(dataset, batch_size=64, collate_fn=collate)
     for batch in tqdm(loader, desc="describe", disable=quiet, leave=False):
-        for name, feature in features_of(model, batch, vocabulary, device)._asdict().items():
+        for name, feature in features_of(model, batch, tokenizer, device)._asdict().items():
             if feature is not None:
                 parts.setdefault(name, []).append(F.normalize(feature.float(), dim=-1).cpu())
     model.train(was_training)
@@ -84,9 +90,9 @@ def describe(
     return descriptors
 
 
-def features_of(model: STMI, batch: Batch, vocabulary: Vocabulary | None, device: torch.device) -> Features:
+def features_of(model: STMI, batch: Batch, tokenizer: Tokenizer | None, device: torch.device) -> Features:
     """Move a batch to the device and run the model on it."""
-    tokens = None if vocabulary is None else vocabulary.encode(batch.captions).to(device)
+    tokens = None if tokenizer is None else tokenizer.encode(batch.captions).to(device)
     masks = None if batch.masks is None else batch.masks.to(device)
     present = None if batch.present.all() else batch.present.to(device)
     return model(batch.images.to(device), masks, present, tokens)
@@ -94,7 +100,7 @@ def features_of(model: STMI, batch: Batch, vocabulary: Vocabulary | None, device
 
 @torch.no_grad()
 def hypergraph_statistics(
-    model: STMI, dataset: MultiModalDataset, vocabulary: Vocabulary | None, *, device: torch.device
+    model: STMI, dataset: MultiModalDataset, tokenizer: Tokenizer | None, *, device: torch.device
 ) -> dict[str, float] | None:
     """What CHI joins in the first 64 items: the identity and everything are the two hypergraphs that do nothing."""
     if model.fusion is None or not isinstance(model.fusion.interaction, CrossModalHypergraph):
@@ -106,8 +112,8 @@ def hypergraph_statistics(
     present = batch.present.to(device)
     patches, _ = model.tokens(batch.images.to(device), masks, present)
     prior = None
-    if vocabulary is not None and model.text_encoder is not None:
-        prior = model.text_encoder(vocabulary.encode(batch.captions).to(device))
+    if tokenizer is not None and model.text_encoder is not None:
+        prior = model.text_encoder(tokenizer.encode(batch.captions).to(device))
     tokens = model.fusion.semantic_tokens(patches, prior)
     incidence = model.fusion.interaction.incidence(tokens, present)
     model.train(was_training)
@@ -116,139 +122,76 @@ def hypergraph_statistics(
     return {"nodes": incidence.shape[1], **dict(zip(names, means, strict=True))}
 
 
-def score(descriptors: dict[str, Tensor], items: list[Item], query_cameras: tuple[int, ...]) -> dict[str, ReIDMetrics]:
-    """Metrics of every descriptor: the same identity from the same camera is never a match."""
-    query, gallery = query_gallery(items, query_cameras)
-    identities, cameras = _identities_and_cameras(items)
-    return {
-        name: reid_metrics(
-            descriptor[query],
-            descriptor[gallery],
-            identities[query],
-            identities[gallery],
-            query_groups=cameras[query],
-            gallery_groups=cameras[gallery],
-            ranks=RANKS,
-        )
-        for name, descriptor in descriptors.items()
-    }
-
-
-def _identities_and_cameras(items: list[Item]) -> tuple[Tensor, Tensor]:
-    return torch.tensor([item.identity for item in items]), torch.tensor([item.camera for item in items])
-
-
-def headline(settings: Settings, names: list[str]) -> str:
-    """The descriptor that stands for the run: U where the model has one (`descriptor` chooses another)."""
-    if settings.descriptor == "auto":
-        return "U" if "U" in names else "G"
-    if settings.descriptor not in names:
-        raise ValueError(f"descriptor must be one the model has, {sorted(names)}; received {settings.descriptor!r}")
-    return settings.descriptor
-
-
-def write_report(
-    settings: Settings,
-    dataset: MultiModalDataset,
+def score(
     descriptors: dict[str, Tensor],
-    metrics: dict[str, ReIDMetrics],
+    items: list[Item],
+    protocol: Protocol,
     *,
-    extra: dict[str, object] | None = None,
-) -> list[Path]:
-    """Write metrics.json and retrieval.png into `settings.out` and return their paths."""
-    settings.out.mkdir(parents=True, exist_ok=True)
-    chosen = headline(settings, list(descriptors))
-    content = {
-        "headline": chosen,
-        "protocol": protocol_of(settings),
-        "queries": metrics[chosen].num_queries,
-        "skipped_queries": metrics[chosen].num_skipped,
-        "descriptors": {name: as_numbers(value) for name, value in metrics.items()},
-        **(extra or {}),
-    }
-    path = settings.out / "metrics.json"
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    return [path, draw_retrieval(settings, dataset, descriptors[chosen], chosen)]
+    rerank: bool = False,
+) -> dict[str, ReIDMetrics]:
+    """Metrics of every descriptor.
 
-
-def as_numbers(metrics: ReIDMetrics) -> dict[str, float]:
-    return {"mAP": metrics.mAP, **{f"R{rank}": value for rank, value in metrics.cmc.items()}, "mINP": metrics.mINP}
-
-
-def draw_retrieval(settings: Settings, dataset: MultiModalDataset, descriptor: Tensor, name: str) -> Path:
-    """Six queries, evenly spread over all of them, with the five best matches of each."""
-    items = dataset.items
-    query, gallery = query_gallery(items, settings.query_cameras)
-    shown = query[torch.linspace(0, len(query) - 1, min(6, len(query))).long()]
-    identities, cameras = _identities_and_cameras(items)
-    best = rank_gallery(
-        descriptor[shown],
-        descriptor[gallery],
-        identities[shown],
-        identities[gallery],
-        query_groups=cameras[shown],
-        gallery_groups=cameras[gallery],
-        k=min(5, len(gallery)),
-    )
-    matches = torch.where(best < 0, best, gallery[best.clamp(min=0)])
-    captions = [f"id {items[index].identity}, camera {items[index].camera}" for index in shown.tolist()]
-    title = f"Queries and their best matches by {name}; green is right, red is wrong, the mask is outlined"
-    return figures.retrieval(
-        dataset, shown.tolist(), matches, settings.out / "retrieval.png", title=title, captions=captions
-    )
-
-
-def protocol_of(settings: Settings) -> str:
-    who = f"cameras {list(settings.query_cameras)} query the others" if settings.query_cameras else "all query all"
-    return f"{who}; same identity and camera dropped"
-
-
-def table(metrics: dict[str, ReIDMetrics]) -> str:
-    """A line per descriptor, in percent, and one about the queries that could not be scored."""
-    lines = [f"{'':10}" + "".join(f"{name:>8}" for name in as_numbers(next(iter(metrics.values()))))]
-    lines += [
-        f"{name:10}" + "".join(f"{100 * value:8.1f}" for value in as_numbers(value).values())
-        for name, value in metrics.items()
-    ]
-    first = next(iter(metrics.values()))
-    if first.num_skipped:
-        lines.append(
-            f"{first.num_skipped} of {first.num_queries} queries are skipped: the gallery shows their identity from no "
-            "other camera; add such images to the test split, or leave these out"
-        )
-    return "\n".join(lines)
+    Args:
+        descriptors: one row per item, by name.
+        items: those of the test split.
+        protocol: what a query may match.
+        rerank: by k-reciprocal neighbours, instead of by distance alone.
+    """
+    return {name: protocol.score(descriptor, items, rerank=rerank) for name, descriptor in descriptors.items()}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Evaluate a checkpoint on the test split of its own data, or of other data in the same layout."""
+    """Evaluate a checkpoint on the test split of its own data, or of other data in any layout."""
 
     checkpoint: Path
     """The checkpoint.pt of a run."""
     data: Path | None = None
-    """Another folder set; the one of the run by default."""
+    """Another set; the one of the run by default."""
     out: Path | None = None
     """Where metrics.json and retrieval.png go; DIR/evaluation beside the checkpoint by default."""
     query_cameras: tuple[int, ...] | None = None
     """Other cameras to query with."""
+    match: str | None = None
+    """Column in which a match equals the query: identity by default, or one of DATA/items.csv."""
+    drop: str | None = None
+    """Column in which it must not equal it as well: camera by default, scene on MSVR310, or one of DATA/items.csv."""
+    rerank: bool = False
+    """Report the scores after k-reciprocal re-ranking, too."""
+    missing_modality: MissingModality | None = None
+    """What to do about an image missing in some modality; as in the run by default."""
+    damaged: Literal["error", "skip"] | None = None
+    """What to do about files that cannot be decoded; as in the run by default."""
     device: str = "auto"
     """cpu, cuda, ...; "auto" takes CUDA when there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to torch."""
 
 
 def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     content = read_checkpoint(arguments.checkpoint)
-    changes = {name: value for name in ("data", "query_cameras") if (value := getattr(arguments, name)) is not None}
+    asked = {name: getattr(arguments, name) for name in FROM_THE_RUN}
+    changes = {name: value for name, value in asked.items() if value is not None}
     out = arguments.out or arguments.checkpoint.parent / "evaluation"
     settings = replace(Settings.from_dict(content["settings"]), **changes, out=out, device=arguments.device)
-    vocabulary = None if content["words"] is None else Vocabulary(content["words"])
+    tokenizer = restore_tokenizer(settings, content["words"])
     device = choose_device(settings.device)
-    model = build_model(settings, vocabulary)
+    model = build_model(settings, tokenizer)
     load_weights(model, content["model"], "model")
     dataset = test_dataset(settings)
-    descriptors = describe(model.to(device), dataset, vocabulary, device=device)
-    metrics = score(descriptors, dataset.items, settings.query_cameras)
-    paths = write_report(settings, dataset, descriptors, metrics)
-    print(table(metrics), f"protocol: {protocol_of(settings)}", *paths, sep="\n")
+    protocol = protocol_for(dataset.items, settings.query_cameras, match=settings.match, drop=settings.drop)
+    descriptors = describe(model.to(device), dataset, tokenizer, device=device)
+    metrics = score(descriptors, dataset.items, protocol)
+    print(table(metrics))
+    extra: dict[str, object] = {}
+    if arguments.rerank:
+        reranked = score(descriptors, dataset.items, protocol, rerank=True)
+        print("after k-reciprocal re-ranking:", table(reranked), sep="\n")
+        extra["reranked"] = {name: as_numbers(value) for name, value in reranked.items()}
+    paths = write_report(settings, dataset, descriptors, metrics, protocol=protocol, extra=extra)
+    print(f"protocol: {protocol.describe(dataset.items)}", *paths, sep="\n")
     return metrics
 
 

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from examples.stmi.interactions import SelfAttentionInteraction, TokenMixing
-from examples.stmi.text import CaptionEncoder
 from stmi_layers import CrossModalHypergraph, GlobalCrossAttention, ReIDLoss, SemanticTokenReallocation
 
 Fusion = Literal["hypergraph", "self-attention", "mlp", "none", "concatenation"]
@@ -162,8 +161,21 @@ class STMILoss(nn.Module):
             {name: ReIDLoss(width, num_identities, identity_weight=identity_weight) for name, width in widths.items()}
         )
 
-    def forward(self, features: Features, labels: Tensor) -> Tensor:
-        return torch.stack([loss(_widened(getattr(features, name)), labels) for name, loss in self.terms.items()]).sum()
+    def forward(self, features: Features, labels: Tensor, has_caption: Tensor | None = None) -> Tensor:
+        """The sum of all terms; T is supervised in the rows that `has_caption` marks True, by default in all.
+
+        A row without caption has the one vector that says so, and there is nothing to tell identities apart by.
+        """
+        terms = []
+        for name, loss in self.terms.items():
+            feature, of_feature = _widened(getattr(features, name)), labels
+            if name == "T" and has_caption is not None:
+                feature, of_feature = feature[has_caption], labels[has_caption]
+                if len(feature) < 2:  # too few for a batch norm
+                    terms.append(0 * feature.sum())
+                    continue
+            terms.append(loss(feature, of_feature))
+        return torch.stack(terms).sum()
 
 
 def build_stmi(
@@ -175,7 +187,7 @@ def build_stmi(
     num_tokens: int = 4,
     num_heads: int = 4,
     threshold: float = 0.5,
-    text_encoder: CaptionEncoder | None = None,
+    text_encoder: nn.Module | None = None,
 ) -> STMI:
     """Compose STMI, or a variant of Tables 3 and 4, around a backbone.
 

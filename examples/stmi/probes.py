@@ -12,7 +12,9 @@ import tyro
 from torch import Tensor
 
 from examples.stmi.data import MultiModalDataset, read_split
-from examples.stmi.evaluate import score, table
+from examples.stmi.evaluate import score
+from examples.stmi.protocol import protocol_for
+from examples.stmi.report import table
 from stmi_layers import ReIDMetrics
 
 
@@ -31,7 +33,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
-    items = read_split(arguments.data, "test", arguments.modalities, missing_caption="none")
+    items = read_split(arguments.data, "test", arguments.modalities, missing_caption="ignore")
     dataset = MultiModalDataset(items, arguments.image_size)
     samples = [dataset[index] for index in range(len(dataset))]
     images = torch.stack([sample.images for sample in samples])
@@ -43,7 +45,11 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
         "figure": images * masks,
         "pixels": images,
     }
-    metrics = score({name: _normalised(value) for name, value in features.items()}, items, arguments.query_cameras)
+    metrics = score(
+        {name: _normalised(value) for name, value in features.items()},
+        items,
+        protocol_for(items, arguments.query_cameras),
+    )
     print(table(metrics))
     return metrics
 

@@ -92,20 +92,33 @@ def query_gallery(
     """Indices of the queries and of the gallery.
 
     Args:
-        items: those of the test split.
-        query_cameras: the cameras that query all others; without any, every item is both query and gallery.
+        items: those of the test split. Where their roles tell queries from the gallery, that is the answer.
+        query_cameras: where they do not, the cameras that query all others; without any, every item is both.
 
     Raises:
-        ValueError: when a camera does not exist, or none is left for the gallery.
+        ValueError: when a camera does not exist, none is left for the gallery, or the roles leave no choice.
     """
+    roles = [item.role for item in items]
+    if any(role != "both" for role in roles):
+        if query_cameras:
+            raise ValueError(
+                f"query_cameras must be empty where the set has a query split; received {list(query_cameras)} "
+                "(--query-cameras)"
+            )
+        query, gallery = (torch.tensor([role != other for role in roles]) for other in ("gallery", "query"))
+        return query.nonzero().flatten(), gallery.nonzero().flatten()
     cameras = torch.tensor([item.camera for item in items])
     if not query_cameras:
         return torch.arange(len(items)), torch.arange(len(items))
     there = sorted(set(cameras.tolist()))
     unknown = sorted(set(query_cameras).difference(there))
     if unknown:
-        raise ValueError(f"query_cameras must be cameras of the items, {there}; received {unknown} among them")
+        raise ValueError(
+            f"query_cameras must be cameras of the items, {there}; received {unknown} among them (--query-cameras)"
+        )
     is_query = torch.isin(cameras, torch.tensor(list(query_cameras)))
     if is_query.all():
-        raise ValueError(f"query_cameras must leave a camera for the gallery; received all of them, {there}")
+        raise ValueError(
+            f"query_cameras must leave a camera for the gallery; received all of them, {there} (--query-cameras)"
+        )
     return is_query.nonzero().flatten(), (~is_query).nonzero().flatten()

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.stmi.cnn import ConvolutionalBackbone
-from examples.stmi.model import STMI, Backbone, Fusion, build_stmi
-from examples.stmi.text import CaptionEncoder, Vocabulary
-from examples.stmi.vit import VisionTransformer
+from examples.stmi.clip_text import Overflow
+from examples.stmi.model import Fusion
 
 Masks = Literal["given", "ones", "shuffled", "blank", "none"]
+# Settings that change where and how a run is computed, and not what comes out.
+FREE = {"out", "device", "amp", "workers", "threads", "evaluate_every", "cache", "checkpointing", "trust_pickle"}
 
 
 @dataclass(frozen=True)
@@ -18,37 +18,62 @@ class Settings:
     """Train STMI, or a part of it, and evaluate what it retrieves."""
 
     data: Path
-    """Folder set: DATA/train/RGB/000028_cam1_0_02.jpg, the same names in the other modalities and in mask/."""
+    """The set, in any layout that `python -m examples.stmi.data inspect` recognises."""
     out: Path
     """Where checkpoint, metrics, logs and pictures go."""
     modalities: tuple[str, ...] = ("RGB", "NI", "TI")
     """Folders to read, one image of each per sample."""
     query_cameras: tuple[int, ...] = ()
     """Cameras of the test split that query; the others are the gallery. Without it every image is both."""
-    missing_modality: Literal["error", "absent"] = "error"
-    """What to do about an image missing in some modality folder."""
+    match: str | None = None
+    """Column in which a match equals the query: identity by default, or one of DATA/items.csv."""
+    drop: str | None = None
+    """Column in which it must not equal it as well: camera by default, scene on MSVR310, or one of DATA/items.csv."""
+    missing_modality: Literal["error", "absent", "skip"] = "error"
+    """What to do about an image missing in some modality: train without this modality of the sample, or without the
+    sample."""
     damaged: Literal["error", "skip"] = "error"
     """What to do about files that cannot be decoded; skipped ones are named."""
     captions: Literal["off", "required", "optional"] = "off"
-    """Text prior from DATA/text/*.json; "optional" marks a missing caption with a token of its own."""
+    """Text prior from DATA/text/*.json; "optional" puts a learned vector where a caption is missing, and leaves that
+    sample out of the loss on T."""
+    text_encoder: Literal["words", "clip"] = "words"
+    """What reads the captions: a small transformer learned here, or the frozen text tower of `architecture`."""
+    caption_overflow: Overflow = "truncate"
+    """Captions beyond the 77 tokens of CLIP: cut, or read in pieces whose features are averaged."""
+    text_projection: bool = True
+    """Learn a linear map behind the frozen text tower; without it the loss on T trains only its own classifier."""
 
     image_size: tuple[int, int] = (64, 64)
     """Height and width the images are resized to."""
     masks: Masks = "given"
     """What steers the attention: the masks given, all-ones masks, those of other images, nothing; "blank" gives the
     network no mask and paints the background of its input grey."""
-    backbone: Literal["vit", "cnn"] = "vit"
-    """The vision transformer with SFM, or a small convolutional network to compare with, which no mask steers."""
+    backbone: Literal["vit", "cnn", "open_clip", "timm"] = "vit"
+    """A small vision transformer with SFM; a small convolutional network to compare with, which no mask steers; or the
+    `architecture` of open_clip or timm with SFM in all its blocks."""
+    architecture: str = "ViT-B-16-quickgelu"
+    """Name of the model of open_clip or timm, the "-quickgelu" one for OpenAI's weights."""
+    weights: Path | None = None
+    """Pretrained weights of `architecture`: OpenAI's archive, or a safetensors or torch file of open_clip or timm."""
+    weights_grid: tuple[int, int] | None = None
+    """Rows and columns of patches of the images those weights were trained with; by default a square."""
+    trust_pickle: bool = False
+    """Read a torch file that holds more than tensors, which can run any code in it."""
+    projected: bool = True
+    """CLIP's projection on every token: 512 wide for ViT-B/16, where the tokens themselves have 768."""
+    checkpointing: bool = False
+    """Recompute the blocks of a pretrained backbone in the backward pass: less memory for more time."""
     patch_size: int = 8
-    """Side of a patch in pixels."""
+    """Side of a patch in pixels; a pretrained backbone brings its own."""
     dim: int = 128
-    """Width of all tokens."""
+    """Width of all tokens; a pretrained backbone brings its own."""
     depth: int = 2
-    """Blocks of the vision transformer."""
+    """Blocks of the small vision transformer."""
     stem_width: int = 64
-    """Channels after the first convolution of the stem."""
+    """Channels after the first convolution of the stem of the small vision transformer."""
     num_heads: int = 4
-    """Heads of every attention."""
+    """Heads of every attention outside a pretrained backbone."""
     strength: float = 0.5
     """Initial alpha and beta of SFM. From scratch there is no pretrained attention to be gentle with."""
     foreground_threshold: float = 0.5
@@ -103,6 +128,8 @@ class Settings:
     """Loader processes; the result does not depend on their number."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch. Runs are reproducible for an equal number of threads."""
+    cache: bool = True
+    """Keep decoded images in memory: modalities * 3 * height * width bytes per sample."""
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.evaluate_every) < 1:
@@ -124,46 +151,18 @@ class Settings:
         if unknown:
             raise ValueError(f"the run is of another version of this trainer: it sets {unknown}; train anew")
         tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **tuples, "data": Path(values["data"]), "out": Path(values["out"])})
+        paths = {name: Path(values[name]) for name in ("data", "out", "weights") if values.get(name) is not None}
+        return cls(**{**values, **tuples, **paths})
 
     def differences(self, other: "Settings") -> list[str]:
-        """What differs, one line per field; where a run writes and how it is computed does not count."""
-        free = {"out", "device", "amp", "workers", "threads", "evaluate_every"}
-        return [
-            f"{field.name}: {getattr(other, field.name)} -> {getattr(self, field.name)}"
-            for field in dataclasses.fields(self)
-            if field.name not in free and getattr(self, field.name) != getattr(other, field.name)
-        ]
+        """What differs, one line per field; where a run writes and how it is computed does not count.
+
+        Paths differ when they lead to different places, however they are written.
+        """
+        names = [field.name for field in dataclasses.fields(self) if field.name not in FREE]
+        pairs = {name: (getattr(other, name), getattr(self, name)) for name in names}
+        return [f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if _place(old) != _place(new)]
 
 
-def build_model(settings: Settings, vocabulary: Vocabulary | None) -> STMI:
-    """The model that `settings` describe; `vocabulary` is None when there are no captions."""
-    backbone: Backbone
-    if settings.backbone == "cnn":
-        backbone = ConvolutionalBackbone(settings.image_size, dim=settings.dim)
-    else:
-        backbone = VisionTransformer(
-            settings.image_size,
-            patch_size=settings.patch_size,
-            dim=settings.dim,
-            depth=settings.depth,
-            num_heads=settings.num_heads,
-            stem_width=settings.stem_width,
-            strength=settings.strength,
-            foreground_threshold=settings.foreground_threshold,
-            per_head=settings.per_head,
-            perturbation=settings.perturbation,
-        )
-    text_encoder = None
-    if vocabulary is not None:
-        text_encoder = CaptionEncoder(len(vocabulary), vocabulary.length, settings.dim, num_heads=settings.num_heads)
-    return build_stmi(
-        backbone,
-        len(settings.modalities),
-        reallocation=settings.reallocation,
-        fusion=settings.fusion,
-        num_tokens=settings.num_tokens,
-        num_heads=settings.num_heads,
-        threshold=settings.threshold,
-        text_encoder=text_encoder,
-    )
+def _place(value: object) -> object:
+    return value.resolve() if isinstance(value, Path) else value

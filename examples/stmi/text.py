@@ -1,12 +1,13 @@
 """The text prior: a small transformer over the captions' words, learned with the rest.
 
-It stands where a pretrained text tower can: a `Vocabulary` turns captions into token ids, an encoder turns the ids
-into one vector per caption. In the paper the tower is CLIP's.
+It is one text prior; CLIP's tower in `clip_text.py`, which the paper uses, is another. A tokenizer turns captions into
+token ids, an encoder turns the ids into one vector per caption.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,21 @@ from torch import Tensor, nn
 
 PADDING, UNKNOWN, NO_CAPTION = range(3)
 RESERVED = ("<padding>", "<unknown>", "<no caption>")
+
+
+class Tokenizer(Protocol):
+    """What stands between captions and an encoder."""
+
+    words: tuple[str, ...]
+    """What a checkpoint has to keep of it."""
+
+    def encode(self, captions: Iterable[str], /) -> Int[Tensor, "batch words"]:
+        """Token ids; those of an empty caption say that it is missing."""
+        ...
+
+    def describe_overflow(self, captions: Sequence[str], /) -> str | None:
+        """How many captions are too long, and what happens to them; None when there are none."""
+        ...
 
 
 class Vocabulary:
@@ -46,9 +62,10 @@ class Vocabulary:
             rows.append(ids + [PADDING] * (self.length - len(ids)))
         return torch.tensor(rows)
 
-    def count_cut(self, captions: Iterable[str]) -> int:
-        """How many captions have more words than `length`, for a warning that names the count."""
-        return sum(len(split_words(caption)) > self.length for caption in captions)
+    def describe_overflow(self, captions: Sequence[str]) -> str | None:
+        """How many captions have more words than `length`; None when there are none."""
+        cut = sum(len(split_words(caption)) > self.length for caption in captions)
+        return f"{cut} of {len(captions)} captions have more than {self.length} words and are cut" if cut else None
 
 
 def split_words(caption: str) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,59 +19,23 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from examples.stmi import figures
-from examples.stmi.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from examples.stmi.checkpoint import read_checkpoint, save_checkpoint
 from examples.stmi.data import IdentitySampler, MultiModalDataset, collate
 from examples.stmi.evaluate import (
     choose_device,
     describe,
     features_of,
-    headline,
     hypergraph_statistics,
-    protocol_of,
     score,
-    table,
     test_dataset,
     train_dataset,
-    write_report,
 )
 from examples.stmi.folders import shorten
-from examples.stmi.model import STMI, STMILoss
-from examples.stmi.settings import Settings, build_model
-from examples.stmi.text import Vocabulary
+from examples.stmi.protocol import Protocol, protocol_for
+from examples.stmi.report import headline, table, write_report
+from examples.stmi.run import Run, start
+from examples.stmi.settings import Settings
 from stmi_layers import ReIDMetrics
-
-
-@dataclass
-class Run:
-    """What changes during training, and all it takes to continue."""
-
-    settings: Settings
-    vocabulary: Vocabulary | None
-    model: STMI
-    loss: STMILoss
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "settings": self.settings.to_dict(),
-            "words": None if self.vocabulary is None else list(self.vocabulary.words),
-            "model": self.model.state_dict(),
-            "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "history": self.history,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        words = None if self.vocabulary is None else list(self.vocabulary.words)
-        if words != state["words"]:
-            raise ValueError("the checkpoint was made with captions of other words; restore those, or train anew")
-        load_weights(self.model, state["model"], "model")
-        load_weights(self.loss, state["loss"], "loss")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.history = state["epoch"], state["history"]
 
 
 def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> dict[str, ReIDMetrics]:
@@ -88,47 +52,20 @@ def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> d
         )
     dataset, test = train_dataset(settings), test_dataset(settings)
     # A test split that cannot be scored is refused now, not after the training.
-    score({"nothing": torch.zeros(len(test), 1)}, test.items, settings.query_cameras)
-    run = start(settings, dataset)
+    protocol = protocol_for(test.items, settings.query_cameras, match=settings.match, drop=settings.drop)
+    score({"nothing": torch.zeros(len(test), 1)}, test.items, protocol)
+    # A checkpoint holds all weights: the pretrained file may be gone when a run continues.
+    run = start(settings, dataset, pretrained=state is None)
     headline(settings, [*run.loss.terms, *(["all"] if len(run.loss.terms) > 1 else [])])
     if state is not None:
         run.restore(state)
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "settings.json").write_text(json.dumps(settings.to_dict(), indent=2) + "\n")
-    return fit(run, dataset, test, quiet=quiet)
-
-
-def start(settings: Settings, dataset: MultiModalDataset) -> Run:
-    """A run before its first epoch; equal settings and data give equal weights."""
-    torch.manual_seed(settings.seed)
-    vocabulary = None
-    if settings.captions != "off":
-        captions = [item.caption or "" for item in dataset.items]
-        vocabulary = Vocabulary.from_captions(captions)
-        if cut := vocabulary.count_cut(captions):
-            warnings.warn(
-                f"{cut} of {len(captions)} captions have more than {vocabulary.length} words and are cut", stacklevel=2
-            )
-    device = choose_device(settings.device)
-    model = build_model(settings, vocabulary).to(device)
-    widths = model.feature_widths(len(settings.modalities))
-    loss = STMILoss(widths, len(dataset.identities), identity_weight=settings.identity_weight).to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(settings, model, loss), weight_decay=settings.weight_decay)
-    return Run(settings, vocabulary, model, loss, optimizer)
-
-
-def parameter_groups(settings: Settings, model: STMI, loss: nn.Module) -> list[dict[str, Any]]:
-    """Backbone, modulation strengths and new modules, each with its own learning rate."""
-    named = [*model.named_parameters(), *loss.named_parameters(prefix="loss")]
-    named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    strengths = [parameter for name, parameter in named if name.endswith(("alpha", "beta"))]
-    backbone = [p for name, p in named if name.startswith("backbone.") and not name.endswith(("alpha", "beta"))]
-    new = [parameter for name, parameter in named if not name.startswith("backbone.")]
-    return [
-        {"params": new, "initial_lr": settings.learning_rate},
-        {"params": backbone, "initial_lr": settings.backbone_learning_rate},
-        {"params": strengths, "initial_lr": settings.strength_learning_rate, "weight_decay": 0.0},
-    ]
+    if run.loaded:
+        (settings.out / "weights.txt").write_text(run.loaded + "\n")
+        if not quiet:
+            print(run.loaded)
+    return fit(run, dataset, test, protocol, quiet=quiet)
 
 
 def rate(progress: float, warmup: float) -> float:
@@ -138,7 +75,9 @@ def rate(progress: float, warmup: float) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def fit(run: Run, dataset: MultiModalDataset, test: MultiModalDataset, *, quiet: bool) -> dict[str, ReIDMetrics]:
+def fit(
+    run: Run, dataset: MultiModalDataset, test: MultiModalDataset, protocol: Protocol, *, quiet: bool
+) -> dict[str, ReIDMetrics]:
     """The remaining epochs, each ending in a checkpoint, and the report on the last one."""
     settings = run.settings
     sampler = IdentitySampler(
@@ -157,26 +96,26 @@ def fit(run: Run, dataset: MultiModalDataset, test: MultiModalDataset, *, quiet:
             run.epoch += 1
             entry |= {"epoch": run.epoch, "cpu_seconds": time.process_time() - began, **strengths(run.model)}
             if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
-                descriptors = describe(run.model, test, run.vocabulary, device=device, quiet=quiet)
-                metrics = score(descriptors, test.items, settings.query_cameras)
+                descriptors = describe(run.model, test, run.tokenizer, device=device, quiet=quiet)
+                metrics = score(descriptors, test.items, protocol)
                 entry["mAP"] = {name: value.mAP for name, value in metrics.items()}
             run.history.append(entry)
             log(writer, entry)
             save_checkpoint(settings.out / "checkpoint.pt", run.state())
     if not metrics:
-        descriptors = describe(run.model, test, run.vocabulary, device=device, quiet=quiet)
-        metrics = score(descriptors, test.items, settings.query_cameras)
+        descriptors = describe(run.model, test, run.tokenizer, device=device, quiet=quiet)
+        metrics = score(descriptors, test.items, protocol)
     extra = {
         "epochs": run.epoch,
         "training_cpu_minutes": sum(entry["cpu_seconds"] for entry in run.history) / 60,
         "best_epoch_by_test": best_epoch(run.history),
         "strengths": strengths(run.model),
-        "hypergraph": hypergraph_statistics(run.model, test, run.vocabulary, device=device),
+        "hypergraph": hypergraph_statistics(run.model, test, run.tokenizer, device=device),
     }
-    paths = write_report(settings, test, descriptors, metrics, extra=extra)
+    paths = write_report(settings, test, descriptors, metrics, protocol=protocol, extra=extra)
     paths.append(figures.curves(run.history, settings.out / "curves.png"))
     if not quiet:
-        print(table(metrics), f"protocol: {protocol_of(settings)}", *paths, sep="\n")
+        print(table(metrics), f"protocol: {protocol.describe(test.items)}", *paths, sep="\n")
     return metrics
 
 
@@ -206,8 +145,8 @@ def train_epoch(
         for group in run.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            features = features_of(run.model, batch, run.vocabulary, device)
-        loss = run.loss(features, batch.labels.to(device))
+            features = features_of(run.model, batch, run.tokenizer, device)
+        loss = run.loss(features, batch.labels.to(device), batch.has_caption.to(device))
         run.optimizer.zero_grad()
         loss.backward()
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]

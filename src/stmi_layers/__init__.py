@@ -20,5 +20,7 @@ from stmi_layers.metrics import rank_gallery as rank_gallery
 from stmi_layers.metrics import reid_metrics as reid_metrics
 from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenReallocation
 from stmi_layers.reallocation import absorbed_cross_attention as absorbed_cross_attention
+from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
+from stmi_layers.reranking import reranked_metrics as reranked_metrics
 
 __version__ = "0.1.0"

@@ -1,0 +1,95 @@
+"""From settings to modules: the tokenizer of the captions and the model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from examples.stmi.clip_text import ClipCaptionEncoder, ClipVocabulary
+from examples.stmi.cnn import ConvolutionalBackbone
+from examples.stmi.model import STMI, Backbone, build_stmi
+from examples.stmi.pretrained import ClipTowers, PretrainedBackbone, build_clip, build_timm
+from examples.stmi.settings import Settings
+from examples.stmi.text import CaptionEncoder, Tokenizer, Vocabulary
+from examples.stmi.vit import VisionTransformer
+from stmi_layers.backbones import TokenBackbone, modulate
+
+
+def build_tokenizer(settings: Settings, captions: Sequence[str]) -> Tokenizer | None:
+    """What turns captions into token ids, made of the `captions` of the training; None for a run without captions."""
+    if settings.captions == "off":
+        return None
+    return _clip_vocabulary(settings) if settings.text_encoder == "clip" else Vocabulary.from_captions(captions)
+
+
+def restore_tokenizer(settings: Settings, words: Sequence[str] | None) -> Tokenizer | None:
+    """The tokenizer of a run, from the `words` that its checkpoint keeps."""
+    if words is None:
+        return None
+    return _clip_vocabulary(settings) if settings.text_encoder == "clip" else Vocabulary(words)
+
+
+def _clip_vocabulary(settings: Settings) -> ClipVocabulary:
+    return ClipVocabulary(settings.architecture, overflow=settings.caption_overflow)
+
+
+def build_model(settings: Settings, tokenizer: Tokenizer | None) -> STMI:
+    """The model that `settings` describe, with random weights; `tokenizer` is None when there are no captions."""
+    clip = None
+    if settings.backbone == "open_clip" or isinstance(tokenizer, ClipVocabulary):
+        clip = build_clip(settings.architecture)
+    backbone = _build_backbone(settings, clip)
+    return build_stmi(
+        backbone,
+        len(settings.modalities),
+        reallocation=settings.reallocation,
+        fusion=settings.fusion,
+        num_tokens=settings.num_tokens,
+        num_heads=settings.num_heads,
+        threshold=settings.threshold,
+        text_encoder=_build_text_encoder(settings, tokenizer, clip, backbone.dim),
+    )
+
+
+def _build_text_encoder(
+    settings: Settings, tokenizer: Tokenizer | None, clip: ClipTowers | None, dim: int
+) -> nn.Module | None:
+    if isinstance(tokenizer, Vocabulary):
+        return CaptionEncoder(len(tokenizer), tokenizer.length, dim, num_heads=settings.num_heads)
+    if isinstance(tokenizer, ClipVocabulary) and clip is not None:
+        return ClipCaptionEncoder(clip.text, tokenizer.length, clip.width, dim, project=settings.text_projection)
+    return None
+
+
+def _build_backbone(settings: Settings, clip: ClipTowers | None) -> Backbone:
+    if settings.backbone == "cnn":
+        return ConvolutionalBackbone(settings.image_size, dim=settings.dim)
+    if settings.backbone == "open_clip" and clip is not None:
+        return _build_pretrained(settings, clip.image, projected=settings.projected)
+    if settings.backbone == "timm":
+        return _build_pretrained(settings, build_timm(settings.architecture), projected=False)
+    return VisionTransformer(
+        settings.image_size,
+        patch_size=settings.patch_size,
+        dim=settings.dim,
+        depth=settings.depth,
+        num_heads=settings.num_heads,
+        stem_width=settings.stem_width,
+        strength=settings.strength,
+        foreground_threshold=settings.foreground_threshold,
+        per_head=settings.per_head,
+        perturbation=settings.perturbation,
+    )
+
+
+def _build_pretrained(settings: Settings, tower: Any, *, projected: bool) -> PretrainedBackbone:
+    modulate(
+        tower,
+        alpha=settings.strength,
+        beta=settings.strength,
+        share="head" if settings.per_head else "layer",
+        perturbation=settings.perturbation,
+    )
+    tower.set_grad_checkpointing(settings.checkpointing)
+    size, threshold = settings.image_size, settings.foreground_threshold
+    return PretrainedBackbone(TokenBackbone(tower, projected=projected, image_size=size, threshold=threshold))

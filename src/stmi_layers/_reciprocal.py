@@ -1,0 +1,164 @@
+"""Distances by shared k-reciprocal neighbours in bounded memory: what `reranking.py` defines, computed sparsely.
+
+An entry has a few dozen neighbours among hundreds of thousands, so its encoding V is kept as a sparse row, and only
+entries that have a neighbour in common are compared.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stmi_layers._precision import without_autocast
+
+
+class _Rows(NamedTuple):
+    """A sparse matrix: row i has the columns and values from start[i] to start[i + 1]."""
+
+    start: Tensor
+    column: Tensor
+    value: Tensor
+
+
+# Pairs of common neighbours looked at together, about 40 MB.
+_PAIRS = 1 << 20
+
+
+def reciprocal_distances(
+    query: Tensor, gallery: Tensor, k1: int, k2: int, weight: float, metric: str, chunk_size: int
+) -> Iterator[Tensor]:
+    """The distances of `k_reciprocal_rerank`, of `chunk_size` queries at a time."""
+    if min(k1, k2, chunk_size) < 1 or not 0 <= weight <= 1:
+        raise ValueError(
+            "k1, k2 and chunk_size must be at least 1 and weight lie in [0, 1]; "
+            f"received k1={k1}, k2={k2}, chunk_size={chunk_size}, weight={weight}"
+        )
+    features = _comparable(query, gallery, metric)
+    near, farthest = _nearest(features, max(k1, k2 - 1), chunk_size)
+    encoding = _mean_rows(_encode(features, near[:, : k1 + 1], farthest, k1 // 2, chunk_size), near[:, :k2], chunk_size)
+    of_gallery = _transpose(encoding, len(query))
+    total = torch.segment_reduce(encoding.value, "sum", lengths=encoding.start.diff())
+    for rows in torch.arange(len(query), device=query.device).split(chunk_size):
+        shared = _shared(encoding, of_gallery, rows, len(gallery))
+        jaccard = 1 - shared / (total[rows, None] + total[len(query) :] - shared)
+        distance = _squared_distance(features[rows], features[len(query) :]) / farthest[rows, None]
+        yield ((1 - weight) * jaccard + weight * distance).clamp_(0, 1)
+
+
+def _comparable(query: Tensor, gallery: Tensor, metric: str) -> Tensor:
+    """Queries and gallery as one, in at least float32."""
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f'metric must be "euclidean" or "cosine"; received "{metric}"')
+    dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
+    features = torch.cat([query.detach().to(dtype), gallery.detach().to(dtype)])
+    finite = torch.linalg.vector_norm(features, dim=1).isfinite()
+    for name, part in (("query", finite[: len(query)]), ("gallery", finite[len(query) :])):
+        if not part.all():
+            broken = int((~part).sum())
+            raise ValueError(f"{name} must hold finite features of finite length; received {broken} other rows")
+    if metric == "cosine":
+        return F.normalize(features)
+    # A common offset costs digits. The centre has few bits, so that whole numbers keep their ties.
+    return features.sub_(features.mean(dim=0).bfloat16().to(dtype))
+
+
+def _squared_distance(rows: Tensor, columns: Tensor) -> Tensor:
+    with without_autocast(rows):
+        products = torch.addmm(columns.square().sum(dim=1), rows, columns.T, alpha=-2)
+    return products.add_(rows.square().sum(dim=1, keepdim=True)).clamp_(min=0)
+
+
+def _nearest(features: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Every entry and its `k` nearest others, and the distance of the farthest one, 1 where all are equal."""
+    entries = torch.arange(len(features), device=features.device)
+    index_bits = (1 << (len(features) - 1).bit_length()) - 1
+    near = entries.new_empty(len(features), 1 + min(k, len(features) - 1))
+    radius = features.new_empty(len(features))
+    for rows in entries.split(chunk_size):
+        distance = _squared_distance(features[rows], features)
+        radius[rows] = distance.amax(dim=1)
+        # The bits of a distance order as it does, and the index in the last ones settles ties.
+        keys = distance.double().view(torch.int64).bitwise_and_(~index_bits).bitwise_or_(entries)
+        # The entry itself goes first, before others at distance zero.
+        keys.scatter_(1, rows[:, None], torch.iinfo(torch.int64).min)
+        near[rows] = keys.topk(near.shape[1], dim=1, largest=False).values & index_bits
+        near[rows, 0] = rows
+    return near, radius.where(radius > 0, 1.0)
+
+
+def _mutual(near: Tensor, chunk_size: int) -> Tensor:
+    """For every neighbour of an entry, whether the entry is its neighbour, too."""
+    entries = torch.arange(len(near), device=near.device)
+    return torch.cat([(near[near[rows]] == rows[:, None, None]).any(dim=2) for rows in entries.split(chunk_size)])
+
+
+def _encode(features: Tensor, near: Tensor, farthest: Tensor, half: int, chunk_size: int) -> _Rows:
+    """The members of R* of every entry, and how close they are to it."""
+    none = len(features)
+    mutual, mutual_half = _mutual(near, chunk_size), _mutual(near[:, : half + 1], chunk_size)
+    counts, columns, values = [], [], []
+    for rows in torch.arange(len(near), device=near.device).split(chunk_size):
+        core = near[rows].masked_fill(~mutual[rows], none)
+        joined = near[near[rows], : half + 1]
+        known = mutual_half[near[rows]] & (core < none)[..., None]
+        common = known & (joined[..., None] == core[:, None, None, :]).any(dim=3)
+        known &= (3 * common.sum(dim=2) >= 2 * known.sum(dim=2))[..., None]
+        members = torch.cat([core, joined.masked_fill(~known, none).flatten(1)], dim=1).sort(dim=1).values
+        first = members.diff(dim=1, prepend=members.new_full((len(rows), 1), -1)) > 0
+        first &= members < none
+        owner, column = rows.repeat_interleave(first.sum(dim=1)), members[first]
+        distance = (features[owner] - features[column]).square().sum(dim=1) / farthest[owner]
+        counts.append(first.sum(dim=1))
+        columns.append(column)
+        values.append(torch.exp(-distance))
+    return _Rows(_starts(torch.cat(counts)), torch.cat(columns), torch.cat(values))
+
+
+def _mean_rows(encoding: _Rows, near: Tensor, chunk_size: int) -> _Rows:
+    """Of every entry the mean over the rows of its nearest entries."""
+    entries, size = torch.arange(len(near), device=near.device), near.shape[1]
+    counts, columns, values = [], [], []
+    for rows in entries.split(chunk_size):
+        owner, slot = _slots(encoding.start, near[rows].flatten())
+        key, inverse = torch.unique(owner // size * len(near) + encoding.column[slot], return_inverse=True)
+        summed = encoding.value.new_zeros(len(key)).index_add_(0, inverse, encoding.value[slot])
+        counts.append(torch.bincount(key // len(near), minlength=len(rows)))
+        columns.append(key % len(near))
+        values.append(summed / size)
+    return _Rows(_starts(torch.cat(counts)), torch.cat(columns), torch.cat(values))
+
+
+def _transpose(encoding: _Rows, first: int) -> _Rows:
+    """For every column the rows from `first` on, counted from there."""
+    entries = torch.arange(len(encoding.start) - 1, device=encoding.start.device)
+    begin = int(encoding.start[first])
+    column, order = encoding.column[begin:].sort(stable=True)
+    row = entries.repeat_interleave(encoding.start.diff())[begin:][order] - first
+    return _Rows(_starts(torch.bincount(column, minlength=len(entries))), row, encoding.value[begin:][order])
+
+
+def _shared(encoding: _Rows, of_gallery: _Rows, rows: Tensor, num_gallery: int) -> Tensor:
+    """The sum of the smaller values of every query and gallery entry, found by what they have in common."""
+    shared = encoding.value.new_zeros(len(rows) * num_gallery)
+    owner, slot = _slots(encoding.start, rows)
+    pairs = of_gallery.start.diff()[encoding.column[slot]].cumsum(dim=0)
+    sizes = torch.unique_consecutive(pairs // _PAIRS, return_counts=True)[1].tolist()
+    for owners, slots in zip(owner.split(sizes), slot.split(sizes), strict=True):
+        which, entry = _slots(of_gallery.start, encoding.column[slots])
+        least = torch.minimum(encoding.value[slots][which], of_gallery.value[entry])
+        shared.index_add_(0, owners[which] * num_gallery + of_gallery.column[entry], least)
+    return shared.view(len(rows), num_gallery)
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return F.pad(counts.cumsum(dim=0), (1, 0))
+
+
+def _slots(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The positions of all values of some rows, and for each which of these rows it belongs to."""
+    counts = start[rows + 1] - start[rows]
+    owner = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
+    offset = start[rows] - (counts.cumsum(dim=0) - counts)
+    return owner, torch.arange(len(owner), device=rows.device) + offset[owner]

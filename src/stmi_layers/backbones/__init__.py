@@ -1,0 +1,13 @@
+"""The layers in the vision transformers people use: those of open_clip, timm and transformers.
+
+Importing this needs none of these libraries; each is imported when one of its models comes along, and says which extra
+installs it when it cannot be.
+"""
+
+from stmi_layers.backbones.modulation import modulate as modulate
+from stmi_layers.backbones.modulation import parameter_groups as parameter_groups
+from stmi_layers.backbones.modulation import unmodulate as unmodulate
+from stmi_layers.backbones.positions import resize_positions as resize_positions
+from stmi_layers.backbones.tokens import TokenBackbone as TokenBackbone
+from stmi_layers.backbones.weights import LoadReport as LoadReport
+from stmi_layers.backbones.weights import load_weights as load_weights

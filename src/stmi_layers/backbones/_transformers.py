@@ -1,0 +1,172 @@
+"""The vision models of transformers: CLIP, DINOv2, SigLIP. A mask travels as the keyword argument `foreground`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPVisionModel
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, Dinov2Model
+from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipVisionModel
+
+from stmi_layers.backbones.modulated import Modulated, split_heads
+from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token
+
+
+class _ModulatedTransformers(Modulated):
+    """Queries, keys and values from projections of their own."""
+
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    head_dim: int
+    num_heads: int
+    dropout: float
+    out_proj: nn.Module
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        foreground: Tensor | None = None,
+        **kwargs: object,
+    ) -> tuple[Tensor, Tensor | None]:
+        if foreground is None or self.alpha is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        if attention_mask is not None:
+            raise ValueError("foreground cannot be combined with attention_mask")
+        heads, dropout, output = self.names()
+        self.refuse_dropout(dropout)
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (split_heads(layer(hidden_states), heads) for layer in layers)
+        return output(self.attend(query, key, value, foreground, self.head_dim**-0.5)), None
+
+    def names(self) -> tuple[int, float, nn.Module]:
+        """Number of heads, dropout of the weights, projection behind them: what the models call differently."""
+        return self.num_heads, self.dropout, self.out_proj
+
+
+class ModulatedCLIPAttention(_ModulatedTransformers, CLIPAttention):
+    """Of `CLIPVisionModel`."""
+
+    unmodulated = CLIPAttention
+
+
+class ModulatedSiglipAttention(_ModulatedTransformers, SiglipAttention):
+    """Of `SiglipVisionModel`; not of its pooling head."""
+
+    unmodulated = SiglipAttention
+
+
+class ModulatedDinov2Attention(_ModulatedTransformers, Dinov2Attention):
+    """Of `Dinov2Model`, which has other names for the same."""
+
+    unmodulated = Dinov2Attention
+
+    def names(self) -> tuple[int, float, nn.Module]:
+        return self.num_attention_heads, self.attention_dropout, self.o_proj
+
+
+MODULATED = {
+    CLIPAttention: ModulatedCLIPAttention,
+    SiglipAttention: ModulatedSiglipAttention,
+    Dinov2Attention: ModulatedDinov2Attention,
+}
+
+
+def blocks(model: Any) -> list[nn.Module]:
+    encoder = getattr(model, "vision_model", model).encoder
+    return list(encoder.layer if isinstance(model, Dinov2Model) else encoder.layers)
+
+
+def attention(block: Any) -> nn.Module:
+    return block.attention if hasattr(block, "attention") else block.self_attn
+
+
+def tower(model: nn.Module, projected: bool) -> "TransformersTower":
+    return TransformersTower(model, projected)
+
+
+class TransformersTower(nn.Module):
+    """Tokens behind the final norm, and behind `visual_projection` when projected."""
+
+    mean: Colour
+    std: Colour
+
+    def __init__(self, model: Any, projected: bool) -> None:
+        super().__init__()
+        if projected and not hasattr(model, "visual_projection"):
+            raise ValueError("projected=True needs a projection: use CLIPVisionModelWithProjection")
+        self.model, self.projected = model, projected
+        config = model.config
+        self.width = config.hidden_size
+        self.dim = config.projection_dim if projected else self.width
+        self.channels, self.patch_size = config.num_channels, _pair(config.patch_size)
+        self.prefix_tokens = self.position_prefix = 0 if isinstance(self.vision, SiglipVisionModel) else 1
+        self.class_token = self.prefix_tokens == 1
+        name = "position_embeddings" if isinstance(self.vision, Dinov2Model) else "position_embedding.weight"
+        self.positions = f"model.{'' if self.vision is model else 'vision_model.'}embeddings.{name}"
+        if isinstance(self.vision, CLIPVisionModel):
+            self.mean, self.std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        elif isinstance(self.vision, Dinov2Model):
+            self.mean, self.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        else:
+            self.mean = self.std = (0.5, 0.5, 0.5)
+
+    @property
+    def vision(self) -> Any:
+        return getattr(self.model, "vision_model", self.model)
+
+    def _sized(self) -> Any:
+        """The module that remembers the size of the images."""
+        embeddings = self.vision.embeddings
+        return embeddings.patch_embeddings if isinstance(self.vision, Dinov2Model) else embeddings
+
+    def grid(self) -> Grid:
+        height, width = _pair(self._sized().image_size)
+        return height // self.patch_size[0], width // self.patch_size[1]
+
+    def set_grid(self, grid: Grid) -> None:
+        sized, patches = self._sized(), grid[0] * grid[1]
+        sized.image_size = (grid[0] * self.patch_size[0], grid[1] * self.patch_size[1])
+        sized.num_patches = patches
+        if not isinstance(self.vision, Dinov2Model):
+            sized.num_positions = sized.position_embedding.num_embeddings = patches + self.position_prefix
+            device = sized.position_ids.device
+            sized.position_ids = torch.arange(sized.num_positions, device=device)[None]
+
+    def forward(self, images: Tensor, foreground: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+        vision = self.vision
+        tokens = add_to_class_token(_embed(vision, images), offset)
+        arguments = {} if foreground is None else {"foreground": foreground}
+        for layer in blocks(vision):
+            tokens = layer(tokens, None, **arguments)
+        tokens = getattr(vision, "layernorm" if isinstance(self.vision, Dinov2Model) else "post_layernorm")(tokens)
+        patches, pooled = tokens[:, self.prefix_tokens :], tokens[:, 0]
+        if not self.class_token:
+            pooled = vision.head(tokens) if vision.use_head else tokens.mean(dim=1)
+        if self.projected:
+            return self.model.visual_projection(patches), self.model.visual_projection(pooled)
+        return patches, pooled
+
+
+def _embed(vision: Any, images: Tensor) -> Tensor:
+    """What the model's own embeddings return, at any size: those refuse images that are not square."""
+    embeddings = vision.embeddings
+    if isinstance(vision, Dinov2Model):
+        convolution, first = embeddings.patch_embeddings.projection, embeddings.cls_token
+        positions = embeddings.position_embeddings
+    else:
+        convolution, first = embeddings.patch_embedding, getattr(embeddings, "class_embedding", None)
+        positions = embeddings.position_embedding.weight
+    tokens = convolution(images.to(convolution.weight.dtype)).flatten(2).transpose(1, 2)
+    if first is not None:
+        tokens = torch.cat([first.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+    tokens = tokens + positions
+    if isinstance(vision, Dinov2Model):
+        return embeddings.dropout(tokens)
+    return vision.pre_layrnorm(tokens) if isinstance(vision, CLIPVisionModel) else tokens
+
+
+def _pair(size: int | tuple[int, int] | list[int]) -> Grid:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,112 @@
+"""What a library's attention module gains when it is modulated: two strengths, and a foreground mask it understands.
+
+Every modulated class derives from the class it stands for and calls it whenever there is no mask, so that the original
+code runs, bit for bit. An instance changes its class and nothing else: parameters keep their names and their values.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stmi_layers.attention import modulated_attention
+from stmi_layers.foreground import MaskPerturbation
+
+
+class Modulated(nn.Module):
+    """Mixed into an attention class: the strengths, and the attention between its projections."""
+
+    unmodulated: ClassVar[type[nn.Module]]
+
+    alpha: nn.Parameter | None  # None in a block that modulate(layers=...) left out
+    beta: nn.Parameter | None
+    perturbation: MaskPerturbation
+
+    def route(self, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Tell a foreground mask, boolean with two axes, from an attention mask: (foreground, attention mask).
+
+        A block without strengths leaves the foreground out, so that one mask can be handed to all blocks.
+        """
+        if mask is None or mask.dtype != torch.bool or mask.dim() != 2:
+            return None, mask
+        return (None if self.alpha is None else mask), None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, scale: float) -> Tensor:
+        """Modulated attention of (batch heads tokens head_dim), heads merged."""
+        if foreground.shape != (query.shape[0], query.shape[2]):
+            expected = f"(batch, tokens) = ({query.shape[0]}, {query.shape[2]}), the tokens that attend"
+            raise ValueError(
+                f"foreground must have shape {expected}; received {tuple(foreground.shape)}. "
+                "Patch dropout leaves tokens out: switch it off"
+            )
+        assert self.alpha is not None
+        assert self.beta is not None
+        # Under autocast a norm of queries and keys returns float32 beside values in half precision.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        foreground = self.perturbation(foreground)
+        attended = modulated_attention(query, key, value, foreground, self.alpha, self.beta, scale=scale)
+        return rearrange(attended, "batch heads tokens dim -> batch tokens (heads dim)")
+
+    def refuse_dropout(self, p: float) -> None:
+        """Modulated attention has no dropout on its weights: an error rather than a training run without it."""
+        if self.training and p > 0:
+            raise ValueError(
+                f"attention dropout must be 0 to train with a foreground mask; received {p} in "
+                f"{type(self).unmodulated.__name__}"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        """Keep the strengths when a checkpoint holds this attention without them."""
+        if any(key.startswith(prefix) for key in state_dict):
+            for name in ("alpha", "beta"):
+                strength = getattr(self, name)
+                if strength is not None:
+                    state_dict.setdefault(f"{prefix}{name}", strength.detach())
+        super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def split_heads(projected: Tensor, heads: int) -> Tensor:
+    """From (batch tokens (heads dim)) to (batch heads tokens dim)."""
+    return rearrange(projected, "batch tokens (heads dim) -> batch heads tokens dim", heads=heads)
+
+
+class ModulatedMultiheadAttention(Modulated, nn.MultiheadAttention):
+    """`nn.MultiheadAttention` that takes `foreground` as a further keyword argument."""
+
+    unmodulated = nn.MultiheadAttention
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+        *,
+        foreground: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The original; with `foreground` (Bool, batch tokens) modulated self-attention, which returns no weights."""
+        if foreground is None or self.alpha is None:
+            options = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            return nn.MultiheadAttention.forward(self, query, key, value, *options)
+        if not (query is key is value) or query.dim() != 3:
+            raise ValueError("foreground needs self-attention: query, key and value must be one batch of tokens")
+        if key_padding_mask is not None or attn_mask is not None or is_causal:
+            raise ValueError("foreground cannot be combined with key_padding_mask, attn_mask or is_causal")
+        self.refuse_dropout(self.dropout)
+        tokens = query if self.batch_first else query.transpose(0, 1)
+        projected = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self.num_heads) for part in projected)
+        output = self.out_proj(self.attend(query, key, value, foreground, self.head_dim**-0.5))
+        return output if self.batch_first else output.transpose(0, 1), None
+
+
+def refuse_multihead(attention: nn.MultiheadAttention) -> None:
+    """An error for the options of `nn.MultiheadAttention` that add keys or change their width."""
+    if attention.bias_k is not None or attention.add_zero_attn or not attention._qkv_same_embed_dim:
+        raise ValueError("modulate takes nn.MultiheadAttention without kdim, vdim, add_bias_kv and add_zero_attn")

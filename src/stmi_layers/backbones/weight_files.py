@@ -1,0 +1,206 @@
+"""Tensors by name out of the files in which pretrained weights come, without running code from them.
+
+TorchScript archives, such as OpenAI's, are not given to `torch.jit.load`, which compiles the program they hold and lets
+its `__setstate__` methods run. Their tensors are described by a pickle; it is read here by an unpickler that knows
+tensors and nothing else.
+"""
+
+import json
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STORAGE_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+# OpenAI's archives keep these settings among the weights.
+OPENAI_SETTINGS = frozenset({"input_resolution", "context_length", "vocab_size"})
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file holds.
+
+    Attributes:
+        kind: "TorchScript archive", "safetensors file" or "torch file".
+        tensors: the weights by the names in the file.
+        quick_gelu: whether they were trained with QuickGELU, or None when neither the file nor the
+            `open_clip_config.json` beside it says.
+    """
+
+    kind: str
+    tensors: dict[str, Tensor]
+    quick_gelu: bool | None
+
+
+def read_weight_file(path: Path, *, trust_pickle: bool) -> WeightFile:
+    """Read all tensors of a file, on the CPU.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ImportError: when it is a safetensors file and safetensors is not installed.
+        ValueError: when the file is damaged, holds no weights, or is a pickle of more than tensors and `trust_pickle`
+            is False.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; give the path of a .pt, .pth, .bin or .safetensors file")
+    if path.suffix == ".safetensors":
+        kind, tensors = "safetensors file", _read_safetensors(path)
+    elif zipfile.is_zipfile(path) and (root := _torchscript_root(path)):
+        kind, tensors = "TorchScript archive", _read_torchscript(path, root)
+    else:
+        kind, tensors = "torch file", _read_torch(path, trust_pickle=trust_pickle)
+    is_openai = tensors.keys() >= OPENAI_SETTINGS
+    weights = {name: tensor for name, tensor in tensors.items() if name not in OPENAI_SETTINGS}
+    if not weights:
+        raise ValueError(f"{path} holds no weights: no tensor was found in this {kind}")
+    return WeightFile(kind, weights, True if is_openai else _quick_gelu_beside(path))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f"{path} needs safetensors: pip install 'stmi-layers[clip]'") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _read_torch(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    # What torch.load raises depends on the bytes it stumbles over.
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+        advice = (
+            ""
+            if trust_pickle
+            else (
+                ", or a pickle of more than tensors, which could run any code while it is read; "
+                "if you trust where it comes from, pass trust_pickle=True"
+            )
+        )
+        raise ValueError(f"{path} is damaged or no torch file{advice}") from error
+    return _named_tensors(content, path)
+
+
+def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """The weights of a training checkpoint stand under one of three names."""
+    for name in ("state_dict", "model", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping | torch.nn.Module):
+            return _named_tensors(content[name], path)
+    if isinstance(content, torch.nn.Module):
+        content = content.state_dict()
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold tensors by name; received a {type(content).__name__}")
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _quick_gelu_beside(path: Path) -> bool | None:
+    """What open_clip's own description of the model says, where it stands beside the weights."""
+    description = path.with_name("open_clip_config.json")
+    if not description.is_file():
+        return None
+    try:
+        return bool(json.loads(description.read_text(encoding="utf-8"))["model_cfg"].get("quick_gelu", False))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{description} must be JSON with an object 'model_cfg', as open_clip writes it") from error
+
+
+def _torchscript_root(path: Path) -> str | None:
+    """The folder inside the archive, with its slash, or None for a plain torch file, which is a zip as well."""
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+    roots = [name.removesuffix("constants.pkl") for name in names if name.count("/") == 1]
+    return next((root for root in roots if {f"{root}constants.pkl", f"{root}data.pkl"} <= names), None)
+
+
+def _read_torchscript(path: Path, root: str) -> dict[str, Tensor]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{root}data.pkl") as description:
+            if f"{root}byteorder" in archive.namelist():
+                order = archive.read(f"{root}byteorder").decode()
+                if order != sys.byteorder:
+                    raise ValueError(f"its numbers are {order}-endian, this machine is {sys.byteorder}-endian")
+            top = _TensorUnpickler(description, lambda key: archive.read(f"{root}data/{key}")).load()
+    # As many kinds of error as there are ways to be damaged.
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise ValueError(f"{path} is a TorchScript archive that cannot be read: {error}") from error
+    return dict(_walk(top, ""))
+
+
+class _ScriptObject:
+    """Stands for an object of any TorchScript class: its attributes, none of its methods."""
+
+    def __setstate__(self, state: object) -> None:
+        self.attributes = state if isinstance(state, dict) else {}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Builds tensors and inert objects; any other name in the pickle is an error before it is looked up."""
+
+    def __init__(self, file: Any, read_storage: Callable[[str], bytes]) -> None:
+        super().__init__(file)
+        self.read_storage = read_storage
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "__torch__" or module.startswith("__torch__."):
+            return _ScriptObject
+        if module == "torch" and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
+        if module == "torch.jit._pickle":  # lists whose elements share a type, which follows as a tag
+            return lambda value, *_: value
+        known = {("torch._utils", "_rebuild_tensor_v2"): _rebuild, ("collections", "OrderedDict"): OrderedDict}
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tensor")
+        return known[module, name]
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _, dtype, key, _, count = pid
+        if key not in self.storages:
+            data = bytearray(self.read_storage(key))
+            if len(data) != count * dtype.itemsize:
+                raise pickle.UnpicklingError(f"storage {key} has {len(data)} bytes, not {count} times {dtype.itemsize}")
+            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return self.storages[key]
+
+
+def _rebuild(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _walk(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, _ScriptObject):
+        for attribute, part in value.attributes.items():
+            yield from _walk(part, f"{name}.{attribute}" if name else attribute)
