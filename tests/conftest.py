@@ -2,6 +2,9 @@
 
 import os
 
+# Deterministic matrix products on CUDA ask for it, before torch is imported.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

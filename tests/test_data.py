@@ -231,7 +231,7 @@ FOLDER_ERRORS: dict[str, tuple[Callable[[Path], object], dict, str]] = {
         f"1 items have several captions: {NAMES[2]}",
     ),
     "missing_modality": (lambda root: None, {"missing_modality": "zero"}, "missing_modality must be one of 'error', "),
-    "missing_caption": (lambda root: None, {"missing_caption": ""}, "missing_caption must be one of 'error', 'none'; "),
+    "missing_caption": (lambda root: None, {"missing_caption": ""}, "missing_caption must be one of 'error', 'none', 'ignore'; "),
     "damaged": (lambda root: None, {"damaged": "ignore"}, "damaged must be one of .*; received 'ignore'"),
 }
 
@@ -434,7 +434,7 @@ def test_blank_paints_the_background_by_the_moved_mask(root: Path) -> None:
     assert plain.masks is not None
     assert blank.masks is not None
     assert torch.equal(blank.images, plain.images.where(plain.masks[:, None], 0.0))
-    assert blank.masks.all()
+    assert torch.equal(blank.masks, plain.masks)
     without = MultiModalDataset(items, SIZE, augment=varied, blank=True, mask_mode="none")[1]
     assert torch.equal(without.images, blank.images)
     assert without.masks is None

@@ -75,6 +75,7 @@ def _build_backbone(settings: Settings, clip: ClipTowers | None) -> Backbone:
         depth=settings.depth,
         num_heads=settings.num_heads,
         stem_width=settings.stem_width,
+        stem_depth=settings.stem_depth,
         strength=settings.strength,
         foreground_threshold=settings.foreground_threshold,
         per_head=settings.per_head,

@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sfm-ones": {"reallocation": False, "masks": "ones"},
     "sfm-shuffled": {"reallocation": False, "masks": "shuffled"},
     "blank": {"reallocation": False, "masks": "blank"},
+    "blank+sfm": {"reallocation": False, "masks": "blank+given"},
     "cnn": {"reallocation": False, "backbone": "cnn", "masks": "none"},
     "cnn-blank": {"reallocation": False, "backbone": "cnn", "masks": "blank"},
 }

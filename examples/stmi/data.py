@@ -78,7 +78,7 @@ class MultiModalDataset(Dataset[Sample]):
         mask_mode: "given"; "ones", all foreground; "shuffled", each item has the masks of another one, the same
             in every epoch; "none", without masks.
         blank: paint the background grey (0 after normalisation) by the given or shuffled masks (by the given ones
-            with "none"). Unless there are none, the masks returned are then all foreground.
+            with "none").
         missing_mask: what to do when masks are needed and an image has none; "ones" makes it all foreground.
         cache: keep decoded and resized images in memory: modalities * 3 * height * width bytes per item, in every
             worker. Only lasting (`persistent_workers=True`) or no workers profit.
@@ -160,7 +160,7 @@ class MultiModalDataset(Dataset[Sample]):
             if self.augment is not None:
                 images = erase(images, self.augment)
         images = images.where(present[:, None, None, None], 0.0)
-        if self.blank or self.mask_mode == "ones":
+        if self.mask_mode == "ones":
             masks = torch.ones_like(masks)
         returned = None if self.mask_mode == "none" else masks
         return Sample(images, returned, present, self.labels[index], item.camera, item.caption or "", index)

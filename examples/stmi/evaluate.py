@@ -64,8 +64,8 @@ def _dataset(settings: Settings, split: str, augment: Augmentation | bool) -> Mu
         settings.image_size,
         augment=augment,
         seed=settings.seed,
-        mask_mode="none" if settings.masks == "blank" else settings.masks,
-        blank=settings.masks == "blank",
+        mask_mode={"blank": "none", "blank+given": "given"}.get(settings.masks, settings.masks),
+        blank=settings.masks.startswith("blank"),
         cache=settings.cache,
     )
 

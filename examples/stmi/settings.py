@@ -8,7 +8,7 @@ from typing import Any, Literal
 from examples.stmi.clip_text import Overflow
 from examples.stmi.model import Fusion
 
-Masks = Literal["given", "ones", "shuffled", "blank", "none"]
+Masks = Literal["given", "ones", "shuffled", "blank", "blank+given", "none"]
 # Settings that change where and how a run is computed, and not what comes out.
 FREE = {"out", "device", "amp", "workers", "threads", "evaluate_every", "cache", "checkpointing", "trust_pickle"}
 
@@ -48,7 +48,7 @@ class Settings:
     """Height and width the images are resized to."""
     masks: Masks = "given"
     """What steers the attention: the masks given, all-ones masks, those of other images, nothing; "blank" gives the
-    network no mask and paints the background of its input grey."""
+    network no mask and paints the background of its input grey, "blank+given" does both."""
     backbone: Literal["vit", "cnn", "open_clip", "timm"] = "vit"
     """A small vision transformer with SFM; a small convolutional network to compare with, which no mask steers; or the
     `architecture` of open_clip or timm with SFM in all its blocks."""
@@ -72,6 +72,8 @@ class Settings:
     """Blocks of the small vision transformer."""
     stem_width: int = 64
     """Channels after the first convolution of the stem of the small vision transformer."""
+    stem_depth: int = 1
+    """Convolutions of that stem at each of its scales."""
     num_heads: int = 4
     """Heads of every attention outside a pretrained backbone."""
     strength: float = 0.5

@@ -24,7 +24,8 @@ class VisionTransformer(nn.Module):
         depth: number of blocks.
         num_heads: attention heads per block.
         mlp_ratio: hidden width of the feed-forward networks, in units of `dim`.
-        stem_width: channels after the first convolution of the stem; they double with every further one up to `dim`.
+        stem_width: channels at the first scale of the convolutional stem; they double with every further one up to `dim`.
+        stem_depth: convolutions at each scale.
         strength: initial alpha and beta of every block.
         foreground_threshold: share of a patch that the mask has to cover for it to count as foreground.
         per_head: learn the strengths per head instead of per block.
@@ -41,6 +42,7 @@ class VisionTransformer(nn.Module):
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
         stem_width: int = 64,
+        stem_depth: int = 1,
         strength: float = 0.5,
         foreground_threshold: float = 0.5,
         per_head: bool = False,
@@ -50,9 +52,11 @@ class VisionTransformer(nn.Module):
         if patch_size & (patch_size - 1) or patch_size < 2 or any(side % patch_size for side in image_size):
             rule = "patch_size must be a power of two, at least 2, that divides height and width"
             raise ValueError(f"{rule}; received patch_size={patch_size}, image_size={image_size}")
+        if stem_depth < 1:
+            raise ValueError(f"stem_depth must be at least 1; received {stem_depth}")
         self.image_size, self.dim, self.foreground_threshold = image_size, dim, foreground_threshold
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
-        self.stem = convolutional_stem(patch_size, stem_width, dim)
+        self.stem = convolutional_stem(patch_size, stem_width, dim, stem_depth)
         self.class_token = nn.Parameter(torch.empty(dim))
         self.positions = nn.Parameter(torch.empty(1 + self.grid[0] * self.grid[1], dim))
         # The grid travels with the weights: 16 x 8 and 8 x 16 positions have the same shape and another meaning.
@@ -108,14 +112,15 @@ class Block(nn.Module):
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
-def convolutional_stem(patch_size: int, width: int, dim: int) -> nn.Sequential:
+def convolutional_stem(patch_size: int, width: int, dim: int, depth: int) -> nn.Sequential:
     """Strided convolutions down to one vector per patch: from few images they learn faster than one linear map."""
     layers: list[nn.Module] = []
     channels = 3
     for level in range(int(math.log2(patch_size))):
         wider = min(width * 2**level, dim)
-        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider), nn.GELU()]
-        channels = wider
+        for stride in [2] + [1] * (depth - 1):
+            layers += [nn.Conv2d(channels, wider, 3, stride, padding=1, bias=False), nn.BatchNorm2d(wider), nn.GELU()]
+            channels = wider
     return nn.Sequential(*layers, nn.Conv2d(channels, dim, 1))
 
 

@@ -9,10 +9,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
-
-from stmi_layers._typing import typed
 
 HEAD_DIMS = (32, 64, 128)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -24,49 +21,41 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def usable(query: Tensor) -> bool:
     """Whether the kernels take this query, and key and value like it.
 
-    They need Triton; an NVIDIA GPU with compute capability 8 or above, or `TRITON_INTERPRET=1` in the environment from
-    the start; float16, bfloat16 or float32; and heads of 32, 64 or 128.
+    They need Triton, an NVIDIA GPU of compute capability 8 or above, float16, bfloat16 or float32, and heads of 32, 64
+    or 128. With `TRITON_INTERPRET=1` in the environment from the start they also take float16 and float32 on CPU.
     """
-    there = INTERPRETED if query.device.type == "cpu" else query.device.type == "cuda" and _is_ampere(query.device)
+    if query.device.type == "cuda":
+        there = _is_ampere(query.device)
+    else:  # the interpreter multiplies the bit patterns of bfloat16
+        there = query.device.type == "cpu" and INTERPRETED and query.dtype != torch.bfloat16
     return INSTALLED and there and query.dtype in DTYPES and query.shape[-1] in HEAD_DIMS
 
 
-@torch.compiler.assume_constant_result
 def _is_ampere(device: torch.device) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    # A compiler cannot look into the driver; it gets the benefit of the doubt.
+    asked = torch.compiler.is_compiling() or torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.version.hip is None and asked
 
 
-@typed
 def triton_modulated_attention(
-    query: Float[Tensor, "batch heads tokens head_dim"],
-    key: Float[Tensor, "batch heads tokens head_dim"],
-    value: Float[Tensor, "batch heads tokens head_dim"],
-    foreground: Bool[Tensor, "batch tokens"],
-    alpha: Float[Tensor, "#heads"],
-    beta: Float[Tensor, "#heads"],
-    scale: float,
-) -> Float[Tensor, "batch heads tokens head_dim"]:
-    """Compute [`modulated_attention`][stmi_layers.attention.modulated_attention] without storing a logit.
+    query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
+) -> Tensor:
+    """What `modulated_attention` returns, without storing a logit; one operator to autograd and compile.
 
-    Memory grows with the number of tokens, not with its square. Logits, softmax and all sums are in float32, the weights
-    are rounded to the dtype of `value` before the second product; the strengths are read as float32. Gradients are
-    exact and the same in every run; where extrema of a row are tied, one of the tied keys takes their gradient.
-    Second derivatives are not available.
+    Memory grows with the number of tokens, not with its square. Logits, softmax and all sums are in float32, strengths
+    are read as float32, and the weights are rounded to the dtype of `value` before they meet it. Gradients are exact
+    and the same in every run; where extrema of a row are tied, one of the tied keys takes their gradient. There are no
+    second derivatives.
 
     Raises:
-        ValueError: when the kernels cannot take `query`, see `usable`, or the dtypes differ.
+        ValueError: when the kernels cannot take these tensors, see `usable`.
     """
     if not usable(query):
-        rule = "the Triton kernels need an installed triton, an NVIDIA GPU of compute capability 8 or above"
-        rule += f", float16, bfloat16 or float32, and a head_dim in {HEAD_DIMS}"
+        rule = "the Triton kernels need an installed triton, an NVIDIA GPU of compute capability 8 or above, "
+        rule += f"float16, bfloat16 or float32, and a head_dim in {HEAD_DIMS}"
         received = f"query {query.dtype} on {query.device} with head_dim {query.shape[-1]}, triton "
-        received += "installed" if INSTALLED else "missing"
-        raise ValueError(f"{rule}; received {received}")
-    if not query.dtype == key.dtype == value.dtype:
-        received = f"query {query.dtype}, key {key.dtype}, value {value.dtype}"
-        raise ValueError(f"query, key and value must share one dtype; received {received}")
+        raise ValueError(f"{rule}; received {received}{'installed' if INSTALLED else 'missing'}")
     alpha, beta = (strength.float().expand(query.shape[1]) for strength in (alpha, beta))
-    query, key, value = (_with_dense_rows(tensor) for tensor in (query, key, value))
     return _attend(query, key, value, foreground, alpha, beta, scale)[0]
 
 
@@ -86,6 +75,7 @@ def _attend(
     from stmi_layers.kernels.triton_forward import forward
 
     with _on_device_of(query):
+        query, key, value = (_with_dense_rows(tensor) for tensor in (query, key, value))
         return forward(query, key, value, foreground, alpha, beta, scale)
 
 
@@ -119,7 +109,7 @@ def _attend_backward(
     from stmi_layers.kernels.triton_backward import backward
 
     with _on_device_of(query):
-        grad_output = _with_dense_rows(grad_output)
+        query, key, value, grad_output = (_with_dense_rows(tensor) for tensor in (query, key, value, grad_output))
         return backward(grad_output, query, key, value, output, normalizers, order, counts, alpha, beta, scale)
 
 

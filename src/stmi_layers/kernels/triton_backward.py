@@ -10,12 +10,15 @@ Two kernels, one after the other and both without atomic additions, so that grad
 The sums for the strengths need no logits: $\sum_j dL_{ij} A_{ij} = q_i \cdot \sum_j dL_{ij} k_j$.
 """
 
+# A jitted function is not the Python that it looks like.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from stmi_layers.kernels.triton_forward import LOG2_E, PRECISION, block_of_program, gather, tokens_at
+from stmi_layers.kernels.triton_forward import LOG2_E, PRECISION, Blocks, block_of_program, gather, tokens_at
 
 
 @triton.jit
@@ -181,16 +184,16 @@ def key_kernel(
         grad_v = tl.zeros([COLUMNS, HEAD_DIM], tl.float32)
         # Background rows come first: they have one slope, which is then applied to their sum and not to every tile.
         grad_k, grad_v = sweep_queries(
-            k, v, grad_k, grad_v, query, grad_output, order, normalizers, deltas, constants, places, split, tokens, here,
-            (1 - down) * scale * LOG2_E, 1 - down, tokens, query_token, grad_token,
+            k, v, grad_k, grad_v, query, grad_output, order, normalizers, deltas, constants, places,
+            split, tokens, here, (1 - down) * scale * LOG2_E, 1 - down, tokens, query_token, grad_token,
             False, HEAD_DIM, ROWS, COLUMNS,
         )  # fmt: skip
         grad_k *= 1 - down
         share = 1 - tl.where(is_foreground, up, down)
         plane = tl.where(is_foreground, 0, tokens)
         grad_k, grad_v = sweep_queries(
-            k, v, grad_k, grad_v, query, grad_output, order, normalizers + plane, deltas, constants, places, 0, split, here,
-            share * scale * LOG2_E, share, tokens, query_token, grad_token,
+            k, v, grad_k, grad_v, query, grad_output, order, normalizers + plane, deltas, constants, places,
+            0, split, here, share * scale * LOG2_E, share, tokens, query_token, grad_token,
             True, HEAD_DIM, ROWS, COLUMNS,
         )  # fmt: skip
         valid = (here < end)[:, None]
@@ -200,11 +203,11 @@ def key_kernel(
         tl.store(grad_value + ours, grad_v.to(grad_value.dtype.element_ty), mask=valid)
 
 
-def blocks(dtype: torch.dtype, head_dim: int) -> tuple[int, int, int, int]:
-    """The longer and the shorter side of a tile, warps and pipeline stages: by type and width alone."""
+def backward_blocks(dtype: torch.dtype, head_dim: int) -> Blocks:
+    """Those of the query kernel; the key kernel swaps rows and columns, and so keeps as much for itself."""
     if dtype == torch.float32:
-        return 32, 32, 4, 1
-    return (64, 64, 8, 2) if head_dim == 128 else (128, 64, 8, 2)
+        return Blocks(rows=32, columns=32, warps=8 if head_dim == 128 else 4, stages=2, registers=None)
+    return Blocks(rows=128, columns=32 if head_dim == 128 else 64, warps=8, stages=3, registers=None)
 
 
 def backward(
@@ -213,8 +216,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Launch both kernels; return the gradients to query, key, value, alpha and beta, the last two per head."""
     batch, heads, tokens, head_dim = query.shape
-    long, short, warps, stages = blocks(query.dtype, head_dim)
-    count = triton.cdiv(tokens, long) + 1
+    blocks = backward_blocks(query.dtype, head_dim)
+    count = triton.cdiv(tokens, blocks.rows) + 1
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
     grads = [query.new_empty(batch, tokens, heads, head_dim).transpose(1, 2) for _ in range(3)]
     deltas = query.new_empty(batch, heads, tokens, dtype=torch.float32)
     constants, places = torch.empty_like(normalizers), torch.empty_like(normalizers, dtype=torch.int32)
@@ -226,12 +230,12 @@ def backward(
         query_kernel[(count * batch * heads,)](
             query, key, value, alpha, beta, order, counts, output, normalizers, grad_output,
             grads[0], deltas, constants, places, grad_strengths, scale, tokens, heads, *strides,
-            HEAD_DIM=head_dim, ROWS=long, COLUMNS=short, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+            HEAD_DIM=head_dim, ROWS=blocks.rows, COLUMNS=blocks.columns, **options,
         )  # fmt: skip
         key_kernel[(count * batch * heads,)](
             query, key, value, alpha, beta, order, counts, normalizers, grad_output, deltas, constants, places,
             grads[1], grads[2], scale, tokens, heads, *strides,
-            HEAD_DIM=head_dim, ROWS=short, COLUMNS=long, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+            HEAD_DIM=head_dim, ROWS=blocks.columns, COLUMNS=blocks.rows, **options,
         )  # fmt: skip
-    grad_alpha, grad_beta = grad_strengths.sum(dim=(0, 3)).unbind(dim=1)
-    return grads[0], grads[1], grads[2], grad_alpha.contiguous(), grad_beta.contiguous()
+    grad_alpha, grad_beta = (part.sum(dim=(0, 2)) for part in grad_strengths.unbind(dim=2))
+    return grads[0], grads[1], grads[2], grad_alpha, grad_beta

@@ -1,8 +1,8 @@
 """The forward pass of modulated attention in Triton: one pass over the keys, and no logit is stored.
 
-Tokens are visited foreground first. Nothing is copied for it: a small kernel writes the order, and the others gather the
-rows they need through it, whole rows of `head_dim` numbers. So every tile is either foreground or background on both of
-its sides, has one slope, and needs one accumulator:
+Tokens are visited foreground first. Nothing is copied for it: a small kernel writes the order, and the others gather
+the rows they need through it, whole rows of `head_dim` numbers. So on either side a tile is all foreground or all
+background, has one slope, and needs one accumulator:
 
 - a block of background rows is plain attention at the temperature of `beta`;
 - a block of foreground rows sweeps the foreground keys and then the background keys, each with a running maximum, mass
@@ -13,7 +13,11 @@ How many tokens are foreground stays on the device. The grid therefore has one b
 program finds out by itself which block it has.
 """
 
+# A jitted function is not the Python that it looks like.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -25,7 +29,7 @@ LOG2_E = tl.constexpr(math.log2(math.e))  # the kernels count in powers of two, 
 PRECISION = tl.constexpr("tf32x3")
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "batch_stride"])
 def order_kernel(foreground, order, counts, tokens, batch_stride, token_stride, BLOCK: tl.constexpr):
     """Write the tokens of one sample foreground first, each group in its own order, and count the foreground."""
     batch = tl.program_id(0).to(tl.int64)
@@ -161,11 +165,22 @@ def forward_kernel(
         tl.store(pointers, (attended / mass[:, None]).to(output.dtype.element_ty), mask=valid[:, None])
 
 
-def blocks(dtype: torch.dtype, head_dim: int) -> tuple[int, int, int, int]:
-    """Rows and columns of a tile, warps and pipeline stages: by type and width alone, so that nothing recompiles."""
+class Blocks(NamedTuple):
+    """How a kernel is cut up: by dtype and `head_dim` alone, so that no mask, batch or number of tokens recompiles."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    registers: int | None  # per thread, at most; None leaves it to the compiler
+
+
+def forward_blocks(dtype: torch.dtype, head_dim: int) -> Blocks:
     if dtype == torch.float32:
-        return 64, 32, 4, 2
-    return (128, 64, 8, 2) if head_dim == 128 else (128, 64, 4 if head_dim == 32 else 8, 3)
+        return Blocks(rows=32 if head_dim == 128 else 64, columns=32, warps=4, stages=2, registers=None)
+    # With 128 registers two programs share a multiprocessor. The compiler then parks the accumulator of the foreground
+    # while it sweeps the background; at head_dim 128 there is too much to park.
+    return Blocks(rows=128, columns=64, warps=8, stages=3, registers=None if head_dim == 128 else 128)
 
 
 def forward(
@@ -185,11 +200,13 @@ def forward(
     counts = query.new_empty(batch, dtype=torch.int32)
     if query.numel() == 0:
         return output, normalizers, order, counts.zero_()
-    order_kernel[(batch,)](foreground.view(torch.uint8), order, counts, tokens, *foreground.stride(), BLOCK=1024)
-    rows, columns, warps, stages = blocks(query.dtype, head_dim)
-    forward_kernel[((triton.cdiv(tokens, rows) + 1) * batch * heads,)](
+    flags = foreground.view(torch.uint8)
+    order_kernel[(batch,)](flags, order, counts, tokens, *flags.stride(), BLOCK=1024, enable_fp_fusion=True)
+    blocks = forward_blocks(query.dtype, head_dim)
+    forward_kernel[((triton.cdiv(tokens, blocks.rows) + 1) * batch * heads,)](
         query, key, value, alpha, beta, order, counts, output, normalizers, scale, tokens, heads,
         alpha.stride(0), beta.stride(0), *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-        HEAD_DIM=head_dim, ROWS=rows, COLUMNS=columns, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+        HEAD_DIM=head_dim, ROWS=blocks.rows, COLUMNS=blocks.columns,
+        num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers, enable_fp_fusion=True,
     )  # fmt: skip
     return output, normalizers, order, counts
