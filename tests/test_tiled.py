@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 from stmi_layers import modulate_logits, modulated_attention
-from stmi_layers.kernels import tiles
+from stmi_layers.kernels import native, tiles
 from stmi_layers.kernels.choice import WORTH_TILES
 
 NAMES = ("result", "query", "key", "value", "alpha", "beta")
@@ -208,7 +208,8 @@ def ran(call) -> str:
     return "tiled" if seen.tiled else "dense"
 
 
-def test_auto_goes_by_size():
+def test_auto_goes_by_size(monkeypatch):
+    monkeypatch.setattr(native, "_loaded", False)
     limit = math.isqrt(WORTH_TILES // 2) + 1
     assert ran(lambda: modulated_attention(*problem(limit))) == "tiled"
     assert ran(lambda: modulated_attention(*problem(limit - 1))) == "dense"

@@ -17,6 +17,7 @@ from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
 from stmi_layers.foreground import MaskPerturbation
 from stmi_layers.kernels.choice import Implementation, choose
+from stmi_layers.kernels.native import native_attention
 from stmi_layers.kernels.tiled import tiled_attention
 from stmi_layers.kernels.triton_attention import triton_modulated_attention
 
@@ -79,6 +80,16 @@ def modulated_attention(
     foreground row need a constant, $\beta \min_j A - \alpha \max_j A$. A background row is therefore plain attention at
     another temperature. Logits and softmax are computed in at least float32.
 
+    Several implementations compute the same. `"dense"` is the readable one: it stores tokens x tokens logits, and every
+    transform of torch can see into it. `"tiled"` (CPU) and `"triton"` (GPU) store none and take about the time of plain
+    attention; `"native"` (CPU) takes less, and is there once `python -m stmi_layers.kernels.native` has built it. These
+    have first derivatives only. `"auto"` takes
+
+    - dense while a graph is exported, inside `torch.func` and for forward-mode derivatives;
+    - else, on a GPU, triton where it is installed and knows GPU, dtype and `head_dim`, dense elsewhere;
+    - else, on CPU, native where it was built; without it tiled when `heads * tokens**2 >= 65536` and in compiled
+      graphs, dense below.
+
     Args:
         query: queries per head.
         key: keys per head.
@@ -118,6 +129,8 @@ def modulated_attention(
         match choose(implementation, query, key, value, alpha, beta):
             case "tiled":
                 attend = tiled_attention
+            case "native":
+                attend = native_attention
             case "triton":
                 attend = triton_modulated_attention
             case _:

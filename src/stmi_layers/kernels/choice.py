@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from stmi_layers.kernels import triton_attention
+from stmi_layers.kernels import native, triton_attention
 
-Implementation = Literal["auto", "dense", "tiled", "triton"]
+Implementation = Literal["auto", "dense", "tiled", "native", "triton"]
 
 # Logits of a sample, over all heads, from which on tiles pay for their calls.
 WORTH_TILES = 2**16
@@ -23,7 +23,8 @@ def choose(implementation: Implementation, query: Tensor, *others: Tensor) -> Im
         others: the other tensors that a derivative may be asked of.
 
     Raises:
-        ValueError: when the one asked for cannot run on these tensors. Triton's own rule is checked where it runs.
+        ValueError: when the one asked for cannot run on these tensors. The rules of
+            native and triton are checked where they run.
     """
     transform = _transform(query, *others)
     if implementation == "auto":
@@ -40,6 +41,8 @@ def _fastest(query: Tensor) -> Implementation:
         return "dense"  # an exported graph must run where this package is not installed
     if not query.is_cpu:
         return "triton" if triton_attention.usable(query) else "dense"
+    if native.usable(query):
+        return "native"
     # A compiled graph takes tiles at any size: a limit would be one more graph for other numbers of tokens.
     _, heads, tokens, _ = query.shape
     return "tiled" if torch.compiler.is_compiling() or heads * tokens**2 >= WORTH_TILES else "dense"
