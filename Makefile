@@ -10,7 +10,7 @@ help:
 	@echo "make demo    train STMI on a small rendered set and retrieve with it (under 5 minutes after the installation)"
 	@echo "make test    everything CI checks: lint, types, tests, docs, wheel"
 	@echo "make lint    ruff and typos; 'make types', 'make unit', 'make docs' and 'make wheel' are the other parts"
-	@echo "make bench   attention timed against the equations and against scaled_dot_product_attention"
+	@echo "make bench   time and memory of the layers, into docs/benchmarks.md (about ten minutes)"
 	@echo "make clean   remove what was built and run; .venv stays"
 	@echo "Another Python: make PYTHON=python3.12 demo"
 
@@ -72,7 +72,7 @@ wheel: .venv/all.stamp
 	cd build && venv/bin/python -I ../examples/quickstart.py
 
 bench: .venv/all.stamp
-	$(RUN) -m benchmarks.attention
+	$(RUN) -m benchmarks --docs
 
 clean:
 	rm -rf build dist site $(DEMO) .pytest_cache .ruff_cache .hypothesis

@@ -1,112 +1,135 @@
-"""Time modulated attention against the equations as written and against plain attention.
+"""Modulated attention against plain attention, and against its equations as written (eq. 3-8)."""
 
-`python -m benchmarks.attention` checks that both modulated forms agree, then times all forms in turn, many times over,
-so that a busy moment of the machine hits every one of them, and prints the medians as a Markdown table.
-"""
-
-import argparse
 import functools
-import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import modulate_logits, modulated_attention
 
 HEADS, HEAD_DIM = 12, 64  # ViT-B
-ALPHA, BETA = torch.tensor([0.1]), torch.tensor([0.2])
+SIZES = {129: 8, 577: 4, 1025: 2, 2305: 1}  # tokens and batch
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def literal(query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+def comparisons(device: str) -> Iterator[Comparison]:
+    """Those with targets, and sweeps over the number of tokens and over the share of the foreground."""
+    dtypes = [torch.float32, torch.bfloat16] if device == "cpu" else [torch.bfloat16, torch.float16]
+    sizes = SIZES if device == "cpu" else {129: 512, 577: 64, 1025: 32, 2305: 16, 4096: 8}
+    threads = [None, 1] if device == "cpu" else [None]
+    for tokens, batch in sizes.items():
+        for dtype in dtypes:
+            for backward in (False, True):
+                for count in threads:
+                    # One thread, or half precision: without the equations as written, which would take minutes more.
+                    written = count is None and dtype is dtypes[0]
+                    yield _comparison(device, tokens, batch, dtype, backward, count, written, share=1 / 3)
+    for share in SHARES:
+        for backward in (False, True):
+            yield _comparison(device, 577, sizes[577], dtypes[0], backward, None, False, share)
+
+
+def _comparison(
+    device: str,
+    tokens: int,
+    batch: int,
+    dtype: torch.dtype,
+    backward: bool,
+    threads: int | None,
+    written: bool,
+    share: float,
+) -> Comparison:
+    problem = Problem(device, tokens, batch, dtype, backward, share)
+    contenders = {
+        "scaled_dot_product_attention": problem.contender(F.scaled_dot_product_attention, exact=problem.plain),
+        "ours": problem.contender(problem.ours, exact=problem.written),
+    }
+    if written:
+        turns = 2 if tokens > 1000 else 5
+        contenders["as written"] = problem.contender(problem.written, exact=problem.written, turns=turns)
+        compiled = problem.contender(problem.compiled, exact=problem.written, turns=turns)
+        contenders["as written, compiled"] = compiled
+    what = "forward and backward" if backward else "forward"
+    where = f", {threads} thread" if threads else ""
+    swept = share != 1 / 3
+    kind = f"share {share:g} of the foreground" if swept else str(dtype).removeprefix("torch.")
+    return Comparison(
+        name=f"attention, N = {tokens}, {what}, {kind}{where}",
+        contenders=contenders,
+        targets=() if swept else _targets(device, dtype, backward),
+        threads=threads,
+        sweep={"pass": what, "tokens": tokens, "share": share} if threads is None and dtype is _first(device) else {},
+    )
+
+
+def _first(device: str) -> torch.dtype:
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def _targets(device: str, dtype: torch.dtype, backward: bool) -> tuple[Target, ...]:
+    if device != "cpu":
+        return (Target("time", 1.4 if backward else 1.25), Target("memory", 1.5))
+    if dtype is torch.float32:
+        return (Target("time", 1.3 if backward else 1.25), Target("memory", 1.5))
+    # The backward pass in half precision has no target of its own.
+    return () if backward else (Target("time", 0.9), Target("error", 1.5), Target("memory", 1.5))
+
+
+class Problem:
+    """Query, key, value and a mask; the ways to attend, with one signature."""
+
+    def __init__(self, device: str, tokens: int, batch: int, dtype: torch.dtype, backward: bool, share: float) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (batch, HEADS, tokens, HEAD_DIM)
+        self.vectors = [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3)]
+        self.upstream = torch.randn(shape, generator=generator).to(device, dtype)
+        self.foreground = (torch.rand(batch, tokens, generator=generator) < share).to(device)
+        self.strengths = [torch.tensor([strength], device=device) for strength in (0.1, 0.2)]
+        self.backward, self.half = backward, dtype.itemsize == 2
+        for vector in self.vectors:
+            vector.requires_grad_(backward)
+        self.exact = functools.cache(self._exact)  # several contenders are held against the same result
+
+    def contender(self, attend: Attend, exact: Attend, turns: int | None = None) -> Contender:
+        return Contender(
+            functools.partial(self._run, attend, self.vectors, self.upstream),
+            functools.partial(self.exact, exact),
+            tolerance=2e-2 if self.half else 1e-4,
+            turns=turns,
+        )
+
+    def _run(self, attend: Attend, vectors: list[Tensor], upstream: Tensor) -> Outputs:
+        if not self.backward:
+            with torch.no_grad():
+                return (attend(*vectors),)
+        result = attend(*vectors)
+        return result.detach(), *torch.autograd.grad(result, vectors, upstream)
+
+    def _exact(self, attend: Attend) -> Outputs:
+        vectors = [vector.detach().double().requires_grad_(self.backward) for vector in self.vectors]
+        return self._run(attend, vectors, self.upstream.double())
+
+    def plain(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
+
+    def ours(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return modulated_attention(query, key, value, self.foreground, *self.strengths)
+
+    def written(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return as_written(query, key, value, self.foreground, *self.strengths)
+
+    def compiled(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return as_written_compiled(query, key, value, self.foreground, *self.strengths)
+
+
+def as_written(query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Eq. 3-8, every matrix stored."""
     logits = query @ key.transpose(-2, -1)
     return (modulate_logits(logits, foreground, alpha, beta) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 
 
-def forms(foreground: Tensor, alpha: Tensor, beta: Tensor) -> dict[str, Attend]:
-    steered = {"foreground": foreground, "alpha": alpha, "beta": beta}
-    return {
-        "scaled_dot_product_attention": F.scaled_dot_product_attention,
-        "modulated_attention": functools.partial(modulated_attention, **steered),
-        "equations as written": functools.partial(literal, **steered),
-    }
-
-
-def inputs(batch: int, tokens: int, device: str) -> tuple[list[Tensor], Tensor]:
-    """Query, key and value, and a mask with a third of the tokens in the foreground."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch, HEADS, tokens, HEAD_DIM)
-    vectors = [torch.randn(shape, generator=generator).to(device).requires_grad_() for _ in range(3)]
-    return vectors, (torch.rand(batch, tokens, generator=generator) < 1 / 3).to(device)
-
-
-def with_gradients(attend: Attend, vectors: list[Tensor]) -> tuple[Tensor, ...]:
-    result = attend(*vectors)
-    return result.detach(), *torch.autograd.grad(result.sum(), vectors)
-
-
-def forward_only(attend: Attend, vectors: list[Tensor]) -> tuple[Tensor, ...]:
-    with torch.no_grad():
-        return (attend(*vectors),)
-
-
-def check_agreement(attends: dict[str, Attend], vectors: list[Tensor]) -> None:
-    """A fast wrong answer is not worth a time."""
-    expected = with_gradients(attends["equations as written"], vectors)
-    torch.testing.assert_close(with_gradients(attends["modulated_attention"], vectors), expected, rtol=1e-3, atol=1e-4)
-
-
-def medians(calls: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Milliseconds per call, after one call to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if turn > 0:
-                times[name].append(1000 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def processor() -> str:
-    """Name of the CPU as far as the system tells it."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text().splitlines() if listing.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[129, 577])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    where = processor() if options.device == "cpu" else torch.cuda.get_device_name(options.device)
-    threads = f", {torch.get_num_threads()} threads" if options.device == "cpu" else ""
-    shape = f"batch {options.batch}, {HEADS} heads of {HEAD_DIM}, float32"
-    print(f"Medians of {options.rounds} interleaved calls; {shape}; {where}{threads}; torch {torch.__version__}.\n")
-    print("| tokens | pass | form | ms | against plain attention |\n|---|---|---|---|---|")
-    for tokens in options.tokens:
-        vectors, foreground = inputs(options.batch, tokens, options.device)
-        attends = forms(foreground, ALPHA.to(options.device), BETA.to(options.device))
-        check_agreement(attends, vectors)
-        for name, run in (("forward", forward_only), ("forward and backward", with_gradients)):
-            calls = {form: functools.partial(run, attend, vectors) for form, attend in attends.items()}
-            found = medians(calls, options.rounds, options.device)
-            for form, milliseconds in found.items():
-                ratio = milliseconds / found["scaled_dot_product_attention"]
-                print(f"| {tokens} | {name} | {form} | {milliseconds:.1f} | {ratio:.2f} |")
-
-
-if __name__ == "__main__":
-    main()
+as_written_compiled = torch.compile(as_written, dynamic=True)

@@ -202,8 +202,8 @@ def test_triplet_under_function_transforms(margin):
     expected = torch.stack([value_and_gradient(loss, x)[1] for x in features])
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(features), expected)
     torch.testing.assert_close(torch.func.grad(lambda x: torch.func.vmap(loss)(x).sum())(features), expected)
-    value, slope = torch.func.jvp(loss, (features[0],), (features[1],))
-    torch.testing.assert_close((value, slope), (loss(features[0]), (expected[0] * features[1]).sum()))
+    forward_mode = torch.func.jvp(loss, (features[0],), (features[1],))
+    torch.testing.assert_close(forward_mode, (loss(features[0]), (expected[0] * features[1]).sum()))
 
 
 def test_triplet_refuses_a_second_derivative():

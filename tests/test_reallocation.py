@@ -48,9 +48,12 @@ problems = st.builds(
     queries=st.integers(1, 3),
     tokens=st.integers(1, 5),
     heads=st.integers(1, 3),
-    head_dim=st.integers(1, 3),
+    head_dim=st.integers(1, 8),  # tokens are projected, or not from `2 * queries < head_dim` on
     seed=st.integers(0, 2**32 - 1),
 )
+
+
+absorbed_and_projected = pytest.mark.parametrize("queries", [1, 3])  # with heads of width 4
 
 
 def with_gradients(result: Tensor, leaves) -> list[Tensor]:
@@ -88,10 +91,9 @@ def test_attention_matches_torch(problem):
     )
 
 
-# Two heads: one query is absorbed, the tokens of three are projected.
-@pytest.mark.parametrize("queries", [1, 3])
+@absorbed_and_projected
 def test_attention_gradcheck(queries):
-    example = problem(batch=2, queries=queries, tokens=3, heads=2, head_dim=2)
+    example = problem(batch=2, queries=queries, tokens=3, heads=2, head_dim=4)
     example.keep[1] = False
 
     def attend(*leaves: Tensor) -> Tensor:
@@ -113,9 +115,9 @@ def test_reading_is_its_readable_twin(problem, masked):
         torch.testing.assert_close(with_gradients(actual, leaves), with_gradients(expected, leaves))
 
 
-@pytest.mark.parametrize("queries", [1, 3])
+@absorbed_and_projected
 def test_function_transforms_see_through(queries):
-    example = problem(batch=3, queries=queries, tokens=4, heads=2, head_dim=2)
+    example = problem(batch=3, queries=queries, tokens=4, heads=2, head_dim=4)
 
     def loss(query: Tensor, context: Tensor) -> Tensor:
         batch = query[None], context[None]
@@ -154,9 +156,10 @@ def test_leaving_tokens_out_is_removing_them(problem):
         torch.testing.assert_close(actual[b : b + 1], absorbed_cross_attention(*alone[:7]))
 
 
+@absorbed_and_projected
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_nothing_kept_gives_zero_with_finite_gradients(device, dtype):
-    example = problem()
+def test_nothing_kept_gives_zero_with_finite_gradients(device, dtype, queries):
+    example = problem(queries=queries, head_dim=4)
     leaves = [leaf.detach().to(device, dtype).requires_grad_() for leaf in example.leaves]
     keep = torch.tensor([[False] * 5, [True] * 5], device=device)
     read = absorbed_cross_attention(*leaves, example.num_heads, keep=keep)
@@ -179,9 +182,10 @@ def test_equal_tokens_are_read_as_they_are(problem, size):
     torch.testing.assert_close(absorbed_cross_attention(*equal[:7]), expected)
 
 
+@pytest.mark.parametrize("queries", [5, 8])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_attention_is_as_exact_as_that_of_torch(device, dtype):
-    example = problem(batch=4, queries=5, tokens=129, heads=4, head_dim=16)
+def test_attention_is_as_exact_as_that_of_torch(device, dtype, queries):
+    example = problem(batch=4, queries=queries, tokens=129, heads=4, head_dim=16)
     scaled = [leaf.detach() / (1 if leaf.ndim == 3 else 8) for leaf in example.leaves]
     rounded = [leaf.to(device, dtype) for leaf in scaled]
     exact = absorbed_cross_attention(*(leaf.double() for leaf in rounded), 4)

@@ -154,10 +154,11 @@ class HypergraphConv(nn.Module):
         incidence: Bool[Tensor, "batch nodes edges"] | Float[Tensor, "batch nodes edges"],
     ) -> Float[Tensor, "batch nodes out_dim"]:
         """Update `nodes` along `incidence`; a node in no hyperedge becomes the activation of its bias."""
-        if nodes.shape[2] != self.in_dim or self.num_nodes not in (None, nodes.shape[1]):
+        # Not `in`: with dynamic shapes a compiler knows sizes by `!=` alone.
+        if nodes.shape[2] != self.in_dim or (self.num_nodes is not None and nodes.shape[1] != self.num_nodes):
             rule = f"nodes must have width in_dim={self.in_dim} and count num_nodes={self.num_nodes}"
             raise ValueError(f"{rule}; received shape {tuple(nodes.shape)}")
-        if self.num_edges not in (None, incidence.shape[2]):
+        if self.num_edges is not None and incidence.shape[2] != self.num_edges:
             rule = f"incidence must count num_edges={self.num_edges} hyperedges"
             raise ValueError(f"{rule}; received shape {tuple(incidence.shape)}")
         mapped = self.linear(nodes)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
+from stmi_layers.kernels.triplet import MinedTripletLoss
 
 
 @typed
@@ -28,7 +29,7 @@ def batch_hard_triplet(
     $x$ are the `features`; $\ell(z) = \log(1 + e^z)$ is the soft margin, $\ell(z) = \max(0, z +
     \text{margin})$ the hinge. $V$ holds the anchors that have a positive and a negative; identities may
     differ in their number of samples. The pairs are chosen without gradient, and only their distances are
-    differentiated; at distance zero the gradient is zero.
+    differentiated, once: a second derivative is refused; at distance zero the gradient is zero.
 
     Args:
         features: one representation per sample, not normalised.
@@ -41,6 +42,7 @@ def batch_hard_triplet(
 
     Raises:
         ValueError: when `margin` is negative or not finite.
+        NotImplementedError: when a gradient of the loss is differentiated again.
 
     Reference: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017,
     <https://arxiv.org/abs/1703.07737>.
@@ -55,10 +57,11 @@ def batch_hard_triplet(
     features = at_least_float32(features)
     if features.shape[0] == 0:
         return features.sum()
-    positive, negative, valid = _hardest_pairs(features.detach(), labels)
-    gap = _distance_to(features, positive) - _distance_to(features, negative)
-    loss = F.softplus(gap) if margin is None else F.relu(gap + margin)
-    return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
+    pairs = _hardest_pairs(features.detach(), labels)
+    # A compiler wants plain operations, which it fuses itself.
+    if features.requires_grad and not torch.compiler.is_compiling():
+        return MinedTripletLoss.apply(features, *pairs, margin)[0]
+    return _mined_triplet_loss(features, *pairs, margin)
 
 
 def _hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,12 +69,22 @@ def _hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
     # Squared distances up to a constant per row; around the mean, for a common offset would cost digits.
     centred = features - features.mean(dim=0)
     with without_autocast(features):
-        distance = torch.addmm(centred.square().sum(dim=1), centred, centred.T, alpha=-2)
-    same = labels[:, None] == labels[None, :]
-    itself = torch.eye(labels.shape[0], dtype=torch.bool, device=labels.device)
-    farthest, positive = torch.where(~same | itself, -math.inf, distance).max(dim=1)
-    nearest, negative = torch.where(same, math.inf, distance).min(dim=1)
-    return positive, negative, (farthest != -math.inf) & (nearest != math.inf)
+        product = centred @ centred.T
+    distance = torch.sub(product.diagonal(), product, alpha=2)
+    same = labels.unsqueeze(1) == labels
+    nearest, negative = distance.masked_fill(same, math.inf).min(dim=1)
+    distance.diagonal().fill_(-math.inf)  # nobody is a positive of itself
+    farthest, positive = distance.where(same, -math.inf).max(dim=1)
+    return positive, negative, farthest - nearest != -math.inf
+
+
+def _mined_triplet_loss(
+    features: Tensor, positive: Tensor, negative: Tensor, valid: Tensor, margin: float | None
+) -> Tensor:
+    """The mean over the `valid` anchors: what `MinedTripletLoss` computes, as plain operations."""
+    gap = _distance_to(features, positive) - _distance_to(features, negative)
+    loss = F.softplus(gap) if margin is None else F.relu(gap + margin)
+    return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def _distance_to(features: Tensor, partner: Tensor) -> Tensor:

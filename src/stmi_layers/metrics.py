@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stmi_layers._precision import without_autocast
 from stmi_layers._typing import typed
+from stmi_layers.kernels.ranking import BEHIND_ALL, positive_ranks, sort_keys
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def reid_metrics(
     gallery_groups: Int[Tensor, " gallery"] | None = None,
     ranks: Sequence[int] = (1, 5, 10),
     metric: str = "euclidean",
-    chunk_size: int = 64,
+    chunk_size: int = 256,
 ) -> ReIDMetrics:
     r"""Score the ranking of `gallery` for every query.
 
@@ -71,7 +72,7 @@ def reid_metrics(
         gallery_groups: camera or scene of each gallery entry; given together with `query_groups`.
         ranks: the $n$ of the cumulative matching characteristic, from 1 on.
         metric: `"euclidean"` or `"cosine"` (a zero vector is orthogonal to everything).
-        chunk_size: queries ranked at once. It bounds the working memory, about `20 * chunk_size` bytes per
+        chunk_size: queries ranked at once. It bounds the working memory, about `8 * chunk_size` bytes per
             gallery entry, and does not change the result.
 
     Returns:
@@ -106,8 +107,8 @@ def reid_metrics(
         entry = by_identity[torch.where(positive, slot, start[rows, None])]
         if query_groups is not None and gallery_groups is not None:
             positive &= query_groups[rows, None] != gallery_groups[entry]
-        keys = _sort_keys(query[rows], gallery, offset)
-        summary[:, rows] = _summary(_positive_ranks(keys, entry, positive), positive.sum(dim=1))
+        distance = _distances(query[rows], gallery, offset)
+        summary[:, rows] = _summary(positive_ranks(distance, entry, positive), positive.sum(dim=1))
     return _average(summary, ranks)
 
 
@@ -157,16 +158,13 @@ def rank_gallery(
     if len(gallery) == 0:
         return listed
     for rows in torch.arange(len(query), device=query.device).split(chunk_size):
-        keys = _sort_keys(query[rows], gallery, offset)
+        keys = sort_keys(_distances(query[rows], gallery, offset))
         if query_groups is not None and gallery_groups is not None:
             dropped = query_groups[rows, None] == gallery_groups[None, :]
-            keys.masked_fill_(dropped & (query_ids[rows, None] == gallery_ids[None, :]), _BEHIND_ALL)
+            keys.masked_fill_(dropped & (query_ids[rows, None] == gallery_ids[None, :]), BEHIND_ALL)
         best, entry = keys.topk(min(k, len(gallery)), dim=1, largest=False)
-        listed[rows, : entry.shape[1]] = entry.masked_fill(best == _BEHIND_ALL, -1)
+        listed[rows, : entry.shape[1]] = entry.masked_fill(best == BEHIND_ALL, -1)
     return listed
-
-
-_BEHIND_ALL = torch.iinfo(torch.int64).max
 
 
 def _check_options(query_groups: Tensor | None, gallery_groups: Tensor | None, chunk_size: int) -> None:
@@ -196,32 +194,11 @@ def _comparable(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Te
     return query - centre, gallery, torch.cat(offset)
 
 
-def _sort_keys(query: Tensor, gallery: Tensor, offset: Tensor) -> Tensor:
-    """Whole numbers that order the gallery of each query by distance, then by index.
-
-    A float32 distance leaves 29 bits of a float64 unused: there goes the index. Distances beyond the nearest
-    entry are not negative, and the bits of such numbers are ordered as they are.
-    """
+def _distances(query: Tensor, gallery: Tensor, offset: Tensor) -> Tensor:
+    """(queries gallery), up to a constant per query and a factor."""
     with without_autocast(query):
-        distance = torch.addmm(offset, query, gallery.T, alpha=-2).double()
-    distance -= distance.amin(dim=1, keepdim=True)
-    index_bits = (1 << (len(gallery) - 1).bit_length()) - 1
-    index = torch.arange(len(gallery), device=gallery.device)
-    return distance.view(torch.int64).bitwise_and_(~index_bits).bitwise_or_(index)
-
-
-def _positive_ranks(keys: Tensor, entry: Tensor, positive: Tensor) -> Tensor:
-    """Rank of every positive, best first, infinite beyond the last one; overwrites `keys`."""
-    columns = max(1, int(positive.sum(dim=1).max()))
-    wanted = keys.gather(1, entry).masked_fill(~positive, _BEHIND_ALL).sort(dim=1).values[:, :columns]
-    negatives = keys.scatter_(1, entry, _BEHIND_ALL)
-    rank = torch.arange(1, columns + 1, device=keys.device).repeat(len(keys), 1)
-    # Counting the negatives in front of each positive is several times cheaper than sorting the rows.
-    nearer = torch.empty_like(negatives)
-    for column, key in enumerate(wanted.unbind(dim=1)):
-        torch.lt(negatives, key[:, None], out=nearer)
-        rank[:, column] += nearer.sum(dim=1)
-    return rank.double().masked_fill(wanted == _BEHIND_ALL, math.inf)
+        # In this order the product is up to 1.6 times as fast on CPU.
+        return torch.addmm(offset[:, None], gallery, query.T, alpha=-2).T
 
 
 def _summary(rank: Tensor, count: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
+from stmi_layers.kernels.reading import ReadTokens
 
 
 @typed
@@ -36,8 +37,8 @@ def absorbed_cross_attention(
     $q_h = (\text{query}\, W_{q,h}^\top + b_{q,h})\, /\, \sqrt{\text{dim} / \text{num\_heads}}$; $W_q, W_k, W_v$ and
     $b_q, b_k, b_v$ are the thirds of `in_proj_weight` and `in_proj_bias`. This is `nn.MultiheadAttention` in another
     order: $W_k$ goes to the queries, $W_v$ behind the weighted sum, and $b_k$, which adds the same to all logits of a
-    query, cancels. It pays while `queries * num_heads` is below `dim`. Logits and softmax are computed in at least
-    float32.
+    query, cancels. That pays while the queries are fewer than half the width of a head; from there on the tokens are
+    projected, in the usual order, with the same result. Logits and softmax are computed in at least float32.
 
     Args:
         query: what the tokens are read with.
@@ -64,36 +65,61 @@ def absorbed_cross_attention(
     _check_heads(query.shape[-1], num_heads)
     if context.shape[1] == 0:
         raise ValueError(f"context must hold at least one token; received shape {tuple(context.shape)}")
-    weights = _absorbed_weights(query, context, in_proj_weight, in_proj_bias, num_heads, keep)
-    read = torch.einsum("bhqn, bnc -> bhqc", weights.to(context.dtype), context)
-    value_weight = rearrange(in_proj_weight.chunk(3)[2], "(heads head_dim) dim -> heads head_dim dim", heads=num_heads)
-    values = torch.einsum("bhqc, hdc -> bqhd", read, value_weight).flatten(2)
-    if in_proj_bias is not None:
-        values = values + in_proj_bias.chunk(3)[2]
+    weights, biases = in_proj_weight.chunk(3), (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    if 2 * query.shape[1] < query.shape[2] // num_heads:
+        rows = _absorbed_rows(query, weights[0], biases[0], weights[1], num_heads)
+        value_weight = rearrange(weights[2], "(heads head_dim) dim -> heads head_dim dim", heads=num_heads)
+        read = _read(rows, context, keep).unflatten(1, (num_heads, -1))
+        values = torch.einsum("bhqc, hdc -> bqhd", read, value_weight).flatten(2)
+        values = values if biases[2] is None else values + biases[2]
+    else:
+        values = _read_projected(query, context, weights, biases, num_heads, keep)
     output = F.linear(values, out_weight, out_bias)
     return output if keep is None else torch.where(keep.any(dim=1)[:, None, None], output, 0.0)
 
 
-def _absorbed_weights(
-    query: Tensor,
-    context: Tensor,
-    in_proj_weight: Tensor,
-    in_proj_bias: Tensor | None,
-    num_heads: int,
-    keep: Tensor | None = None,
-) -> Tensor:
-    """Attention weights (batch heads queries tokens), in at least float32; even where no token is kept."""
-    query_weight, key_weight, _ = in_proj_weight.chunk(3)
-    query = F.linear(query, query_weight, None if in_proj_bias is None else in_proj_bias.chunk(3)[0])
-    query = rearrange(query, "batch queries (heads head_dim) -> batch queries heads head_dim", heads=num_heads)
-    key_weight = rearrange(key_weight, "(heads head_dim) dim -> heads head_dim dim", heads=num_heads)
+def _absorbed_rows(query: Tensor, query_weight: Tensor, bias: Tensor | None, key_weight: Tensor, heads: int) -> Tensor:
+    """What the tokens are multiplied with: scaled queries times key weights, (batch heads*queries dim)."""
+    query = rearrange(F.linear(query, query_weight, bias), "b queries (heads d) -> b queries heads d", heads=heads)
+    key_weight = rearrange(key_weight, "(heads head_dim) dim -> heads head_dim dim", heads=heads)
     with without_autocast(query):
         query = at_least_float32(query) * query.shape[-1] ** -0.5
-        absorbed = torch.einsum("bqhd, hdc -> bhqc", query, at_least_float32(key_weight))
-        logits = torch.einsum("bhqc, bnc -> bhqn", absorbed, at_least_float32(context))
+        return torch.einsum("bqhd, hdc -> bhqc", query, at_least_float32(key_weight)).flatten(1, 2)
+
+
+def _read(rows: Tensor, context: Tensor, keep: Tensor | None) -> Tensor:
+    """Weighted means of the tokens, (batch rows dim)."""
+    wide = context.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(context.device.type)
+    # A compiler wants plain operations; where the tokens need no gradient, autograd is as good.
+    if wide and context.requires_grad and not torch.compiler.is_compiling():
+        return ReadTokens.apply(rows, context, keep)[0]
+    keep = None if keep is None else keep[:, None, :]
+    return _attention_weights(rows, context, keep).to(context.dtype) @ context
+
+
+def _read_projected(
+    query: Tensor,
+    context: Tensor,
+    weights: tuple[Tensor, ...],
+    biases: tuple[Tensor | None, ...],
+    heads: int,
+    keep: Tensor | None,
+) -> Tensor:
+    """The same in the usual order, with keys and values of all tokens: cheaper for many queries."""
+    parts = (F.linear(*operands) for operands in zip((query, context, context), weights, biases, strict=True))
+    query, key, value = (rearrange(part, "b tokens (heads d) -> b heads tokens d", heads=heads) for part in parts)
+    keep = None if keep is None else keep[:, None, None, :]
+    attention = _attention_weights(at_least_float32(query) * query.shape[-1] ** -0.5, key, keep)
+    return rearrange(attention.to(value.dtype) @ value, "b heads tokens d -> b tokens (heads d)")
+
+
+def _attention_weights(rows: Tensor, keys: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Softmax of `rows` times `keys`, in at least float32; even where nothing is kept."""
+    with without_autocast(rows):
+        logits = rows @ at_least_float32(keys).transpose(-2, -1)
         if keep is not None:
             # Not -inf: a row of nothing but -inf is NaN, and so is its gradient.
-            logits = logits.masked_fill(~keep[:, None, None, :], torch.finfo(logits.dtype).min)
+            logits = logits.masked_fill(~keep, torch.finfo(logits.dtype).min)
         return logits.softmax(dim=-1)
 
 
@@ -194,7 +220,9 @@ class SemanticTokenReallocation(nn.Module):
     ) -> Float[Tensor, "batch heads semantic patches"]:
         """How much of each patch `forward` reads into each semantic token; sums to 1 over the patches."""
         queries, patches = self.norm_queries(self._queries(patches, prior)), self.norm_patches(patches)
-        return _absorbed_weights(queries, patches, self.in_proj_weight, self.in_proj_bias, self.num_heads)
+        query_weight, key_weight, _ = self.in_proj_weight.chunk(3)
+        rows = _absorbed_rows(queries, query_weight, self.in_proj_bias.chunk(3)[0], key_weight, self.num_heads)
+        return _attention_weights(rows, patches).unflatten(1, (self.num_heads, -1))
 
     def _queries(self, patches: Tensor, prior: Tensor | None) -> Tensor:
         if patches.shape[-1] != self.dim:

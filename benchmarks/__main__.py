@@ -1,0 +1,94 @@
+"""Time the layers against what they replace, and compare with the targets.
+
+A whole run takes less than ten minutes on two quiet cores. It writes `runs/benchmarks-cpu.json`, with `--docs` also the
+tables and plots of docs/benchmarks.md, and with `--check` it fails when a target is missed.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks import attention, hypergraph, losses, metrics, model, reallocation, report
+from benchmarks.machine import describe
+from benchmarks.runner import Comparison, Measured, run
+
+TOPICS = {
+    "attention": attention,
+    "reallocation": reallocation,
+    "hypergraph": hypergraph,
+    "losses": losses,
+    "metrics": metrics,
+    "model": model,
+}
+
+
+def main() -> int:
+    options = parse()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    results = []
+    for topic in options.only or TOPICS:
+        for comparison in TOPICS[topic].comparisons(options.device):
+            began = time.perf_counter()
+            measured = run(comparison, options.device, seconds=options.seconds, turns=options.turns)
+            results.append(as_record(topic, comparison, measured))
+            print(f"{report.line(results[-1])}  [{time.perf_counter() - began:.0f} s]", flush=True)
+    found = {"machine": describe(options.device), "options": {"seconds": options.seconds}, "results": results}
+    out = options.out or Path("runs") / f"benchmarks-{options.device}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1))
+    print(f"\n{report.targets_table(results)}\n\nwritten: {out}")
+    if options.docs:
+        report.write_docs(found, options.device)
+    missed = report.missed(results)
+    if options.check and missed:
+        print("\nmissed targets:\n" + "\n".join(missed), file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=TOPICS, help="measure these topics alone")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, help="of torch, where a row asks for no number of its own")
+    parser.add_argument("--seconds", type=float, default=3.0, help="after this time a comparison begins no new turn")
+    parser.add_argument("--turns", type=int, default=30, help="of a comparison, at most")
+    parser.add_argument("--out", type=Path, help="JSON file; runs/benchmarks-DEVICE.json by default")
+    parser.add_argument("--docs", action="store_true", help="write tables and plots into docs/; only for a whole run")
+    parser.add_argument("--check", action="store_true", help="exit with 1 and name the rows when a target is missed")
+    options = parser.parse_args()
+    if options.docs and options.only:
+        parser.error("--docs needs a whole run: leave out --only")
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: torch finds no GPU")
+    return options
+
+
+def as_record(topic: str, comparison: Comparison, measured: dict[str, Measured]) -> dict:
+    """What the JSON holds about a comparison."""
+    ours, against = measured["ours"], measured[comparison.against]
+    targets = [
+        {"quantity": target.quantity, "limit": target.limit, "measured": target.measured(ours, against)}
+        for target in comparison.targets
+    ]
+    contenders = {name: asdict(values) for name, values in measured.items()}
+    return {
+        "topic": topic,
+        "name": comparison.name,
+        "against": comparison.against,
+        "sweep": dict(comparison.sweep),
+        "targets": targets,
+        "contenders": contenders,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""What a figure was measured on."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+
+def describe(device: str) -> dict[str, str | int]:
+    """Processor, threads and versions; nothing that names the computer."""
+    found: dict[str, str | int] = {
+        "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(device),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device != "cpu":
+        found["cuda"] = str(torch.version.cuda)
+    return found
+
+
+def processor() -> str:
+    """Name of the processor as far as the system tells it, and its vector instructions as torch uses them."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

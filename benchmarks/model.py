@@ -1,0 +1,108 @@
+"""Whole networks: ViT-B/16 with and without SFM, and all of STMI against the three plain passes it is built on."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.attention import as_written
+from benchmarks.runner import Comparison, Contender, Outputs, Target
+from examples.stmi.vit import VisionTransformer
+from stmi_layers import CrossModalHypergraph, GlobalCrossAttention, ReIDLoss, SemanticTokenReallocation
+
+Features = Callable[[], list[Tensor]]
+SIZE, DIM, HEADS, MODALITIES, IDENTITIES = (256, 128), 768, 12, 3, 171
+
+
+def comparisons(device: str) -> Iterator[Comparison]:
+    """A training step of the backbone, then forward pass and training step of the whole."""
+    problem = Problem(device, samples=4 if device == "cpu" else 64)
+    contenders = {
+        "ViT": problem.training_step(problem.plain),
+        "ours": problem.training_step(problem.modulated, exact=problem.written(problem.modulated)),
+        "as written": problem.training_step(problem.written(problem.modulated), turns=1),
+    }
+    yield Comparison("SFM ViT-B/16 at 256 x 128, training step", contenders, (Target("time", 1.05),))
+    for name, wrap, limit in (("forward", problem.forward, 1.03), ("training step", problem.training_step, 1.06)):
+        exact = problem.written(problem.whole)
+        contenders = {"three ViT passes": wrap(problem.plain), "ours": wrap(problem.whole, exact=exact)}
+        yield Comparison(f"STMI, ViT-B/16, M = 3, {name}", contenders, (Target("time", limit), Target("memory", 1.01)))
+
+
+class STMI(nn.Module):
+    """Backbone, STR, CHI and readout, composed of the public layers (eq. 1-18)."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        first = SemanticTokenReallocation(DIM)
+        self.backbone = backbone
+        self.reallocations = nn.ModuleList(copy.deepcopy(first) for _ in range(MODALITIES))
+        self.interaction = CrossModalHypergraph(DIM, MODALITIES * first.num_tokens)
+        self.readout = GlobalCrossAttention(DIM)
+
+    def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """G and U, (batch modalities dim)."""
+        patches, classes = self.backbone(images, masks)
+        semantic = [read(tokens) for read, tokens in zip(self.reallocations, patches.unbind(dim=1), strict=True)]
+        tokens = self.interaction(torch.stack(semantic, dim=1))
+        return classes, self.readout(classes, tokens.flatten(1, 2))
+
+
+class Problem:
+    """Images, masks and networks; SFM changes no weight of the backbone."""
+
+    def __init__(self, device: str, samples: int) -> None:
+        torch.manual_seed(0)
+        self.images = torch.randn(samples, MODALITIES, 3, *SIZE, device=device)
+        self.masks = torch.zeros(samples, MODALITIES, *SIZE, dtype=torch.bool, device=device)
+        self.masks[..., 32:224, 32:96] = True
+        self.labels = torch.arange(samples, device=device) // 2
+        backbone = VisionTransformer(SIZE, patch_size=16, dim=DIM, depth=12, num_heads=HEADS, mlp_ratio=4.0)
+        backbone.stem = nn.Sequential(nn.Conv2d(3, DIM, 16, stride=16))
+        self.backbone = backbone.to(device)
+        self.stmi = STMI(self.backbone).to(device)
+        self.losses = nn.ModuleList(ReIDLoss(MODALITIES * DIM, IDENTITIES) for _ in range(2)).to(device)
+        # Gradients add up in tensors that are there before: they belong to the model, not to the step.
+        for parameter in (*self.stmi.parameters(), *self.losses.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+
+    def plain(self) -> list[Tensor]:
+        return [self.backbone(self.images)[1]]
+
+    def modulated(self) -> list[Tensor]:
+        return [self.backbone(self.images, self.masks)[1]]
+
+    def whole(self) -> list[Tensor]:
+        return list(self.stmi(self.images, self.masks))
+
+    @staticmethod
+    def written(features: Features) -> Features:
+        """The same features from a backbone whose attention is the equations as written."""
+
+        def run() -> list[Tensor]:
+            with mock.patch("stmi_layers.attention.modulated_attention", as_written):
+                return features()
+
+        return run
+
+    def forward(self, features: Features, exact: Features | None = None) -> Contender:
+        expected = None if exact is None else functools.partial(self._forward, exact)
+        return Contender(functools.partial(self._forward, features), expected)
+
+    @torch.no_grad()
+    def _forward(self, features: Features) -> Outputs:
+        return tuple(features())
+
+    def training_step(self, features: Features, exact: Features | None = None, turns: int | None = None) -> Contender:
+        expected = None if exact is None else functools.partial(self._step, exact)
+        return Contender(functools.partial(self._step, features), expected, turns=turns)
+
+    def _step(self, features: Features) -> Outputs:
+        """Forward, loss and backward; an optimizer would cost all of them the same."""
+        pairs = zip(self.losses, features(), strict=False)
+        loss = torch.stack([criterion(feature.flatten(1), self.labels) for criterion, feature in pairs]).sum()
+        loss.backward()
+        return (loss.detach(),)

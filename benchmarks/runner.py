@@ -1,0 +1,197 @@
+"""Several ways to compute something, checked, and then timed in turn so that a busy moment hits all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+Outputs = tuple[Tensor, ...]
+MEBIBYTE = 2**20
+BLOCK_SECONDS = 0.02  # short calls are repeated until a block takes this long
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute something.
+
+    Args:
+        call: computes it, and returns what is checked.
+        expected: the right result; None for a floor, which computes less.
+        tolerance: greatest relative error of a result, as a ratio of Euclidean norms.
+        turns: how often it is timed at most; slow references need no more than a few.
+    """
+
+    call: Callable[[], Outputs]
+    expected: Callable[[], Outputs] | None = None
+    tolerance: float = 1e-4
+    turns: int | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the issue asks of the contender "ours": at most `limit`.
+
+    `quantity` is "time", "memory" or "error", each a ratio to the contender `against`, or "MiB", which is absolute.
+    """
+
+    quantity: str
+    limit: float
+
+    def measured(self, ours: "Measured", against: "Measured") -> float:
+        """What to hold against the limit."""
+        match self.quantity:
+            case "time":
+                return ours.ratio
+            case "memory":
+                return ours.mebibytes / against.mebibytes
+            case "MiB":
+                return ours.mebibytes
+            case "error" if ours.error is not None and against.error is not None:
+                return ours.error / against.error
+        raise ValueError(f"a target has a quantity of time, memory, MiB or error, both contenders checked; got {self}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Contenders, the first being `against`, and the targets of the one called "ours"; `sweep` is read by the plots."""
+
+    name: str
+    contenders: Mapping[str, Contender]
+    targets: tuple[Target, ...] = ()
+    threads: int | None = None
+    sweep: Mapping[str, float | str] = field(default_factory=dict)
+
+    @property
+    def against(self) -> str:
+        return next(iter(self.contenders))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one contender: median milliseconds, its time as a ratio to `against` (quartiles of the turns), MiB, error."""
+
+    milliseconds: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    mebibytes: float
+    error: float | None
+
+
+def run(comparison: Comparison, device: str, *, seconds: float, turns: int) -> dict[str, Measured]:
+    """Check, then measure every contender.
+
+    Args:
+        comparison: what is compared.
+        device: where its tensors are.
+        seconds: no further turn begins after this time...
+        turns: ...or after this many turns; at least three are done.
+
+    Raises:
+        AssertionError: when a contender computes something else than it should.
+    """
+    with threads(comparison.threads):
+        errors = {name: check(name, contender) for name, contender in comparison.contenders.items()}
+        memory = {name: peak_memory(contender.call, device) for name, contender in comparison.contenders.items()}
+        repeats = {name: max(1, int(BLOCK_SECONDS / duration)) for name, (_, duration) in memory.items()}
+        times = interleave(comparison.contenders, repeats, device, seconds, turns)
+    base = times[comparison.against]
+    return {name: _summary(own, base[: len(own)], memory[name][0], errors[name]) for name, own in times.items()}
+
+
+def check(name: str, contender: Contender) -> float | None:
+    """Relative error of the worst of the results; a fast wrong answer is not worth a time."""
+    if contender.expected is None:
+        return None
+    error = max(
+        (float((actual.double() - exact).norm() / exact.norm()) for actual, exact in _paired(contender)), default=0.0
+    )
+    if not error <= contender.tolerance:
+        raise AssertionError(
+            f"{name} is wrong: its relative error is {error:.1e}, allowed is {contender.tolerance:.1e}"
+        )
+    return error
+
+
+def _paired(contender: Contender) -> Iterator[tuple[Tensor, Tensor]]:
+    assert contender.expected is not None
+    return zip(contender.call(), contender.expected(), strict=True)
+
+
+def interleave(
+    contenders: Mapping[str, Contender], repeats: Mapping[str, int], device: str, seconds: float, turns: int
+) -> dict[str, list[float]]:
+    """Seconds per call of every turn, in which all contenders take part one after the other."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    began = time.perf_counter()
+    for turn in range(turns):
+        if turn >= 3 and time.perf_counter() - began > seconds:
+            break
+        for name, contender in contenders.items():
+            if contender.turns is None or turn < contender.turns:
+                # The call before the timed ones puts caches and allocator back into the contender's own state.
+                if repeats[name] > 1:
+                    contender.call()
+                times[name].append(_timed(contender.call, repeats[name], device))
+    return times
+
+
+def _timed(call: Callable[[], object], repeats: int, device: str) -> float:
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - began) / repeats
+
+
+def _summary(times: list[float], base: list[float], memory: float, error: float | None) -> Measured:
+    ratios = [own / other for own, other in zip(times, base, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return Measured(1000 * statistics.median(times), middle, low, high, memory, error)
+
+
+def peak_memory(call: Callable[[], object], device: str) -> tuple[float, float]:
+    """MiB that torch allocates at most during the call, beyond what it held before, and the seconds it took."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        duration = _timed(call, 1, device)
+        return (torch.cuda.max_memory_allocated(device) - before) / MEBIBYTE, duration
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        duration = _timed(call, 1, device)
+    held = highest = 0
+    for size in _allocations(recorded):
+        held += size
+        highest = max(highest, held)
+    return highest / MEBIBYTE, duration
+
+
+def _allocations(recorded: profile) -> list[int]:
+    """Bytes taken (above 0) and given back (below 0), in order; the profiler shows them nowhere else."""
+    profiler: Any = recorded.profiler
+    events = profiler.kineto_results.events()
+    ordered = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
+    return [event.nbytes() for event in ordered]
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Compute with `count` threads inside the block; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
