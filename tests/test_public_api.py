@@ -42,7 +42,7 @@ SIGNATURES = {
     "ReIDMetrics": "(mAP, cmc, mINP, average_precision, num_queries, num_skipped)",
     "SegmentationModulatedAttention": (
         "(dim, num_heads, *, qkv_bias=True, alpha=0.1, beta=0.1, per_head=False, perturbation=0.0, "
-        "device=None, dtype=None)"
+        "implementation='auto', device=None, dtype=None)"
     ),
     "SegmentationModulatedAttention.forward": "(tokens, foreground)",
     "SemanticTokenReallocation": ("(dim, num_tokens=4, *, num_heads=8, mlp_ratio=4.0, device=None, dtype=None)"),

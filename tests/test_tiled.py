@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
-from stmi_layers import modulate_logits, modulated_attention
+from stmi_layers import SegmentationModulatedAttention, modulate_logits, modulated_attention
 from stmi_layers.kernels import native, tiles
 from stmi_layers.kernels.choice import WORTH_TILES
 
@@ -146,6 +146,47 @@ def test_float16_logits_above_its_range():
     assert all(item.isfinite().all() for item in with_gradients("tiled", inputs))
 
 
+LAYOUTS = {
+    "transposed": lambda tensor: tensor.mT.contiguous().mT,
+    "every other": lambda tensor: torch.stack([tensor, tensor], dim=-1).flatten(-2)[..., ::2],
+    "expanded": lambda tensor: tensor[..., :1].expand_as(tensor),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_last_axis_need_not_be_dense(layout, dtype, compiled):
+    """Convolutional projections give such keys; torch's kernel, called by its name, would misread them in silence."""
+    torch._dynamo.reset()
+    leaves = [item.requires_grad_(item.is_floating_point()) for item in problem(70, dtype=dtype)]
+    learned = [leaf for leaf in leaves if leaf.requires_grad]
+
+    def run(implementation: str) -> list[Tensor]:
+        def attend(*inputs: Tensor) -> Tensor:
+            return modulated_attention(*map(LAYOUTS[layout], inputs[:3]), *inputs[3:], implementation=implementation)
+
+        if compiled and implementation == "tiled":
+            attend = torch.compile(attend, fullgraph=True, backend="aot_eager")
+        result = attend(*leaves)
+        return [result.detach(), *torch.autograd.grad(result.sin().sum(), learned)]
+
+    tolerance = 1e-9 if dtype is torch.float64 else 3e-2
+    for name, one, other in zip(NAMES, run("tiled"), run("dense"), strict=True):
+        assert (one - other).abs().max() <= tolerance * other.abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize("of_strengths", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("of_tokens", [torch.float64, torch.float32, torch.bfloat16])
+def test_strengths_of_another_dtype(of_tokens, of_strengths):
+    *vectors, foreground, alpha, beta = problem(70, dtype=of_tokens)
+    inputs = [*vectors, foreground, alpha.to(of_strengths), beta.to(of_strengths)]
+    result, *gradients = with_gradients("tiled", inputs)
+    assert [item.dtype for item in (result, *gradients)] == [of_tokens] * 4 + [of_strengths] * 2
+    expected = modulated_attention(*inputs, implementation="dense")
+    torch.testing.assert_close(result, expected, rtol=0, atol=3e-2 if of_tokens is torch.bfloat16 else 1e-5)
+
+
 def test_tied_extrema_share_one_gradient():
     """Which of equal keys takes it is open; their sum is not, nor is anything else."""
     query, key, *rest = problem(66, batch=1)
@@ -255,6 +296,15 @@ def test_tiles_are_for_cpu():
     inputs = [item.to("meta") for item in problem(9)]
     with pytest.raises(ValueError, match="is for CPU tensors; received query on meta"):
         modulated_attention(*inputs, implementation="tiled")
+
+
+def test_a_layer_asked_for_the_dense_form_has_second_derivatives():
+    tokens = torch.randn(1, 260, 4, dtype=torch.float64, requires_grad=True)
+    layer = SegmentationModulatedAttention(4, 1, implementation="dense", dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(layer(tokens, torch.rand(1, 260) < 0.5).square().sum(), tokens, create_graph=True)
+    gradient.square().sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.isfinite().all()
 
 
 def test_second_derivative_names_the_way_out():

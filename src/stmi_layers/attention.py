@@ -83,7 +83,8 @@ def modulated_attention(
     Several implementations compute the same. `"dense"` is the readable one: it stores tokens x tokens logits, and every
     transform of torch can see into it. `"tiled"` (CPU) and `"triton"` (GPU) store none and take about the time of plain
     attention; `"native"` (CPU) takes less, and is there once `python -m stmi_layers.kernels.native` has built it. These
-    have first derivatives only. `"auto"` takes
+    have first derivatives only, and where extrema of a row are tied, one of them takes the gradient that the dense form
+    spreads. `"auto"` takes
 
     - dense while a graph is exported, inside `torch.func` and for forward-mode derivatives;
     - else, on a GPU, triton where it is installed and knows GPU, dtype and `head_dim`, dense elsewhere;
@@ -178,6 +179,8 @@ class SegmentationModulatedAttention(nn.Module):
         beta: initial strength on all other pairs.
         per_head: learn `alpha` and `beta` per head.
         perturbation: probability, in training, that a background token is treated as foreground; drawn in every call.
+        implementation: of [`modulated_attention`][stmi_layers.attention.modulated_attention]; `"dense"` has second
+            derivatives.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -203,6 +206,7 @@ class SegmentationModulatedAttention(nn.Module):
         beta: float = 0.1,
         per_head: bool = False,
         perturbation: float = 0.0,
+        implementation: Implementation = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -211,6 +215,7 @@ class SegmentationModulatedAttention(nn.Module):
             raise ValueError(f"num_heads must divide dim; received dim={dim}, num_heads={num_heads}")
         self.dim, self.num_heads, self.qkv_bias, self.per_head = dim, num_heads, qkv_bias, per_head
         self.initial_alpha, self.initial_beta = alpha, beta
+        self.implementation: Implementation = implementation
         factory = {"device": device, "dtype": dtype}
         strengths = num_heads if per_head else 1
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim, **factory))
@@ -245,14 +250,16 @@ class SegmentationModulatedAttention(nn.Module):
         query, key, value = rearrange(
             projected, "batch tokens (three heads dim) -> three batch heads tokens dim", three=3, heads=self.num_heads
         )
-        attended = modulated_attention(query, key, value, foreground, self.alpha, self.beta)
+        attended = modulated_attention(
+            query, key, value, foreground, self.alpha, self.beta, implementation=self.implementation
+        )
         return self.out_proj(rearrange(attended, "batch heads tokens dim -> batch tokens (heads dim)"))
 
     def extra_repr(self) -> str:
         return (
             f"dim={self.dim}, num_heads={self.num_heads}, qkv_bias={self.qkv_bias}, "
             f"alpha={self.initial_alpha}, beta={self.initial_beta}, per_head={self.per_head}, "
-            f"perturbation={self.perturbation.p}"
+            f"perturbation={self.perturbation.p}, implementation={self.implementation!r}"
         )
 
 

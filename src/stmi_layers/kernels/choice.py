@@ -13,6 +13,9 @@ Implementation = Literal["auto", "dense", "tiled", "native", "triton"]
 # Logits of a sample, over all heads, from which on tiles pay for their calls.
 WORTH_TILES = 2**16
 
+# torch 2.6 cannot tell an export from a compilation: there the dense form serves both.
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 def choose(implementation: Implementation, query: Tensor, *others: Tensor) -> Implementation:
     """The implementation to run: by the rule in `modulated_attention` for "auto", else the one asked for.
@@ -37,7 +40,7 @@ def choose(implementation: Implementation, query: Tensor, *others: Tensor) -> Im
 
 
 def _fastest(query: Tensor) -> Implementation:
-    if torch.compiler.is_compiling() and torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and _exporting():
         return "dense"  # an exported graph must run where this package is not installed
     if not query.is_cpu:
         return "triton" if triton_attention.usable(query) else "dense"

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
 from stmi_layers.kernels import tiled_backward as tiled_backward  # registers the operator of the backward pass
-from stmi_layers.kernels.tiles import Modulation, foreground_first, new_buffer, per_head, take_rows, tile_in, tiles
+from stmi_layers.kernels.tiles import (
+    Modulation,
+    foreground_first,
+    new_buffer,
+    per_head,
+    take_rows,
+    tile_in,
+    tiles,
+    wide_rows,
+)
 
 _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -37,13 +46,13 @@ def _attend(
     batch, heads, tokens, head_dim = query.shape
     in_tiles_only = value.dtype in (torch.float16, torch.bfloat16)
     result = value.new_empty(batch, tokens, heads, head_dim)  # tokens first, as plain attention lays it out
-    alpha, beta = per_head(alpha, heads), per_head(beta, heads)
+    alpha, beta = per_head(alpha, query), per_head(beta, query)
     normaliser = alpha.new_zeros(batch, heads, tokens)
     buffer = new_buffer(alpha, tokens)
     for b, (order, split) in enumerate(foreground_first(foreground)):
         rows = take_rows(query[b], order)
         rows[split:].mul_(1 - beta[:, 0])
-        keys, values = at_least_float32(key[b]), at_least_float32(value[b])
+        keys, values = wide_rows(key[b]), wide_rows(value[b])
         tiled = tokens if in_tiles_only else split
         if tiled > 0:
             modulation = Modulation.of(foreground[b], alpha, beta)

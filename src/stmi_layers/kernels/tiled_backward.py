@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
-from stmi_layers.kernels.tiles import Modulation, foreground_first, new_buffer, per_head, take_rows, tile_in, tiles
+from stmi_layers.kernels.tiles import (
+    Modulation,
+    foreground_first,
+    new_buffer,
+    per_head,
+    take_rows,
+    tile_in,
+    tiles,
+    wide_rows,
+)
 
 _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _plain_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -36,14 +45,14 @@ def _differentiate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, and of both strengths per head."""
     batch, heads, tokens, head_dim = query.shape
-    alpha, beta = per_head(alpha, heads), per_head(beta, heads)
+    alpha, beta = per_head(alpha, query), per_head(beta, query)
     of_query = query.new_empty(batch, tokens, heads, head_dim)
     of_key, of_value = (key.new_empty(batch, heads, tokens, head_dim) for _ in range(2))
     of_alpha, of_beta = alpha.new_zeros(heads), alpha.new_zeros(heads)
     buffers = new_buffer(alpha, tokens), new_buffer(alpha, tokens)
     for b, (order, split) in enumerate(foreground_first(foreground)):
         rows, incoming, attended = (take_rows(tensor[b], order) for tensor in (query, gradient, result))
-        keys, values = at_least_float32(key[b]), at_least_float32(value[b])
+        keys, values = wide_rows(key[b]), wide_rows(value[b])
         if split < tokens:
             damping = 1 - beta[:, 0]
             damped = rows[split:] * damping

@@ -30,9 +30,15 @@ class Modulation(NamedTuple):
         logits.mul_(self.slope[head]).addcmul_(constant, self.background)
 
 
-def per_head(strength: Tensor, heads: int) -> Tensor:
-    """One strength for all heads, or one for each, as heads 1 1 in at least float32."""
-    return at_least_float32(strength.detach()).expand(heads)[:, None, None]
+def per_head(strength: Tensor, like: Tensor) -> Tensor:
+    """One strength for all heads of `like`, or one for each, as heads 1 1 in the dtype `like` is computed in."""
+    return strength.detach().to(at_least_float32(like[:0]).dtype).expand(like.shape[1])[:, None, None]
+
+
+def wide_rows(tensor: Tensor) -> Tensor:
+    """In at least float32. Torch's kernel, called by name, takes the last axis to be dense without looking."""
+    tensor = at_least_float32(tensor)
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def foreground_first(foreground: Tensor) -> Iterator[tuple[Tensor, int]]:

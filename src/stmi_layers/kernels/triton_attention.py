@@ -32,9 +32,7 @@ def usable(query: Tensor) -> bool:
 
 
 def _is_ampere(device: torch.device) -> bool:
-    # A compiler cannot look into the driver; it gets the benefit of the doubt.
-    asked = torch.compiler.is_compiling() or torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.version.hip is None and asked
+    return torch.version.hip is None and torch.cuda.get_device_properties(device).major >= 8
 
 
 def triton_modulated_attention(
