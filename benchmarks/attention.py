@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import modulate_logits, modulated_attention
+from stmi_layers.kernels import native
 
 HEADS, HEAD_DIM = 12, 64  # ViT-B
 SIZES = {129: 8, 577: 4, 1025: 2, 2305: 1}  # tokens and batch
@@ -48,6 +49,8 @@ def _comparison(
         "scaled_dot_product_attention": problem.contender(F.scaled_dot_product_attention, exact=problem.plain),
         "ours": problem.contender(problem.ours, exact=problem.written),
     }
+    if device == "cpu" and native.available():
+        contenders["ours, native"] = problem.contender(problem.native, exact=problem.written)
     if written:
         turns = 2 if tokens > 1000 else 5
         contenders["as written"] = problem.contender(problem.written, exact=problem.written, turns=turns)
@@ -117,7 +120,12 @@ class Problem:
         return (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 
     def ours(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return modulated_attention(query, key, value, self.foreground, *self.strengths)
+        """What an installation gives; on CPU without the kernel that has to be built."""
+        implementation = "tiled" if query.is_cpu else "auto"
+        return modulated_attention(query, key, value, self.foreground, *self.strengths, implementation=implementation)
+
+    def native(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return modulated_attention(query, key, value, self.foreground, *self.strengths, implementation="native")
 
     def written(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return as_written(query, key, value, self.foreground, *self.strengths)
