@@ -134,7 +134,8 @@ def test_missing_modality(root: Path) -> None:
 
 def test_missing_captions(root: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"train\.json does not exist; write it, or pass missing_caption='none'"
+        FileNotFoundError,
+        match=r"train\.json does not exist; write it by .* --split train`, or pass missing_caption='none'",
     ):
         read(root, missing_caption="error")
     assert {item.caption for item in read(root)} == {None}
@@ -231,7 +232,11 @@ FOLDER_ERRORS: dict[str, tuple[Callable[[Path], object], dict, str]] = {
         f"1 items have several captions: {NAMES[2]}",
     ),
     "missing_modality": (lambda root: None, {"missing_modality": "zero"}, "missing_modality must be one of 'error', "),
-    "missing_caption": (lambda root: None, {"missing_caption": ""}, "missing_caption must be one of 'error', 'none', 'ignore'; "),
+    "missing_caption": (
+        lambda root: None,
+        {"missing_caption": ""},
+        "missing_caption must be one of 'error', 'none', 'ignore'; ",
+    ),
     "damaged": (lambda root: None, {"damaged": "ignore"}, "damaged must be one of .*; received 'ignore'"),
 }
 

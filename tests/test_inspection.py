@@ -118,6 +118,16 @@ def test_a_split_that_cannot_be_listed_and_one_without_a_modality_are_named(soun
     assert found.splits["test"][0].images[2] is None
 
 
+def test_a_split_without_any_caption_is_noted_where_another_has_some(sound: Path) -> None:
+    assert not any("captions" in note for note in inspect_set(sound, quiet=True).notes)
+    (sound / "text").mkdir()
+    entries = [{"item": file.name, "description": "someone"} for file in (sound / "test" / "RGB").iterdir()]
+    (sound / "text" / "test.json").write_text(json.dumps(entries))
+    found = inspect_set(sound, quiet=True)
+    assert "train_171 has no captions, and another split has" in found.notes
+    assert found.problems == {}
+
+
 def test_queries_may_be_copies_of_gallery_entries_and_arrays_may_have_another_size(tmp_path: Path) -> None:
     msvr310(tmp_path, "bounding_box_train", 8, range(2), range(2), range(2), noise)
     for folder in ("query3", "bounding_box_test"):
@@ -169,7 +179,7 @@ def test_files_are_looked_at_a_batch_at_a_time(sound: Path, monkeypatch, capsys)
 
 def test_what_is_no_set_is_refused_in_a_line(tmp_path: Path, monkeypatch) -> None:
     message = run(monkeypatch, tmp_path / "nothing")
-    assert str(message).startswith("root must be the folder of a data set")
+    assert str(message).startswith("error: root must be the folder of a data set")
 
 
 def test_tables_are_aligned() -> None:

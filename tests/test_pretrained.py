@@ -169,6 +169,32 @@ def test_random_weights_where_pretrained_ones_belong_give_a_warning(folder, arch
     settings = clip_settings(folder, tmp_path, architecture, None)
     with pytest.warns(UserWarning, match="image tower and text tower of tiny-clip start from random weights, for want"):
         start(settings, train_dataset(settings))
+    settings = tiny(folder, tmp_path, backbone="timm", architecture="test_vit", image_size=(32, 16), captions="off")
+    with pytest.warns(UserWarning, match="^image tower of test_vit starts from random weights, for want of --weights"):
+        start(settings, train_dataset(settings))
+
+
+def test_an_architecture_without_known_attention_is_refused_with_another_to_choose(folder, tmp_path):
+    for backbone, architecture, other in (
+        ("timm", "test_resnet", r"one of timm\.list_models\('vit\*'\)"),
+        ("open_clip", "RN50", "'ViT-B-16-quickgelu'"),
+    ):
+        settings = tiny(folder, tmp_path, backbone=backbone, architecture=architecture)
+        with pytest.raises(ValueError, match=f"--architecture {architecture}, .*; choose another .*such as {other}$"):
+            build_model(settings, None)
+
+
+def test_captions_read_before_the_weights_came_are_read_again(architecture, weights, folder, tmp_path):
+    settings = clip_settings(folder, tmp_path, architecture, None)
+    tokenizer = build_tokenizer(settings, [])
+    encoder = build_model(settings, tokenizer).get_submodule("text_encoder")
+    tokens = tokenizer.encode(["a red car"])
+    with torch.no_grad():  # so that a seed shared with the file makes no difference
+        encoder.tower.text_projection.neg_()
+    before = encoder(tokens)
+    load_pretrained(encoder, weights)
+    assert not torch.allclose(encoder(tokens), before)
+    torch.testing.assert_close(encoder(tokens), encoder.projection(encoder.tower.encode_text(tokens)))
 
 
 def test_a_long_caption_is_counted_in_a_warning(folder, architecture, weights, tmp_path):

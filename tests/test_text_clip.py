@@ -116,8 +116,13 @@ def test_other_weights_forget_the_features_and_copies_work(architecture, tower):
     assert not torch.equal(encoder(tokens), other(tokens))
     encoder.load_state_dict(other.state_dict())
     assert torch.equal(encoder(tokens), other(tokens))
+    encoder.tower.load_state_dict(build_clip(architecture).text.state_dict())
+    assert not torch.equal(encoder(tokens), other(tokens))
     for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
         assert torch.equal(copied(tokens), encoder(tokens))
+        copied.load_state_dict(other.state_dict())
+        assert torch.equal(copied(tokens), other(tokens))
+        assert not torch.equal(encoder(tokens), other(tokens))
 
 
 def test_a_missing_caption_has_a_vector_of_its_own(architecture, tower):

@@ -155,6 +155,13 @@ def test_a_finished_run_is_not_overwritten_and_other_settings_do_not_resume(fold
         train(tiny(folder, tmp_path, epochs=2, dim=32), resume=True, quiet=True)
 
 
+def test_resuming_nothing_starts_a_run_with_a_warning(folder, tmp_path):
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt does not exist: nothing to resume, .* starts at epoch 1"):
+        train(tiny(folder, tmp_path, epochs=1), resume=True, quiet=True)
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
+    train(tiny(folder, tmp_path, epochs=1), resume=True, quiet=True)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(folder, tmp_path):
     train(tiny(folder, tmp_path, epochs=1), quiet=True)
     content = read_checkpoint(tmp_path / "checkpoint.pt")

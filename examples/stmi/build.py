@@ -84,13 +84,20 @@ def _build_backbone(settings: Settings, clip: ClipTowers | None) -> Backbone:
 
 
 def _build_pretrained(settings: Settings, tower: Any, *, projected: bool) -> PretrainedBackbone:
-    modulate(
-        tower,
-        alpha=settings.strength,
-        beta=settings.strength,
-        share="head" if settings.per_head else "layer",
-        perturbation=settings.perturbation,
-    )
+    try:
+        modulate(
+            tower,
+            alpha=settings.strength,
+            beta=settings.strength,
+            share="head" if settings.per_head else "layer",
+            perturbation=settings.perturbation,
+        )
+    except TypeError as error:  # whose advice is for those who write their own model
+        others = "one of timm.list_models('vit*')" if settings.backbone == "timm" else "'ViT-B-16-quickgelu'"
+        raise ValueError(
+            f"SFM does not know the attention of --backbone {settings.backbone} --architecture "
+            f"{settings.architecture}, a {type(tower).__name__}; choose another --architecture, such as {others}"
+        ) from error
     tower.set_grad_checkpointing(settings.checkpointing)
     size, threshold = settings.image_size, settings.foreground_threshold
     return PretrainedBackbone(TokenBackbone(tower, projected=projected, image_size=size, threshold=threshold))

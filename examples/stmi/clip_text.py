@@ -106,6 +106,8 @@ class ClipCaptionEncoder(nn.Module):
         if not project and width != dim:
             raise ValueError(f"text_projection=False needs a text tower of width {dim}, as the tokens; it has {width}")
         self.tower = tower.requires_grad_(False).eval()
+        # On the tower, so that weights loaded into it alone count as well as those of the encoder or the model.
+        self.tower.register_load_state_dict_post_hook(self._forget)
         self.length = length
         linear = nn.Linear(width, dim)
         if width == dim:
@@ -115,7 +117,6 @@ class ClipCaptionEncoder(nn.Module):
         self.no_caption = nn.Parameter(torch.empty(dim))
         nn.init.normal_(self.no_caption, std=0.02)
         self._features: dict[tuple[int, ...], Tensor] = {}
-        self.register_load_state_dict_post_hook(_forget)
 
     def train(self, mode: bool = True) -> "ClipCaptionEncoder":
         """Set the mode of all but the tower, which is frozen."""
@@ -141,7 +142,6 @@ class ClipCaptionEncoder(nn.Module):
             self._features[ids] = feature[0].float().cpu()
         return self._features[ids]
 
-
-def _forget(encoder: ClipCaptionEncoder, _: object) -> None:
-    """Features of other weights."""
-    encoder._features.clear()
+    def _forget(self, *_: object) -> None:
+        """Features of other weights."""
+        self._features.clear()

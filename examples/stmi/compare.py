@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
-import tyro
 from tqdm import tqdm
 
+from examples.stmi.command import run
 from examples.stmi.settings import Settings
 
 BASELINE = {"masks": "none", "reallocation": False}
@@ -73,7 +73,7 @@ def run_one(settings: Settings) -> dict[str, Any]:
 
     finished = settings.out / "metrics.json"
     if not finished.exists():
-        train(settings, resume=True, quiet=True)
+        train(settings, resume=(settings.out / "checkpoint.pt").exists(), quiet=True)
     return json.loads(finished.read_text())
 
 
@@ -135,4 +135,4 @@ def spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    run(main, Arguments, __doc__)

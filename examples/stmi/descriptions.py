@@ -42,7 +42,8 @@ def read_captions(
     own = [_read_all([file.with_stem(f"{file.stem}_{name}") for file in files], names) for name in modalities]
     if required and not any(file.is_file() for file in files) and not any(own):
         raise FileNotFoundError(
-            f"no captions: {files[0]} does not exist; write it, or pass missing_caption='none' (--captions optional)"
+            f"no captions: {files[0]} does not exist; write it by `python -m examples.stmi.captions --data {root} "
+            f"--split {splits[0]}`, or pass missing_caption='none' (--captions optional)"
         )
     joined = {name: " ".join(dict.fromkeys(one[name] for one in own if name in one)) for name in names}
     captions = {name: caption for name in names if (caption := common.get(name) or joined[name])}

@@ -9,11 +9,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from examples.stmi import command
 from examples.stmi.build import build_model, restore_tokenizer
 from examples.stmi.checkpoint import load_weights, read_checkpoint
 from examples.stmi.data import Augmentation, Batch, Item, MultiModalDataset, collate, read_split
@@ -27,6 +27,15 @@ from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics
 
 # What to do about a caption that is not there, by the setting of the run.
 MISSING_CAPTION: dict[str, MissingCaption] = {"required": "error", "optional": "none", "off": "ignore"}
+# The masks that modulate the attention, by the setting of the run.
+MASK_MODE: dict[str, Literal["given", "ones", "shuffled", "none"]] = {
+    "given": "given",
+    "ones": "ones",
+    "shuffled": "shuffled",
+    "none": "none",
+    "blank": "none",
+    "blank+given": "given",
+}
 # Settings of a run that its evaluation may replace.
 FROM_THE_RUN = ("data", "query_cameras", "match", "drop", "missing_modality", "damaged")
 
@@ -64,7 +73,7 @@ def _dataset(settings: Settings, split: str, augment: Augmentation | bool) -> Mu
         settings.image_size,
         augment=augment,
         seed=settings.seed,
-        mask_mode={"blank": "none", "blank+given": "given"}.get(settings.masks, settings.masks),
+        mask_mode=MASK_MODE[settings.masks],
         blank=settings.masks.startswith("blank"),
         cache=settings.cache,
     )
@@ -196,4 +205,4 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    command.run(main, Arguments, __doc__)

@@ -38,8 +38,8 @@ def read_split(
         modalities: names of those to read, in the order of `Item.images`: RGB, NI and TI in the benchmarks.
         missing_modality: what to do when an image is missing in some modality; "absent" puts None in its place,
             "skip" leaves the item out and warns.
-        missing_caption: what to do when an item has no caption, or an empty one; "none" puts None in its place, "ignore"
-            reads no captions at all.
+        missing_caption: what to do when an item has no caption, or an empty one; "none" puts None in its place,
+            "ignore" reads no captions at all.
         damaged: what to do when a file cannot be decoded; "skip" leaves its item out and warns.
 
     Returns:

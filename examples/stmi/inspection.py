@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from examples.stmi.command import errors_as_a_line
 from examples.stmi.contact_sheet import draw_contact_sheet
 from examples.stmi.descriptions import read_captions, read_columns
 from examples.stmi.file_checks import check_files
@@ -125,6 +126,10 @@ def _compare_splits(findings: Findings) -> None:
     test = findings.splits.get("test", [])
     if shared := sorted(train & {item.identity for item in test}):
         findings.notes.append(f"{len(shared)} identities are in train and in test: {shorten(map(str, shared))}")
+    captioned = {split: any(item.caption is not None for item in items) for split, items in findings.splits.items()}
+    if any(captioned.values()):
+        without = [split for split, some in captioned.items() if not some]
+        findings.notes += [f"{split} has no captions, and another split has" for split in without]
     if test:
         findings.notes.append(f"protocol: {protocol_for(test).describe(test)}")
 
@@ -211,7 +216,5 @@ def inspect(
 
 
 def main() -> None:
-    try:
+    with errors_as_a_line():
         tyro.extras.subcommand_cli_from_dict({"inspect": inspect}, prog="python -m examples.stmi.data")
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(str(error))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 
+from examples.stmi import command
 from examples.stmi.data import MultiModalDataset, read_split
 from examples.stmi.evaluate import score
 from examples.stmi.protocol import protocol_for
@@ -68,4 +68,4 @@ def _normalised(features: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    command.run(main, Arguments, __doc__)

@@ -77,7 +77,8 @@ def load_towers(settings: Settings, model: STMI) -> str:
     if settings.weights is None:
         if towers := pretrained_towers(model):
             warnings.warn(
-                f"{' and '.join(towers)} of {settings.architecture} start from random weights, for want of --weights",
+                f"{' and '.join(towers)} of {settings.architecture} {'starts' if len(towers) == 1 else 'start'} "
+                "from random weights, for want of --weights",
                 stacklevel=3,
             )
         return ""

@@ -297,13 +297,17 @@ def main() -> None:
     """Render a set from the command line."""
     import tyro
 
+    from examples.stmi.command import run
+
     @dataclass(frozen=True)
     class Command:
         out: Path
         settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
-    command = tyro.cli(Command, prog="python -m examples.stmi.synthetic", description=__doc__)
-    print(f"{write_dataset(command.out, command.settings)}: see dataset.json and contact_sheet.png")
+    def write(command: Command) -> None:
+        print(f"{write_dataset(command.out, command.settings)}: see dataset.json and contact_sheet.png")
+
+    run(write, Command, __doc__, prog="python -m examples.stmi.synthetic")
 
 
 if __name__ == "__main__":

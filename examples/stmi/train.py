@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from examples.stmi import figures
+from examples.stmi import command, figures
 from examples.stmi.checkpoint import read_checkpoint, save_checkpoint
 from examples.stmi.data import IdentitySampler, MultiModalDataset, collate
 from examples.stmi.evaluate import (
@@ -45,6 +44,9 @@ def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> d
     checkpoint = settings.out / "checkpoint.pt"
     if checkpoint.exists() and not resume:
         raise FileExistsError(f"{settings.out} holds a run already: continue it with --resume, or choose another --out")
+    if resume and not checkpoint.exists():
+        # No error, so that one command can start a run and go on with it.
+        warnings.warn(f"{checkpoint} does not exist: nothing to resume, the run starts at epoch 1", stacklevel=2)
     state = read_checkpoint(checkpoint) if checkpoint.exists() else None
     if state is not None and (changed := settings.differences(Settings.from_dict(state["settings"]))):
         raise ValueError(
@@ -199,7 +201,7 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Arguments(Settings):
     resume: bool = False
-    """Continue the run in OUT, or start it if there is none."""
+    """Continue the run in OUT; with a warning, start it if there is none."""
 
 
 def main(arguments: Arguments) -> None:
@@ -208,4 +210,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    command.run(main, Arguments, __doc__)

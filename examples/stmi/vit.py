@@ -24,7 +24,8 @@ class VisionTransformer(nn.Module):
         depth: number of blocks.
         num_heads: attention heads per block.
         mlp_ratio: hidden width of the feed-forward networks, in units of `dim`.
-        stem_width: channels at the first scale of the convolutional stem; they double with every further one up to `dim`.
+        stem_width: channels at the first scale of the convolutional stem; they double with every further one, up to
+            `dim`.
         stem_depth: convolutions at each scale.
         strength: initial alpha and beta of every block.
         foreground_threshold: share of a patch that the mask has to cover for it to count as foreground.

@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-import tyro
-
+from examples.stmi import command
 from examples.stmi.masks.files import read_note
 from examples.stmi.masks.make import Settings, build, check, plan, run
 from examples.stmi.masks.report import rank_doubtful, read_entries, table, write_report
@@ -40,4 +39,4 @@ def main(settings: Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, prog="python -m examples.stmi.masks", description=__doc__))
+    command.run(main, Settings, __doc__, prog="python -m examples.stmi.masks")

@@ -1,0 +1,41 @@
+"""Commands: what every program of the example does between its arguments and its exit status."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import tyro
+
+Arguments = TypeVar("Arguments")
+
+
+@contextmanager
+def errors_as_a_line() -> Iterator[None]:
+    """End with `error: MESSAGE` on the standard error and status 1 where the message says all there is to know.
+
+    Any other error keeps its traceback: it is a fault of the program.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(
+    main: Callable[[Arguments], object],
+    arguments_type: type[Arguments],
+    description: str | None,
+    *,
+    prog: str | None = None,
+) -> None:
+    """Read the command line into `arguments_type` and hand it to `main`.
+
+    Args:
+        main: what the command does.
+        arguments_type: a dataclass whose fields are the options.
+        description: shown by `--help`.
+        prog: the name of the command in messages; the file by default.
+    """
+    with errors_as_a_line():
+        main(tyro.cli(arguments_type, prog=prog, description=description))
