@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,22 +14,19 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import stmi_layers.kernels.choice
 from stmi_layers import SegmentationModulatedAttention, modulated_attention
 from stmi_layers.backbones import TokenBackbone, modulate, parameter_groups, unmodulate
-from stmi_layers.backbones.modulated import Modulated
 from tests.backbone_checks import (
     COLUMNS,
-    CUSTOM,
     FAMILIES,
     build,
     example,
     gradients,
-    open_clip_vit,
     outcome,
     strengths,
     timm_vit,
     tokens_of,
-    transformers_vit,
 )
 from tests.backbone_table import rows
 
@@ -211,86 +209,30 @@ def test_parameter_groups_around_any_backbone():
     assert {name: len(group) for name, group in parameter_groups(tiny()).items()}["strengths"] == 0
 
 
-def test_what_cannot_be_modulated_is_refused():
-    with pytest.raises(TypeError, match=r"modulate knows no .* timm Eva.*stmi-layers\[hf\].*modulated_attention"):
-        modulate(nn.Sequential(nn.Conv2d(3, 8, 3)))
-    with pytest.raises(ValueError, match="modulated already; unmodulate"):
-        modulate(modulate(tiny()))
-    with pytest.raises(ValueError, match=r"one vision transformer; received .* modulate each"):
-        modulate(nn.ModuleList([tiny(), tiny()]))
-    with pytest.raises(ValueError, match="without kdim, vdim, add_bias_kv and add_zero_attn"):
-        modulate(nn.MultiheadAttention(8, 2, kdim=4))
-    with pytest.raises(ValueError, match=r"block 0 has an attention of .*DiffAttention"):
-        modulate(timm_vit("vit_tiny_patch16_224", attn_layer="diff"))
-    with pytest.raises(ValueError, match=r"TransformerEncoderLayer, which cannot hand a mask .* foreground="):
-        modulate(nn.TransformerEncoderLayer(8, 2))
+def test_a_tower_under_two_names_is_one():
+    vit = tiny()
+    model = nn.ModuleDict({"first": vit, "second": nn.Sequential(vit)})
+    assert len(strengths(modulate(model))) == 4
+    everything = [id(parameter) for group in parameter_groups(model).values() for parameter in group]
+    assert len(everything) == len(set(everything)) == len(list(vit.parameters()))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"layers": "middle"}, "layers must be .* received 'middle'"),
-        ({"layers": [0, 2]}, "indices of the 2 blocks, 0 to 1; received \\[0, 2\\]"),
-        ({"layers": []}, "indices of the 2 blocks"),
-        ({"share": "heads"}, "share must be .* received 'heads'"),
-        ({"perturbation": 2.0}, "probability"),
-    ],
-)
-def test_options_are_checked_before_anything_changes(options: dict, message: str):
-    model = tiny()
-    with pytest.raises(ValueError, match=message):
-        modulate(model, **options)
-    assert not any(isinstance(module, Modulated) for module in model.modules())
-    assert not any("alpha" in name for name in model.state_dict())
-
-
-def test_scaled_cosine_attention_is_refused():
-    pytest.importorskip("open_clip")
-    with pytest.raises(ValueError, match="scaled_cosine_attn=False"):
-        modulate(open_clip_vit(scaled_cosine_attn=True))
-
-
-@pytest.mark.parametrize("family", ["open_clip", "timm", "transformers", "own"])
-def test_attention_dropout_is_refused_in_training_with_a_mask(family: str):
-    if family == "own":
-        model = modulate(nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True))
-        tokens = torch.randn(1, 3, 8)
-        with pytest.raises(ValueError, match=r"attention dropout must be 0 .* received 0.1"):
-            model(tokens, tokens, tokens, foreground=torch.ones(1, 3).bool())
-        return
-    if family == "open_clip":
-        model = open_clip_vit(**CUSTOM)
-        model.transformer.resblocks[0].attn.attn_drop.p = 0.1
-    elif family == "timm":
-        model = timm_vit("vit_tiny_patch16_224", attn_drop_rate=0.1)
-    else:
-        model = transformers_vit("Dinov2Model", "Dinov2Config", attention_probs_dropout_prob=0.1)
-    backbone, inputs = TokenBackbone(modulate(model)), example(model)
-    backbone.eval()(*inputs)
-    backbone.train()(inputs[0])
-    with pytest.raises(ValueError, match=r"attention dropout must be 0 .* received 0.1"):
-        backbone(*inputs)
-
-
-def test_multihead_attention_refuses_what_a_mask_does_not_go_with():
-    attention, tokens = modulate(nn.MultiheadAttention(8, 2, batch_first=True)), torch.randn(2, 3, 8)
-    foreground = torch.ones(2, 3).bool()
-    with pytest.raises(ValueError, match="needs self-attention"):
-        attention(tokens, tokens.clone(), tokens, foreground=foreground)
-    with pytest.raises(ValueError, match="cannot be combined with key_padding_mask"):
-        attention(tokens, tokens, tokens, key_padding_mask=~foreground, foreground=foreground)
-    with pytest.raises(ValueError, match=r"\(batch, tokens\) = \(2, 3\).* received \(2, 4\)"):
-        attention(tokens, tokens, tokens, foreground=torch.ones(2, 4).bool())
-
-
-def test_libraries_refuse_other_masks_beside_foreground():
-    foreground = torch.ones(1, 9).bool()
-    with pytest.raises(ValueError, match="is_causal"):
-        modulate(tiny()).blocks[0](torch.randn(1, 9, 32), attn_mask=foreground, is_causal=True)
-    pytest.importorskip("transformers")
-    attention = modulate(build("transformers `CLIPVisionModel`")).encoder.layers[0].self_attn
-    with pytest.raises(ValueError, match="attention_mask"):
-        attention(torch.randn(1, 9, 32), torch.zeros(1, 1, 9, 9), foreground=foreground)
+@pytest.mark.parametrize("share", ["layer", "head"])
+def test_tiles_and_dense_agree_inside_a_model(share: str, monkeypatch: pytest.MonkeyPatch):
+    """The implementations that "auto" chooses between on CPU where the native kernel was not built."""
+    model = modulate(build("timm `VisionTransformer`, 4 registers"), alpha=0.3, beta=0.6, share=share)
+    backbone, inputs = TokenBackbone(model), example(model)
+    monkeypatch.setattr(stmi_layers.kernels.native, "_loaded", False)
+    tiled = mock.Mock(wraps=stmi_layers.attention.tiled_attention)
+    monkeypatch.setattr(stmi_layers.attention, "tiled_attention", tiled)
+    results = []
+    for worth, calls in ((0, 2), (2**62, 0)):
+        tiled.reset_mock()
+        monkeypatch.setattr(stmi_layers.kernels.choice, "WORTH_TILES", worth)
+        outputs = backbone(*inputs)
+        assert tiled.call_count == calls
+        results.append((outputs, gradients(model, outputs)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 def test_other_masks_reach_the_original():

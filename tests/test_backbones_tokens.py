@@ -200,6 +200,9 @@ def test_cameras(family: str):
     with torch.no_grad():
         backbone.camera_embedding[:] = backbone.camera_embedding.mean(dim=0)
     torch.testing.assert_close(patches[2:], backbone(images, cameras=torch.tensor([0, 0, 1, 2]))[0][:2])
+    for dtype in (torch.int8, torch.int32):
+        cameras = torch.tensor([0, 1, 2, 99])
+        assert torch.equal(backbone(images, cameras=cameras.to(dtype))[0], backbone(images, cameras=cameras)[0])
     stacked = backbone(images[:, None].expand(-1, 2, -1, -1, -1), cameras=torch.tensor([0, 1, 2, 0]))[0]
     assert stacked.shape[:2] == (4, 2)
 
@@ -245,19 +248,6 @@ def test_unpooled_models_give_their_class_token():
     torch.testing.assert_close(TokenBackbone(model)(images)[1], model.forward_features(images)[:, 0])
 
 
-@pytest.mark.parametrize("family", ["open_clip", "timm", "eva"])
-def test_patch_dropout_is_refused_in_training(family: str):
-    if family == "open_clip":
-        model = open_clip_vit(patch_dropout=0.5)
-    else:
-        name = "vit_tiny_patch16_224" if family == "timm" else "eva02_base_patch14_224"
-        model = timm_vit(name, patch_drop_rate=0.5)
-    backbone, inputs = TokenBackbone(modulate(model)), example(model)
-    backbone.eval()(*inputs)
-    with pytest.raises(ValueError, match=r"patch dropout must be off.*received 0.5.*Identity"):
-        backbone.train()(*inputs)
-
-
 def test_what_does_not_fit_is_refused():
     backbone = TokenBackbone(openai())
     images = images_of(backbone)
@@ -269,11 +259,18 @@ def test_what_does_not_fit_is_refused():
         backbone(images, torch.ones(2, 32, 16).bool())
     with pytest.raises(ValueError, match="build TokenBackbone with num_cameras="):
         backbone(images, cameras=torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="foreground must have no axis for modalities"):
+    shapes = r"received foreground \(2, 1, 32, 16\) with images \(2, 3, 32, 16\)"
+    with pytest.raises(ValueError, match=f"foreground must have no axis for modalities .* {shapes}"):
         TokenBackbone(modulate(openai()))(images, torch.ones(2, 1, 32, 16).bool())
     for size in ((30, 16), (0, 16)):
         with pytest.raises(ValueError, match=re.escape(f"multiples of the patch, (8, 8); received {size}")):
             TokenBackbone(openai(), image_size=size)
+    for size in (64, (64,), (64.0, 32.0), torch.tensor([64, 32])):
+        with pytest.raises(ValueError, match=re.escape(f"image_size must be (height, width); received {size}")):
+            TokenBackbone(openai(), image_size=size)
+    for threshold in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"threshold must be above 0 and at most 1; received {threshold}"):
+            TokenBackbone(openai(), threshold=threshold)
     with pytest.raises(ValueError, match="num_cameras must be at least 1; received 0"):
         TokenBackbone(openai(), num_cameras=0)
     with pytest.raises(ValueError, match="class token, which takes the camera embedding"):

@@ -20,6 +20,8 @@ KNOWN = {
     "transformers.models.siglip.modeling_siglip.SiglipVisionModel": ("_transformers", "hf"),
 }
 
+LIBRARIES = ("open_clip", "timm", "torchvision", "transformers")
+
 # Blocks that hold nn.MultiheadAttention and have no way to hand it a foreground mask.
 CLOSED = {
     "torch.nn.modules.transformer.TransformerEncoderLayer",
@@ -37,13 +39,17 @@ class Family(Protocol):
     tower: Callable[[nn.Module, bool], Tower]
 
 
-def find_towers(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost known vision transformers inside `model`, itself included."""
+def find_towers(model: nn.Module) -> list[nn.Module]:
+    """The outermost known vision transformers inside `model`, itself included; each once, by however many names."""
+    return list(dict.fromkeys(_walk(model)))
+
+
+def _walk(model: nn.Module) -> Iterator[nn.Module]:
     if _known(model) is not None:
         yield model
         return
     for child in model.children():
-        yield from find_towers(child)
+        yield from _walk(child)
 
 
 def load_family(model: nn.Module) -> Family:
@@ -70,6 +76,16 @@ def refuse_closed_blocks(model: nn.Module) -> None:
         )
 
 
+def refuse_library_parts(model: nn.Module) -> None:
+    """An error for an nn.MultiheadAttention inside a library's own module: a text tower or a pooler, most likely."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        parts = name.split(".")
+        around = [modules[".".join(parts[:count])] for count in range(len(parts))]
+        if type(module) is nn.MultiheadAttention and any(_is_of_library(outer) for outer in around):
+            raise unknown_model(model, "modulate")
+
+
 def unknown_model(model: nn.Module, purpose: str) -> TypeError:
     """The error for a model that holds nothing known."""
     supported = "; ".join(
@@ -80,6 +96,10 @@ def unknown_model(model: nn.Module, purpose: str) -> TypeError:
         f"{supported}. For any other one write the attention of its block with stmi_layers.modulated_attention, or put "
         "stmi_layers.SegmentationModulatedAttention in its place"
     )
+
+
+def _is_of_library(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] in LIBRARIES
 
 
 def _names(extra: str) -> list[str]:

@@ -4,7 +4,7 @@ Every modulated class derives from the class it stands for and calls it whenever
 code runs, bit for bit. An instance changes its class and nothing else: parameters keep their names and their values.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ class Modulated(nn.Module):
     alpha: nn.Parameter | None  # None in a block that modulate(layers=...) left out
     beta: nn.Parameter | None
     perturbation: MaskPerturbation
+    follows: bool  # an earlier block of the model holds the same two parameters
 
     def route(self, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Tell a foreground mask, boolean with two axes, from an attention mask: (foreground, attention mask).
@@ -57,14 +58,26 @@ class Modulated(nn.Module):
                 f"{type(self).unmodulated.__name__}"
             )
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        """Keep the strengths when a checkpoint holds this attention without them."""
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Keep the strengths when a checkpoint holds this attention without them; refuse a second value for one."""
         if any(key.startswith(prefix) for key in state_dict):
             for name in ("alpha", "beta"):
                 strength = getattr(self, name)
                 if strength is not None:
-                    state_dict.setdefault(f"{prefix}{name}", strength.detach())
-        super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore[reportArgumentType, reportCallIssue]
+                    stored = state_dict.setdefault(f"{prefix}{name}", strength.detach())
+                    if self.follows and _differ(stored, strength):
+                        args[-1].append(  # what load_state_dict raises in the end
+                            f"{prefix}{name} has another value than in the blocks before, and all of them share one "
+                            'parameter: build the model with modulate(..., share="layer") for this state dict'
+                        )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _differ(stored: Tensor, strength: Tensor) -> bool:
+    """Whether two of equal shape have other values; a tensor on the meta device has none."""
+    if stored.is_meta or strength.is_meta or stored.shape != strength.shape:
+        return False
+    return not torch.equal(stored.to(strength), strength)
 
 
 def split_heads(projected: Tensor, heads: int) -> Tensor:

@@ -5,6 +5,7 @@ Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph I
 Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -12,7 +13,13 @@ import torch
 from torch import nn
 
 from stmi_layers.attention import SegmentationModulatedAttention
-from stmi_layers.backbones.families import find_towers, load_family, refuse_closed_blocks, unknown_model
+from stmi_layers.backbones.families import (
+    find_towers,
+    load_family,
+    refuse_closed_blocks,
+    refuse_library_parts,
+    unknown_model,
+)
 from stmi_layers.backbones.modulated import Modulated, ModulatedMultiheadAttention, refuse_multihead
 from stmi_layers.foreground import MaskPerturbation
 
@@ -34,7 +41,7 @@ def modulate(
     r"""Let the self-attention of every block take a foreground mask.
 
     `model` is changed in place. Known are the vision transformers of open_clip, timm and transformers, also inside
-    another module, as the vision tower of a CLIP model is; a module without any of these gets every
+    another module, as the vision tower of a CLIP model is; a module of your own without any of these gets every
     `nn.MultiheadAttention` in it modulated. Poolers and text towers stay as they are.
 
     All parameters keep their names and `alpha` and `beta` join them at each attention. A checkpoint of the original
@@ -66,7 +73,8 @@ def modulate(
         `model`.
 
     Raises:
-        TypeError: when nothing in `model` is known; the message lists what is.
+        TypeError: when nothing in `model` is known, or only a part of another model of these libraries, such as a text
+            tower; the message lists what is.
         ImportError: when the library of `model` is too old; the message names the extra to install.
         ValueError: when `model` is modulated already, holds several vision transformers, has an attention that cannot
             be modulated or blocks that hand it no mask, as `nn.TransformerEncoderLayer`, or an option is out of range.
@@ -83,6 +91,8 @@ def modulate(
         raise ValueError("model is modulated already; unmodulate(model) first")
     if share not in ("layer", "head", "model"):
         raise ValueError(f'share must be "layer", "head" or "model"; received {share!r}')
+    if not (math.isfinite(alpha) and math.isfinite(beta)):
+        raise ValueError(f"alpha and beta must be finite numbers; received alpha={alpha}, beta={beta}")
     blocks, attentions, classes = _attentions(model)
     chosen = _chosen(layers, len(attentions))
     perturbations = [MaskPerturbation(perturbation) for _ in attentions]
@@ -92,6 +102,7 @@ def modulate(
         strengths = (shared or _strengths(attention, alpha, beta, heads)) if index in chosen else (None, None)
         for name, strength in zip(("alpha", "beta"), strengths, strict=True):
             attention.register_parameter(name, strength)
+        attention.follows = shared is not None and index > min(chosen)  # pyright: ignore[reportArgumentType]
         attention.perturbation = perturbations[index].train(attention.training)
         for module in {block, attention}:
             module.__class__ = classes.get(type(module), type(module))
@@ -114,7 +125,7 @@ def unmodulate(model: Model) -> Model:
     """
     for module in model.modules():
         if isinstance(module, Modulated):
-            del module.alpha, module.beta, module.perturbation
+            del module.alpha, module.beta, module.perturbation, module.follows
         module.__class__ = getattr(type(module), "unmodulated", type(module))  # pyright: ignore[reportAttributeAccessIssue]
     return model
 
@@ -156,12 +167,12 @@ def parameter_groups(model: nn.Module, *, backbone: nn.Module | None = None) -> 
 
 
 def _pretrained(model: nn.Module) -> list[nn.Module]:
-    return list(find_towers(model)) or [model]
+    return find_towers(model) or [model]
 
 
 def _attentions(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], Classes]:
     """The blocks of `model`, the attention of each, and the class that each class becomes."""
-    towers = list(find_towers(model))
+    towers = find_towers(model)
     if len(towers) > 1:
         kinds = [type(tower).__name__ for tower in towers]
         raise ValueError(f"model must hold one vision transformer; received {kinds}: modulate each of them")
@@ -170,6 +181,7 @@ def _attentions(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], Cla
         if not found:
             raise unknown_model(model, "modulate")
         refuse_closed_blocks(model)
+        refuse_library_parts(model)
         for attention in found:
             refuse_multihead(attention)
         return list(found), list(found), {nn.MultiheadAttention: ModulatedMultiheadAttention}
@@ -188,6 +200,8 @@ def _chosen(layers: Layers, depth: int) -> set[int]:
         halves = {"all": range(depth), "early": range(depth // 2), "late": range(depth // 2, depth)}
         if layers not in halves:
             raise ValueError(f'layers must be "all", "early", "late" or indices; received {layers!r}')
+        if not halves[layers]:
+            raise ValueError(f"layers={layers!r} chooses none of the {depth} blocks; choose others")
         return set(halves[layers])
     chosen = set(layers)
     if not chosen or not chosen <= set(range(depth)):

@@ -14,6 +14,9 @@ from stmi_layers._typing import typed
 # The parameter's name in open_clip, timm, transformers (Dinov2) and transformers (CLIP, SigLIP).
 POSITION_NAMES = ("positional_embedding", "pos_embed", "position_embeddings", "position_embedding.weight")
 
+# The entry of a state dict by which TokenBackbone tells the grid of its positions: rows, columns.
+GRID_NAME = "position_grid"
+
 
 @typed
 def resize_positions(

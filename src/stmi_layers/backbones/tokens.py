@@ -1,5 +1,7 @@
 """One face for the vision transformers of all libraries: images and masks in, patch tokens and a global token out."""
 
+from typing import Any
+
 import torch
 from einops import repeat
 from jaxtyping import Bool, Float, Int
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from stmi_layers._typing import typed
 from stmi_layers.backbones.families import find_towers, load_family, unknown_model
 from stmi_layers.backbones.modulated import Modulated
-from stmi_layers.backbones.positions import resize_positions
+from stmi_layers.backbones.positions import GRID_NAME, resize_positions
 from stmi_layers.backbones.tower import Colour, Grid, Tower
 from stmi_layers.foreground import token_foreground
 
@@ -38,7 +40,8 @@ class TokenBackbone(nn.Module):
     The size of the images is fixed at construction, where the position embeddings are resized to it. The state dict
     holds the grid of patches as `position_grid`, and loading a state dict of another grid resizes its position
     embeddings from that grid to this one: 16 x 8 into 8 x 16 is resized, not transposed. After a resize call
-    this module and not `model` itself; the forward of transformers cannot take images that are not square.
+    this module and not `model` itself; the forward of transformers cannot take images that are not square. Save its
+    `state_dict()` too: `save_pretrained` keeps the old size in its configuration.
 
     Args:
         model: an open_clip `VisionTransformer` or `TimmModel` (`clip.visual`), a timm `VisionTransformer` or `Eva`, or
@@ -62,8 +65,8 @@ class TokenBackbone(nn.Module):
     Raises:
         TypeError: when `model` is not known; the message lists what is.
         ImportError: when the library of `model` is too old; the message names the extra to install.
-        ValueError: when the patch does not divide `image_size`, `projected` is asked of a model without projection,
-            or cameras of one without class token.
+        ValueError: when the patch does not divide `image_size`, `threshold` is outside (0, 1], `projected` is asked of
+            a model without projection, or cameras of one without class token.
 
     Examples:
         >>> from open_clip.transformer import VisionTransformer
@@ -87,12 +90,14 @@ class TokenBackbone(nn.Module):
         camera_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        found = next(find_towers(model), None)
-        if found is None:
+        found = find_towers(model)
+        if not found:
             raise unknown_model(model, "TokenBackbone")
-        if found is not model:
-            inside = type(found).__name__
+        if found != [model]:
+            inside = type(found[0]).__name__
             raise TypeError(f"model must be a vision transformer; received {type(model)}: pass the {inside} inside it")
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold must be above 0 and at most 1; received {threshold}")
         self.tower: Tower = load_family(model).tower(model, projected)
         self.dim, self.prefix_tokens = self.tower.dim, self.tower.prefix_tokens
         self.patch_size, self.projected, self.threshold = self.tower.patch_size, projected, threshold
@@ -102,8 +107,6 @@ class TokenBackbone(nn.Module):
         if image_size is not None:
             self._resize(image_size)
         self.image_size = (self.grid[0] * self.patch_size[0], self.grid[1] * self.patch_size[1])
-        self.position_grid: Tensor
-        self.register_buffer("position_grid", torch.tensor(self.grid))
         self.num_cameras, self.camera_scale = num_cameras, camera_scale
         self.camera_embedding = None if num_cameras is None else self._new_cameras(num_cameras)
 
@@ -130,7 +133,8 @@ class TokenBackbone(nn.Module):
         modalities = images.shape[1] if images.dim() == 5 else 1
         flat = self._fitting(images.flatten(0, 1) if images.dim() == 5 else images)
         if foreground is not None and foreground.dim() > images.dim() - 1:
-            raise ValueError("foreground must have no axis for modalities when images have none")
+            received = f"foreground {tuple(foreground.shape)} with images {tuple(images.shape)}"
+            raise ValueError(f"foreground must have no axis for modalities when images have none; received {received}")
         mask = None if foreground is None else self._foreground(foreground, modalities)
         patches, pooled = self.tower(flat, mask, self._offset(cameras, images.shape[0], modalities))
         if images.dim() == 4:
@@ -163,10 +167,16 @@ class TokenBackbone(nn.Module):
         mean = self.camera_embedding.mean(dim=0, keepdim=True)
         if cameras is None:
             return self.camera_scale * mean.expand(batch * modalities, -1)
+        cameras = cameras.long()  # a narrow type cannot hold the number of all cameras
         seen = (cameras >= 0) & (cameras < len(self.camera_embedding))
         table = torch.cat([self.camera_embedding, mean])
         offset = table[torch.where(seen, cameras, len(self.camera_embedding))]
         return self.camera_scale * offset.repeat_interleave(modalities, dim=0)
+
+    @property
+    def position_grid(self) -> Tensor:
+        """The grid as the state dict holds it, on the CPU."""
+        return torch.tensor(self.grid, device="cpu")
 
     def _new_cameras(self, num_cameras: int) -> nn.Parameter:
         if num_cameras < 1:
@@ -178,6 +188,9 @@ class TokenBackbone(nn.Module):
 
     def _resize(self, image_size: tuple[int, int]) -> None:
         """Bring the model to another size of images, its position embeddings interpolated."""
+        sides = image_size if isinstance(image_size, tuple | list) else ()
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise ValueError(f"image_size must be (height, width); received {image_size}")
         (height, width), (rows, columns) = image_size, self.patch_size
         if min(image_size) < 1 or height % rows or width % columns:
             raise ValueError(f"image_size must be multiples of the patch, {self.patch_size}; received {image_size}")
@@ -199,15 +212,29 @@ class TokenBackbone(nn.Module):
         resized = resize_positions(tokens, old, self.grid, prefix_tokens=self.tower.position_prefix)
         return resized.reshape(*positions.shape[:-2], *resized.shape)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        """Add the grid: an entry and no buffer, which would follow devices and stay empty on the meta device."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}{GRID_NAME}"] = self.position_grid
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
+    ) -> None:
         """Resize the position embeddings of a checkpoint from its own grid, before the modules inside load them."""
-        grid, positions = f"{prefix}position_grid", f"{prefix}tower.{self.tower.positions}"
-        if grid in state_dict and positions in state_dict:
-            rows, columns = state_dict[grid].tolist()
+        name, positions = f"{prefix}{GRID_NAME}", f"{prefix}tower.{self.tower.positions}"
+        grid = state_dict.pop(name, None)
+        if grid is None:
+            missing_keys.extend([name] * strict)
+        elif positions in state_dict:
+            rows, columns = grid.tolist()
             state_dict[positions] = self._resized(state_dict[positions], (rows, columns))
-        if grid in state_dict:
-            state_dict[grid] = self.position_grid
-        super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
 
     def extra_repr(self) -> str:
         return (

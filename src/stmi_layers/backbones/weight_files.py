@@ -2,7 +2,8 @@
 
 TorchScript archives, such as OpenAI's, are not given to `torch.jit.load`, which compiles the program they hold and lets
 its `__setstate__` methods run. Their tensors are described by a pickle; it is read here by an unpickler that knows
-tensors and nothing else.
+tensors and nothing else. Other torch files go through torch's own `weights_only` loader, so that for them the promise
+is torch's: before torch 2.10 that loader had a memory-safety flaw. From strangers prefer safetensors.
 """
 
 import json
@@ -50,6 +51,10 @@ class WeightFile:
     quick_gelu: bool | None
 
 
+class _UnreadableError(ValueError):
+    """With the message that people are to see."""
+
+
 def read_weight_file(path: Path, *, trust_pickle: bool) -> WeightFile:
     """Read all tensors of a file, on the CPU.
 
@@ -61,17 +66,26 @@ def read_weight_file(path: Path, *, trust_pickle: bool) -> WeightFile:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; give the path of a .pt, .pth, .bin or .safetensors file")
-    if path.suffix == ".safetensors":
-        kind, tensors = "safetensors file", _read_safetensors(path)
-    elif zipfile.is_zipfile(path) and (root := _torchscript_root(path)):
-        kind, tensors = "TorchScript archive", _read_torchscript(path, root)
-    else:
-        kind, tensors = "torch file", _read_torch(path, trust_pickle=trust_pickle)
+    try:
+        kind, tensors = _read(path, trust_pickle=trust_pickle)
+    except (ImportError, _UnreadableError):
+        raise
+    # So broad because a damaged file fails in whatever way its bytes lead to.
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or of another kind: {type(error).__name__}, {error}") from error
     is_openai = tensors.keys() >= OPENAI_SETTINGS
     weights = {name: tensor for name, tensor in tensors.items() if name not in OPENAI_SETTINGS}
     if not weights:
         raise ValueError(f"{path} holds no weights: no tensor was found in this {kind}")
     return WeightFile(kind, weights, True if is_openai else _quick_gelu_beside(path))
+
+
+def _read(path: Path, *, trust_pickle: bool) -> tuple[str, dict[str, Tensor]]:
+    if path.suffix == ".safetensors":
+        return "safetensors file", _read_safetensors(path)
+    if zipfile.is_zipfile(path) and (root := _torchscript_root(path)):
+        return "TorchScript archive", _read_torchscript(path, root)
+    return "torch file", _read_torch(path, trust_pickle=trust_pickle)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -83,7 +97,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise _UnreadableError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def _read_torch(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
@@ -99,7 +113,7 @@ def _read_torch(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
                 "if you trust where it comes from, pass trust_pickle=True"
             )
         )
-        raise ValueError(f"{path} is damaged or no torch file{advice}") from error
+        raise _UnreadableError(f"{path} is damaged or no torch file{advice}") from error
     return _named_tensors(content, path)
 
 
@@ -111,7 +125,7 @@ def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, torch.nn.Module):
         content = content.state_dict()
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold tensors by name; received a {type(content).__name__}")
+        raise _UnreadableError(f"{path} must hold tensors by name; received a {type(content).__name__}")
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
@@ -130,7 +144,7 @@ def _torchscript_root(path: Path) -> str | None:
     """The folder inside the archive, with its slash, or None for a plain torch file, which is a zip as well."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
-    roots = [name.removesuffix("constants.pkl") for name in names if name.count("/") == 1]
+    roots = [name.removesuffix("constants.pkl") for name in sorted(names) if name.count("/") == 1]
     return next((root for root in roots if {f"{root}constants.pkl", f"{root}data.pkl"} <= names), None)
 
 
@@ -141,20 +155,10 @@ def _read_torchscript(path: Path, root: str) -> dict[str, Tensor]:
                 order = archive.read(f"{root}byteorder").decode()
                 if order != sys.byteorder:
                     raise ValueError(f"its numbers are {order}-endian, this machine is {sys.byteorder}-endian")
-            top = _TensorUnpickler(description, lambda key: archive.read(f"{root}data/{key}")).load()
-    # As many kinds of error as there are ways to be damaged.
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise ValueError(f"{path} is a TorchScript archive that cannot be read: {error}") from error
-    return dict(_walk(top, ""))
+            return dict(_walk(_TensorUnpickler(description, lambda key: archive.read(f"{root}data/{key}")).load(), ""))
+    # The other kinds of error get their message in read_weight_file.
+    except (pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _UnreadableError(f"{path} is a TorchScript archive that cannot be read: {error}") from error
 
 
 class _ScriptObject:
@@ -179,10 +183,12 @@ class _TensorUnpickler(pickle.Unpickler):
             return STORAGE_DTYPES[name]
         if module == "torch.jit._pickle":  # lists whose elements share a type, which follows as a tag
             return lambda value, *_: value
-        known = {("torch._utils", "_rebuild_tensor_v2"): _rebuild, ("collections", "OrderedDict"): OrderedDict}
-        if (module, name) not in known:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tensor")
-        return known[module, name]
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            # A function of its own each time, for a pickle may set the attributes of what it is handed.
+            return lambda *parts: _rebuild(*parts)
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tensor")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, count = pid
@@ -203,4 +209,5 @@ def _walk(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
         yield name, value
     elif isinstance(value, _ScriptObject):
         for attribute, part in value.attributes.items():
-            yield from _walk(part, f"{name}.{attribute}" if name else attribute)
+            if isinstance(attribute, str):
+                yield from _walk(part, f"{name}.{attribute}" if name else attribute)

@@ -4,13 +4,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from stmi_layers.backbones.positions import position_grids, resize_positions, square_grid
+from stmi_layers.attention import SegmentationModulatedAttention
+from stmi_layers.backbones.modulated import Modulated
+from stmi_layers.backbones.positions import GRID_NAME, position_grids, resize_positions, square_grid
 from stmi_layers.backbones.weight_files import read_weight_file
 
-# What `modulate` adds to a model: no pretrained file has them.
-STRENGTHS = ("alpha", "beta")
+# What Dinov2 is called in files -> in memory, since transformers 5.
+RENAMED = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+}
 
 
 @dataclass(frozen=True)
@@ -65,14 +73,18 @@ def load_weights(
     Position embeddings of another image size are [resized][stmi_layers.backbones.resize_positions]; numbers
     are converted to the dtype of the model. The model is changed only when everything fits.
 
-    No code from the file is run. Only a torch file can ask for that, with `trust_pickle`.
+    No code from the file is run. Only a torch file can ask for that, with `trust_pickle`. Without it the promise rests,
+    for torch files, on torch's own `weights_only`, whose loader had a memory-safety flaw before torch 2.10: from
+    strangers prefer safetensors.
 
     Args:
         model: built by open_clip, timm or transformers for the names in the file, before or after `modulate`, and
-            before it is wrapped in [`TokenBackbone`][stmi_layers.backbones.TokenBackbone].
+            before it is wrapped in [`TokenBackbone`][stmi_layers.backbones.TokenBackbone]; for a file that
+            `TokenBackbone` saved, bare or wrapped.
         path: the file.
-        old_grid: rows and columns of patches of the images the file was trained with; by default a square, and an
-            error when the number of patches is none. 16 x 8 and 8 x 16 cannot be told apart.
+        old_grid: rows and columns of patches of the images the file was trained with. By default what the file tells,
+            as those of `TokenBackbone` do, else a square: an error when the number of patches is none, or that of
+            `model`, whose grid is not square. 16 x 8 and 8 x 16 cannot be told apart.
         trust_pickle: read a torch file that holds more than tensors. Doing so can run any code: only for files from
             people you would take a program from.
 
@@ -83,7 +95,8 @@ def load_weights(
         FileNotFoundError: when there is no such file.
         ImportError: when it is a safetensors file and safetensors is not installed.
         ValueError: when the file cannot be read, a name is missing or has another shape, the old grid is needed or does
-            not fit, or the weights were trained with another activation: OpenAI's with QuickGELU.
+            not fit, parameters that `model` shares have several values in the file, or the weights were trained with
+            another activation: OpenAI's with QuickGELU.
 
     Examples:
         >>> import tempfile, torch
@@ -98,23 +111,27 @@ def load_weights(
     path = Path(path)
     file = read_weight_file(path, trust_pickle=trust_pickle)
     activation = _check_activation(model, file.quick_gelu, path)
-    own = model.state_dict()
+    state = model.state_dict()
+    # The grid of a TokenBackbone is no weight: it stays that of the model, and its positions are fitted to it here.
+    own = {name: tensor for name, tensor in state.items() if not _is_grid(name)}
     prefix = _common_prefix(own, file.tensors)
-    stripped = {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items() if name.startswith(prefix)}
-    weights = {name: stripped[name] for name in own if name in stripped}
+    in_file = {_in_memory(name.removeprefix(prefix), own): name for name in file.tensors if name.startswith(prefix)}
+    weights = {name: file.tensors[in_file[name]] for name in own if name in in_file}
     missing = tuple(name for name in own if name not in weights)
-    _refuse_missing([name for name in missing if name.rpartition(".")[2] not in STRENGTHS], own, path)
+    _refuse_missing(set(missing) - _strengths(model), own, path)
     resized = {}
     for name, new_grid in position_grids(model).items():
         if weights[name].ndim != own[name].ndim:
             continue  # another shape, which is named below
-        weights[name], grid = _fit_positions(weights[name], own[name], old_grid, new_grid, name, path)
+        old = _old_grid(in_file[name], file.tensors, old_grid, path)
+        weights[name], grid = _fit_positions(weights[name], own[name], old, new_grid, name, path)
         if grid != new_grid:
             resized[name] = (grid, new_grid)
     _refuse_other_shapes(weights, own, path)
-    model.load_state_dict({**own, **weights})
-    used = {prefix + name for name in weights}
-    unexpected = tuple(name for name in file.tensors if name not in used)
+    _refuse_several_values(weights, model, path)
+    model.load_state_dict({**state, **weights})
+    used = {in_file[name] for name in weights}
+    unexpected = tuple(name for name in file.tensors if name not in used and not _is_grid(name))
     return LoadReport(path, file.kind, prefix, tuple(weights), resized, missing, unexpected, activation)
 
 
@@ -125,6 +142,46 @@ def _common_prefix(own: Iterable[str], names: Iterable[str]) -> str:
         prefixes |= {".".join(parts[:count]) + "." for count in range(1, len(parts))}
     # Sorted, so that the choice among equals does not depend on the order of a set.
     return max(sorted(prefixes), key=lambda prefix: (sum(prefix + name in names for name in own), -len(prefix)))
+
+
+def _is_grid(name: str) -> bool:
+    return name.rpartition(".")[2] == GRID_NAME
+
+
+def _in_memory(name: str, own: Iterable[str]) -> str:
+    """The name under which the model holds what the file calls `name`."""
+    for saved, held in RENAMED.items():
+        renamed = name.replace(f".{saved}.", f".{held}.")
+        if name not in own and renamed in own:
+            return renamed
+    return name
+
+
+def _strengths(model: nn.Module) -> set[str]:
+    """Names of what the layers here add to a model, which no pretrained file has."""
+    return {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, Modulated | SegmentationModulatedAttention)
+        for name in ("alpha", "beta")
+    }
+
+
+def _old_grid(
+    name: str, tensors: dict[str, Tensor], asked: tuple[int, int] | None, path: Path
+) -> tuple[int, int] | None:
+    """The grid of the positions `name` of a file, as it was asked for or as the TokenBackbone that saved them tells."""
+    owners = [grid.removesuffix(GRID_NAME) for grid in tensors if _is_grid(grid)]
+    owners = [owner for owner in owners if name.startswith(f"{owner}tower.")]
+    if not owners:
+        return asked
+    stated = tensors[max(owners, key=len) + GRID_NAME]
+    if stated.shape != (2,):
+        raise ValueError(f"{path}: {GRID_NAME} must hold rows and columns; received shape {tuple(stated.shape)}")
+    rows, columns = (int(side) for side in stated)
+    if asked is not None and tuple(asked) != (rows, columns):
+        raise ValueError(f"{path} tells its grid, {rows, columns}; received old_grid={asked}: leave old_grid out")
+    return rows, columns
 
 
 def _fit_positions(
@@ -138,9 +195,13 @@ def _fit_positions(
     """The stored positions for the new grid, and the grid they had; leading axes of size 1 stay."""
     prefix_tokens = own.shape[-2] - new_grid[0] * new_grid[1]
     patches = stored.shape[-2] - prefix_tokens
-    grid = old_grid or square_grid(patches)
+    square = square_grid(patches)
+    # As many patches as the model's: its own grid is as likely as a square.
+    doubtful = square is not None and patches == new_grid[0] * new_grid[1] and square != new_grid
+    grid = old_grid or (None if doubtful else square)
     if grid is None or grid[0] * grid[1] != patches:
-        how = f"old_grid={old_grid} does not give" if old_grid else "no square has"
+        how = f"both a square and {new_grid} have" if doubtful else "no square has"
+        how = f"old_grid={old_grid} does not give" if old_grid else how
         raise ValueError(
             f"{path}: {name} has positions of {patches} patches (and {prefix_tokens} prefix tokens), which {how}; "
             "pass old_grid=(rows, columns) of the images it was trained with"
@@ -149,10 +210,10 @@ def _fit_positions(
     return fitted.reshape(*stored.shape[:-2], *fitted.shape), grid
 
 
-def _refuse_missing(names: list[str], own: dict[str, Tensor], path: Path) -> None:
+def _refuse_missing(names: set[str], own: dict[str, Tensor], path: Path) -> None:
     if names:
         raise ValueError(
-            f"{path} lacks {len(names)} of the {len(own)} tensors of the model: {_shorten(names)}; "
+            f"{path} lacks {len(names)} of the {len(own)} tensors of the model: {_shorten(sorted(names))}; "
             "build the model the file was made for, without what it does not have"
         )
 
@@ -165,6 +226,17 @@ def _refuse_other_shapes(weights: dict[str, Tensor], own: dict[str, Tensor], pat
     ]
     if wrong:
         raise ValueError(f"{path} is of another model, {len(wrong)} shapes differ: {_shorten(wrong)}")
+
+
+def _refuse_several_values(weights: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        if name in weights and other in weights and not torch.equal(weights[name], weights[other]):
+            raise ValueError(
+                f"{path} has two values for {other} and {name}, which are one parameter of the model: build it without "
+                'sharing; for strengths by modulate(..., share="layer")'
+            )
 
 
 def _check_activation(model: nn.Module, needed: bool | None, path: Path) -> str:
