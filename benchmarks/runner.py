@@ -102,7 +102,7 @@ def run(comparison: Comparison, device: str, *, seconds: float, turns: int) -> d
         repeats = {name: max(1, int(BLOCK_SECONDS / duration)) for name, (_, duration) in memory.items()}
         times = interleave(comparison.contenders, repeats, device, seconds, turns)
     base = times[comparison.against]
-    return {name: _summary(own, base[: len(own)], memory[name][0], errors[name]) for name, own in times.items()}
+    return {name: _summary(own, base, memory[name][0], errors[name]) for name, own in times.items()}
 
 
 def check(name: str, contender: Contender) -> float | None:
@@ -152,7 +152,8 @@ def _timed(call: Callable[[], object], repeats: int, device: str) -> float:
 
 
 def _summary(times: list[float], base: list[float], memory: float, error: float | None) -> Measured:
-    ratios = [own / other for own, other in zip(times, base, strict=True)]
+    # Slow contenders take part in the first turns alone.
+    ratios = [own / other for own, other in zip(times, base, strict=False)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return Measured(1000 * statistics.median(times), middle, low, high, memory, error)
 
