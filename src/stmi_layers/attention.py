@@ -80,11 +80,11 @@ def modulated_attention(
     foreground row need a constant, $\beta \min_j A - \alpha \max_j A$. A background row is therefore plain attention at
     another temperature. Logits and softmax are computed in at least float32.
 
-    Several implementations compute the same. `"dense"` is the readable one: it stores tokens x tokens logits, and every
-    transform of torch can see into it. `"tiled"` (CPU) and `"triton"` (GPU) store none and take about the time of plain
-    attention; `"native"` (CPU) takes less, and is there once `python -m stmi_layers.kernels.native` has built it. These
-    have first derivatives only, and where extrema of a row are tied, one of them takes the gradient that the dense form
-    spreads. `"auto"` takes
+    Several implementations compute the same. `"dense"` is the readable one: it stores tokens x tokens logits, and
+    every transform of torch can see into it. `"tiled"` (CPU) stores none and comes close to plain attention on long
+    sequences; `"native"` (CPU) is faster still, and there once `python -m stmi_layers.kernels.native` has built it;
+    `"triton"` is for GPUs. These have first derivatives only, and where extrema of a row are tied, one of them takes
+    the gradient that the dense form spreads. The page on benchmarks has figures. `"auto"` takes
 
     - dense while a graph is exported, inside `torch.func` and for forward-mode derivatives;
     - else, on a GPU, triton where it is installed and knows GPU, dtype and `head_dim`, dense elsewhere;
