@@ -25,7 +25,7 @@ NAMES = ("result", "query", "key", "value", "alpha", "beta")
 
 @pytest.fixture(scope="module", autouse=True)
 def _built(tmp_path_factory: pytest.TempPathFactory):
-    """Build into a folder of the test's own, so that the tests leave no kernel behind."""
+    """Build into a folder of the test's own, and leave no kernel behind for other tests of this process."""
     if native.available():
         yield
         return
@@ -37,6 +37,7 @@ def _built(tmp_path_factory: pytest.TempPathFactory):
         build()
         assert native.load()
         yield
+    native._loaded = False
     native.library_path.cache_clear()
 
 
