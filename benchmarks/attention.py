@@ -134,8 +134,16 @@ class Problem:
         return as_written_compiled(query, key, value, self.foreground, *self.strengths)
 
 
-def as_written(query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """Eq. 3-8, every matrix stored."""
+def as_written(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    foreground: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    implementation: str = "as written",
+) -> Tensor:
+    """Eq. 3-8, every matrix stored; `implementation` is there to stand in for `modulated_attention`."""
     logits = query @ key.transpose(-2, -1)
     return (modulate_logits(logits, foreground, alpha, beta) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 
