@@ -141,6 +141,7 @@ def as_written(
     foreground: Tensor,
     alpha: Tensor,
     beta: Tensor,
+    *,
     implementation: str = "as written",
 ) -> Tensor:
     """Eq. 3-8, every matrix stored; `implementation` is there to stand in for `modulated_attention`."""
