@@ -106,8 +106,10 @@ def check(given: Problem, bound: float | None = None) -> None:
         like = given.query if name == "output" else getattr(given, name)
         assert (result.shape, result.dtype) == (like.shape, like.dtype), name
         error = (result.double().cpu() - expected).abs().amax()
-        # Below 1e-6 there is nothing but rounding: rows with one token have no gradient.
-        assert error <= bound * size + 1e-6, f"{name}: {error:.1e} at entries of {size:.1e}"
+        # Rows with one token have no gradient, and what a row gives is rounding alone, of up to 1e-6; the strengths add
+        # that up over all rows.
+        rounding = 1e-6 * (given.query[..., 0].numel() if name in ("alpha", "beta") else 1)
+        assert error <= bound * size + rounding, f"{name}: {error:.1e} at entries of {size:.1e}"
 
 
 # Without the kernels
