@@ -103,5 +103,5 @@ def _matrix(left: float, threshold: float, name: str) -> list[str]:
                 parts.append(rect(*box, fill=BANDS[row // 3], radius=0, stroke="#eef1f6"))
     parts.append(text(left + 49, 418, name, size=12))
     parts.append(text(left + 49, 433, f"mean size {size:.2g}", size=12, fill=SOFT))
-    parts.append(text(left + 49, 448, f"{100 * crossing:.0f} % cross bands", size=12, fill=SOFT))
+    parts.append(text(left + 49, 448, f"crossing {100 * crossing:.0f} %", size=12, fill=SOFT))
     return parts
