@@ -83,6 +83,11 @@ def test_pictures_are_what_the_library_gives(name: str):
     assert min(sizes) >= 12, "a picture is as wide as a phone, and this text is too small on it"
 
 
+def test_home_counts_the_families_of_the_table():
+    rows = re.findall(r"^\| (?!Model |---).+", (DOCS / "backbones-table.md").read_text(), re.MULTILINE)
+    assert f" {len(rows)} families" in (DOCS / "index.md").read_text()
+
+
 def test_attention_shows_the_equations():
     of_foreground, of_background = attention.rows()
     # Row maximum 3 and minimum -1, both strengths one half.
