@@ -5,7 +5,7 @@ Every feature of the model and their concatenation are scored in one pass.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,12 @@ from tqdm import tqdm
 from examples.stmi import command
 from examples.stmi.build import build_model, restore_tokenizer
 from examples.stmi.checkpoint import load_weights, read_checkpoint
-from examples.stmi.data import Augmentation, Batch, Item, MultiModalDataset, collate, read_split
+from examples.stmi.data import Augmentation, Batch, Item, MaskMode, MultiModalDataset, collate, read_split
 from examples.stmi.folders import MissingCaption, MissingModality
 from examples.stmi.model import STMI, Features
 from examples.stmi.protocol import Protocol, protocol_for
 from examples.stmi.report import as_numbers, table, write_report
+from examples.stmi.sampling import derange
 from examples.stmi.settings import Settings
 from examples.stmi.text import Tokenizer
 from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics
@@ -28,11 +29,8 @@ from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics
 # What to do about a caption that is not there, by the setting of the run.
 MISSING_CAPTION: dict[str, MissingCaption] = {"required": "error", "optional": "none", "off": "ignore"}
 # The masks that modulate the attention, by the setting of the run.
-MASK_MODE: dict[str, Literal["given", "ones", "shuffled", "none"]] = {
-    "given": "given",
-    "ones": "ones",
-    "shuffled": "shuffled",
-    "none": "none",
+MASK_MODE: dict[str, MaskMode] = {
+    **{mode: mode for mode in get_args(MaskMode)},
     "blank": "none",
     "blank+given": "given",
 }
@@ -68,6 +66,9 @@ def _dataset(settings: Settings, split: str, augment: Augmentation | bool) -> Mu
         missing_caption=MISSING_CAPTION[settings.captions],
         damaged=settings.damaged,
     )
+    if settings.shuffled_captions:
+        others = [items[index].caption for index in derange(len(items), settings.seed)]
+        items = [replace(item, caption=caption) for item, caption in zip(items, others, strict=True)]
     return MultiModalDataset(
         items,
         settings.image_size,
