@@ -219,7 +219,7 @@ def test_variants_on_other_items_are_refused(run: Path, tmp_path: Path) -> None:
     write_set(data)
     for folder in (data / "test").iterdir():
         sorted(folder.iterdir())[0].unlink()
-    train(tiny(data, tmp_path / "other", epochs=1), quiet=True)
+    train(tiny(data, tmp_path / "other", epochs=1, captions="off"), quiet=True)
     with pytest.raises(ValueError, match=r"other_checkpoints must be tested on the items of .*full.*\(--data\)"):
         draw(run, "full", "--out", tmp_path, "--other-checkpoints", tmp_path / "other" / "checkpoint.pt")
 
