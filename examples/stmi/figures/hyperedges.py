@@ -24,10 +24,8 @@ def draw_hyperedges(looks: Looks, shown: Sequence[Picture], modalities: Sequence
     height, width = shown[0].masks.shape[1:]
     side = len(modalities) * width / height
     wide = min(2.4 * side, 9.0)
-    figure = Figure(figsize=(wide + 3.6, len(shown) * max(wide / side + 0.7, 3.4) + 0.7), layout="constrained")
-    figure.suptitle(
-        "Semantic tokens at the patch that they read most, and the hyperedges that join them\n", fontsize=10
-    )
+    figure = Figure(figsize=(wide + 3.6, len(shown) * max(wide / side + 0.7, 4.0) + 0.5), layout="constrained")
+    figure.suptitle("Semantic tokens at the patch that they read most, and the hyperedges that join them", fontsize=10)
     axes = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(wide, 3.0))
     for item, (picture, (over, matrix)) in enumerate(zip(shown, axes, strict=True)):
         own = [*(str(number + 1) for number in range(looks.semantic.shape[2] - prior)), *(["T"] if prior else [])]
@@ -39,12 +37,11 @@ def draw_hyperedges(looks: Looks, shown: Sequence[Picture], modalities: Sequence
         _draw_matrix(matrix, looks.incidence[item], labels, colors, len(modalities))
         size, isolated, cross = looks.statistics[item]
         over.set_title(
-            f"{picture.name}: {size:.1f} nodes in a hyperedge on average, {isolated:.0%} of the nodes isolated, "
-            f"{cross:.0%} of the hyperedges cross-modal",
+            f"{picture.name}\n{size:.1f} nodes per hyperedge, {isolated:.0%} isolated, {cross:.0%} cross-modal",
             fontsize=8,
         )
         rest = len(edges) - len(colors)
-        matrix.set_title("incidence" + (f"; {rest} distinct ones in grey not drawn" if rest else ""), fontsize=8)
+        matrix.set_title("incidence" + (f"; grey: {rest} not drawn" if rest else ""), fontsize=8)
     return figure
 
 
