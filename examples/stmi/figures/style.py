@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 # Okabe and Ito's palette without black and yellow, which vanish on dark and on white.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+COLORS: tuple[str, ...] = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 RIGHT, WRONG, QUERY, OUTLINE, PALE = "#009E73", "#D55E00", "#0072B2", "#FFD92F", "#C8C8C8"
 
 

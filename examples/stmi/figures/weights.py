@@ -52,7 +52,7 @@ def attention_layers(backbone: nn.Module) -> list[nn.Module]:
 def heads_of(layer: Any, call: Call) -> Heads:
     """Weights and values of one call of one of `attention_layers`, computed in at least float32."""
     tokens, foreground = call[0][0], _foreground(layer, call)
-    if isinstance(layer, nn.MultiheadAttention) and not layer.batch_first:
+    if not getattr(layer, "batch_first", True):  # only nn.MultiheadAttention can be otherwise
         tokens = tokens.transpose(0, 1)
     stacked = _is_stacked(layer)
     projected = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias) if stacked else layer.qkv(tokens)
