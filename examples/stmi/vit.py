@@ -1,6 +1,6 @@
 """A compact vision transformer built from `SegmentationModulatedAttention`, trained from scratch.
 
-It is one backbone STMI can stand on. Any module with the attribute `dim` and with the signature of
+It is one backbone STMI can stand on. Any module with the attributes `dim` and `grid` and with the signature of
 `VisionTransformer.forward` can take its place.
 """
 
