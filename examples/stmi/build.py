@@ -79,6 +79,8 @@ def _build_backbone(settings: Settings, clip: ClipTowers | None) -> Backbone:
         strength=settings.strength,
         foreground_threshold=settings.foreground_threshold,
         per_head=settings.per_head,
+        shared_strengths=settings.shared_strengths,
+        modulated_blocks=settings.modulated_blocks,
         perturbation=settings.perturbation,
     )
 
@@ -89,7 +91,8 @@ def _build_pretrained(settings: Settings, tower: Any, *, projected: bool) -> Pre
             tower,
             alpha=settings.strength,
             beta=settings.strength,
-            share="head" if settings.per_head else "layer",
+            layers=settings.modulated_blocks,
+            share="model" if settings.shared_strengths else "head" if settings.per_head else "layer",
             perturbation=settings.perturbation,
         )
     except TypeError as error:  # whose advice is for those who write their own model

@@ -18,7 +18,7 @@ class ConvolutionalBackbone(nn.Module):
         super().__init__()
         if any(side % 8 for side in image_size):
             raise ValueError(f"image_size must be multiples of 8; received {image_size}")
-        self.dim = dim
+        self.dim, self.grid = dim, (image_size[0] // 8, image_size[1] // 8)
         widths = (3, dim // 4, dim // 4, dim // 2, dim // 2, dim, dim)
         layers: list[nn.Module] = []
         for index, (narrow, wide) in enumerate(pairwise(widths)):

@@ -8,17 +8,19 @@ from typing import TypeVar
 import tyro
 
 Arguments = TypeVar("Arguments")
+# Whose message says all there is to know. Any other error is a fault of the program.
+EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
 
 
 @contextmanager
 def errors_as_a_line() -> Iterator[None]:
-    """End with `error: MESSAGE` on the standard error and status 1 where the message says all there is to know.
+    """End with `error: MESSAGE` on the standard error and status 1 for an expected error.
 
-    Any other error keeps its traceback: it is a fault of the program.
+    Any other keeps its traceback.
     """
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except EXPECTED as error:
         sys.exit(f"error: {error}")
 
 

@@ -6,7 +6,7 @@ workers, nor on what else draws random numbers. `folders.py` and `layouts/` say 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from examples.stmi.folders import read_split as read_split
 from examples.stmi.items import Item as Item
 from examples.stmi.items import Source, read_image, read_mask
 from examples.stmi.sampling import IdentitySampler as IdentitySampler
-from examples.stmi.sampling import mix_seed
+from examples.stmi.sampling import derange, mix_seed
 from examples.stmi.sampling import query_gallery as query_gallery
 from examples.stmi.transforms import Augmentation as Augmentation
-from examples.stmi.transforms import erase, move
+from examples.stmi.transforms import dilate, erase, erode, move
+
+MaskMode = Literal["given", "ones", "empty", "eroded", "dilated", "shuffled", "none"]
+FROM_FILES = ("given", "eroded", "dilated", "shuffled")
 
 
 class Sample(NamedTuple):
@@ -75,7 +78,8 @@ class MultiModalDataset(Dataset[Sample]):
         size: height and width all images and masks are resized to.
         augment: how to vary the images; True is `Augmentation()`, False not at all.
         seed: of the augmentation and of "shuffled".
-        mask_mode: "given"; "ones", all foreground; "shuffled", each item has the masks of another one, the same
+        mask_mode: "given"; "ones", all foreground; "empty", all background; "eroded" and "dilated", the given ones
+            shrunk or grown by a 16th of the shorter side; "shuffled", each item has the masks of another one, the same
             in every epoch; "none", without masks.
         blank: paint the background grey (0 after normalisation) by the given or shuffled masks (by the given ones
             with "none").
@@ -100,21 +104,21 @@ class MultiModalDataset(Dataset[Sample]):
         *,
         augment: Augmentation | bool = False,
         seed: int = 0,
-        mask_mode: Literal["given", "ones", "shuffled", "none"] = "given",
+        mask_mode: MaskMode = "given",
         blank: bool = False,
         missing_mask: Literal["error", "ones"] = "error",
         cache: bool = False,
         mean: float | tuple[float, float, float] = 0.5,
         std: float | tuple[float, float, float] = 0.5,
     ) -> None:
-        check_option("mask_mode", mask_mode, ("given", "ones", "shuffled", "none"))
+        check_option("mask_mode", mask_mode, get_args(MaskMode))
         check_option("missing_mask", missing_mask, ("error", "ones"))
         if not items or len({len(item.images) for item in items}) > 1:
             raise ValueError(f"items must be some, all with the same number of modalities; received {len(items)}")
         if min(size) < 1:
             raise ValueError(f"size must be a positive height and width; received {size}")
-        if blank and mask_mode == "ones":
-            raise ValueError("blank needs masks to blank by; received mask_mode='ones'")
+        if blank and mask_mode in ("ones", "empty"):
+            raise ValueError(f"blank needs masks to blank by; received mask_mode={mask_mode!r}")
         self.items, self.size, self.seed = list(items), size, seed
         self.augment = Augmentation() if augment is True else augment or None
         self.mask_mode, self.blank, self.cache = mask_mode, blank, cache
@@ -124,8 +128,8 @@ class MultiModalDataset(Dataset[Sample]):
         self.identities = sorted({item.identity for item in items})
         label_of = {identity: label for label, identity in enumerate(self.identities)}
         self.labels = [label_of[item.identity] for item in items]
-        self._mask_of = _derange(len(items), seed) if mask_mode == "shuffled" else list(range(len(items)))
-        if missing_mask == "error" and (blank or mask_mode in ("given", "shuffled")):
+        self._mask_of = derange(len(items), seed) if mask_mode == "shuffled" else list(range(len(items)))
+        if missing_mask == "error" and (blank or mask_mode in FROM_FILES):
             self._refuse_missing_masks()
         # Shared, so that it reaches workers that outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -160,18 +164,21 @@ class MultiModalDataset(Dataset[Sample]):
             if self.augment is not None:
                 images = erase(images, self.augment)
         images = images.where(present[:, None, None, None], 0.0)
-        if self.mask_mode == "ones":
-            masks = torch.ones_like(masks)
+        if self.mask_mode in ("ones", "empty"):
+            masks = torch.full_like(masks, self.mask_mode == "ones")
         returned = None if self.mask_mode == "none" else masks
         return Sample(images, returned, present, self.labels[index], item.camera, item.caption or "", index)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Bytes (modalities, 3, height, width), black where missing, and Bool masks, True where missing."""
         images = [self._image(source) for source in self.items[index].images]
-        needed = self.blank or self.mask_mode in ("given", "shuffled")
+        needed = self.blank or self.mask_mode in FROM_FILES
         paths = self.items[self._mask_of[index]].masks
-        masks = [self._mask(path if needed else None) for path in paths]
-        return torch.stack(images), torch.stack(masks)
+        masks = torch.stack([self._mask(path if needed else None) for path in paths])
+        if self.mask_mode in ("eroded", "dilated"):
+            change = erode if self.mask_mode == "eroded" else dilate
+            masks = change(masks, round(min(self.size) / 16))
+        return torch.stack(images), masks
 
     def _image(self, source: Source | None) -> Tensor:
         if source is None:
@@ -209,15 +216,6 @@ class MultiModalDataset(Dataset[Sample]):
                 f"{shorten(missing)}; add them, or pass missing_mask='ones', "
                 "mask_mode='ones' (--masks ones) or mask_mode='none' (--masks none)"
             )
-
-
-def _derange(count: int, seed: int) -> list[int]:
-    """A random cycle through all indices: nobody keeps his own."""
-    if count < 2:
-        raise ValueError(f"mask_mode='shuffled' needs at least two items; received {count}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(seed))).tolist()
-    following = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [following[index] for index in range(count)]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Every feature of the model and their concatenation are scored in one pass.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,12 @@ from tqdm import tqdm
 from examples.stmi import command
 from examples.stmi.build import build_model, restore_tokenizer
 from examples.stmi.checkpoint import load_weights, read_checkpoint
-from examples.stmi.data import Augmentation, Batch, Item, MultiModalDataset, collate, read_split
+from examples.stmi.data import Augmentation, Batch, Item, MaskMode, MultiModalDataset, collate, read_split
 from examples.stmi.folders import MissingCaption, MissingModality
 from examples.stmi.model import STMI, Features
 from examples.stmi.protocol import Protocol, protocol_for
 from examples.stmi.report import as_numbers, table, write_report
+from examples.stmi.sampling import derange
 from examples.stmi.settings import Settings
 from examples.stmi.text import Tokenizer
 from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics
@@ -28,11 +29,8 @@ from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics
 # What to do about a caption that is not there, by the setting of the run.
 MISSING_CAPTION: dict[str, MissingCaption] = {"required": "error", "optional": "none", "off": "ignore"}
 # The masks that modulate the attention, by the setting of the run.
-MASK_MODE: dict[str, Literal["given", "ones", "shuffled", "none"]] = {
-    "given": "given",
-    "ones": "ones",
-    "shuffled": "shuffled",
-    "none": "none",
+MASK_MODE: dict[str, MaskMode] = {
+    **{mode: mode for mode in get_args(MaskMode)},
     "blank": "none",
     "blank+given": "given",
 }
@@ -68,6 +66,9 @@ def _dataset(settings: Settings, split: str, augment: Augmentation | bool) -> Mu
         missing_caption=MISSING_CAPTION[settings.captions],
         damaged=settings.damaged,
     )
+    if settings.shuffled_captions:
+        others = [items[index].caption for index in derange(len(items), settings.seed)]
+        items = [replace(item, caption=caption) for item, caption in zip(items, others, strict=True)]
     return MultiModalDataset(
         items,
         settings.image_size,
@@ -107,6 +108,17 @@ def features_of(model: STMI, batch: Batch, tokenizer: Tokenizer | None, device: 
     return model(batch.images.to(device), masks, present, tokens)
 
 
+def patches_and_prior(
+    model: STMI, batch: Batch, tokenizer: Tokenizer | None, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """What STR reads of a batch: the patch tokens (batch modalities patches dim) and the text prior (batch dim)."""
+    masks = None if batch.masks is None else batch.masks.to(device)
+    patches, _ = model.tokens(batch.images.to(device), masks, batch.present.to(device))
+    if tokenizer is None or model.text_encoder is None:
+        return patches, None
+    return patches, model.text_encoder(tokenizer.encode(batch.captions).to(device))
+
+
 @torch.no_grad()
 def hypergraph_statistics(
     model: STMI, dataset: MultiModalDataset, tokenizer: Tokenizer | None, *, device: torch.device
@@ -117,14 +129,9 @@ def hypergraph_statistics(
     was_training = model.training
     model.eval()
     batch = collate([dataset[index] for index in range(min(64, len(dataset)))])
-    masks = None if batch.masks is None else batch.masks.to(device)
-    present = batch.present.to(device)
-    patches, _ = model.tokens(batch.images.to(device), masks, present)
-    prior = None
-    if tokenizer is not None and model.text_encoder is not None:
-        prior = model.text_encoder(tokenizer.encode(batch.captions).to(device))
+    patches, prior = patches_and_prior(model, batch, tokenizer, device)
     tokens = model.fusion.semantic_tokens(patches, prior)
-    incidence = model.fusion.interaction.incidence(tokens, present)
+    incidence = model.fusion.interaction.incidence(tokens, batch.present.to(device))
     model.train(was_training)
     names = ("mean_edge_size", "isolated_share", "cross_modal_share")
     means = [value.mean().item() for value in incidence_statistics(incidence, tokens.shape[1])]
@@ -147,6 +154,32 @@ def score(
         rerank: by k-reciprocal neighbours, instead of by distance alone.
     """
     return {name: protocol.score(descriptor, items, rerank=rerank) for name, descriptor in descriptors.items()}
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds, and the test split it is asked about."""
+
+    settings: Settings
+    model: STMI
+    tokenizer: Tokenizer | None
+    dataset: MultiModalDataset
+    protocol: Protocol
+    device: torch.device
+    history: list[dict[str, Any]]
+
+
+def restore(checkpoint: Path, changes: dict[str, Any]) -> Trained:
+    """A trained model on its device, in evaluation mode; `changes` replace settings of its run, except where None."""
+    content = read_checkpoint(checkpoint)
+    given = {name: value for name, value in changes.items() if value is not None}
+    settings = replace(Settings.from_dict(content["settings"]), **given)
+    tokenizer = restore_tokenizer(settings, content["words"])
+    device = choose_device(settings.device)
+    model = build_model(settings, tokenizer)
+    load_weights(model, content["model"], "model")
+    dataset = test_dataset(settings)
+    protocol = protocol_for(dataset.items, settings.query_cameras, match=settings.match, drop=settings.drop)
+    return Trained(settings, model.to(device).eval(), tokenizer, dataset, protocol, device, content["history"])
 
 
 @dataclass(frozen=True)
@@ -180,18 +213,11 @@ class Arguments:
 def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    content = read_checkpoint(arguments.checkpoint)
     asked = {name: getattr(arguments, name) for name in FROM_THE_RUN}
-    changes = {name: value for name, value in asked.items() if value is not None}
     out = arguments.out or arguments.checkpoint.parent / "evaluation"
-    settings = replace(Settings.from_dict(content["settings"]), **changes, out=out, device=arguments.device)
-    tokenizer = restore_tokenizer(settings, content["words"])
-    device = choose_device(settings.device)
-    model = build_model(settings, tokenizer)
-    load_weights(model, content["model"], "model")
-    dataset = test_dataset(settings)
-    protocol = protocol_for(dataset.items, settings.query_cameras, match=settings.match, drop=settings.drop)
-    descriptors = describe(model.to(device), dataset, tokenizer, device=device)
+    trained = restore(arguments.checkpoint, {**asked, "out": out, "device": arguments.device})
+    settings, dataset, protocol = trained.settings, trained.dataset, trained.protocol
+    descriptors = describe(trained.model, dataset, trained.tokenizer, device=trained.device)
     metrics = score(descriptors, dataset.items, protocol)
     print(table(metrics))
     extra: dict[str, object] = {}

@@ -15,9 +15,10 @@ Fusion = Literal["hypergraph", "self-attention", "mlp", "none", "concatenation"]
 
 
 class Backbone(Protocol):
-    """What STMI stands on: patch tokens and one global token per modality, all of width `dim`."""
+    """What STMI stands on: patch tokens, row by row of a `grid`, and a global token per modality, of width `dim`."""
 
     dim: int
+    grid: tuple[int, int]
 
     def __call__(self, images: Tensor, masks: Tensor | None, /) -> tuple[Tensor, Tensor]: ...
 

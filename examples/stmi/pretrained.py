@@ -74,7 +74,7 @@ class PretrainedBackbone(nn.Module):
 
     def __init__(self, tokens: TokenBackbone) -> None:
         super().__init__()
-        self.tokens, self.dim = tokens, tokens.dim
+        self.tokens, self.dim, self.grid = tokens, tokens.dim, tokens.grid
         for name, values in (("mean", tokens.mean), ("std", tokens.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 

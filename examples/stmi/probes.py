@@ -15,6 +15,7 @@ from examples.stmi.data import MultiModalDataset, read_split
 from examples.stmi.evaluate import score
 from examples.stmi.protocol import protocol_for
 from examples.stmi.report import table
+from examples.stmi.transforms import dilate
 from stmi_layers import ReIDMetrics
 
 
@@ -41,7 +42,8 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     features = {
         "chance": torch.randn(len(items), 64, generator=torch.Generator().manual_seed(arguments.seed)),
         "mask": masks.float(),
-        "background": images * ~_dilate(masks),
+        # Grown, so that an edge or a parallax between the bands leaves nothing of the figure in the background.
+        "background": images * ~dilate(masks, 5),
         "figure": images * masks,
         "pixels": images,
     }
@@ -52,11 +54,6 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     )
     print(table(metrics))
     return metrics
-
-
-def _dilate(masks: Tensor, pixels: int = 5) -> Tensor:
-    """Grow the figure, so that an edge or a parallax between the bands leaves nothing of it in the background."""
-    return F.max_pool2d(masks.flatten(0, 2)[:, None].float(), 2 * pixels + 1, 1, pixels).view(masks.shape) > 0
 
 
 def _normalised(features: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from examples.stmi import figures
@@ -43,24 +44,21 @@ def write_report(
     }
     path = settings.out / "metrics.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
-    return [path, draw_retrieval(settings, dataset, descriptors[chosen], chosen, protocol)]
+    ranked = draw_retrieval(dataset, descriptors[chosen], chosen, protocol)
+    return [path, *figures.save(ranked, settings.out / "retrieval.png")]
 
 
 def as_numbers(metrics: ReIDMetrics) -> dict[str, float]:
     return {"mAP": metrics.mAP, **{f"R{rank}": value for rank, value in metrics.cmc.items()}, "mINP": metrics.mINP}
 
 
-def draw_retrieval(
-    settings: Settings, dataset: MultiModalDataset, descriptor: Tensor, name: str, protocol: Protocol
-) -> Path:
+def draw_retrieval(dataset: MultiModalDataset, descriptor: Tensor, name: str, protocol: Protocol) -> Figure:
     """Six queries, evenly spread over all of them, with the five best matches of each."""
     shown, matches = protocol.best_matches(descriptor, dataset.items, queries=6, k=5)
     items = [dataset.items[index] for index in shown.tolist()]
     captions = [f"id {item.identity}, {protocol.drop} {column(item, protocol.drop)}" for item in items]
-    title = f"Queries and their best matches by {name}; green is right, red is wrong, the mask is outlined"
-    return figures.retrieval(
-        dataset, shown.tolist(), matches, settings.out / "retrieval.png", title=title, captions=captions
-    )
+    title = f"Queries and their best matches by {name}; green is right, orange is wrong, the mask is outlined"
+    return figures.retrieval(dataset, shown.tolist(), matches, title=title, captions=captions)
 
 
 def table(metrics: dict[str, ReIDMetrics]) -> str:

@@ -18,6 +18,19 @@ def mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
+def derange(count: int, seed: int) -> list[int]:
+    """A random cycle through all indices: nobody keeps his own.
+
+    Raises:
+        ValueError: when there are fewer than two.
+    """
+    if count < 2:
+        raise ValueError(f"to be shuffled there must be at least two items; received {count}")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(seed))).tolist()
+    following = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [following[index] for index in range(count)]
+
+
 class IdentitySampler(Sampler[list[int]]):
     """Batches of P identities with K images each.
 

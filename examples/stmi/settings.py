@@ -8,7 +8,7 @@ from typing import Any, Literal
 from examples.stmi.clip_text import Overflow
 from examples.stmi.model import Fusion
 
-Masks = Literal["given", "ones", "shuffled", "blank", "blank+given", "none"]
+Masks = Literal["given", "ones", "empty", "eroded", "dilated", "shuffled", "blank", "blank+given", "none"]
 # Settings that change where and how a run is computed, and not what comes out.
 FREE = {"out", "device", "amp", "workers", "threads", "evaluate_every", "cache", "checkpointing", "trust_pickle"}
 
@@ -43,12 +43,15 @@ class Settings:
     """Captions beyond the 77 tokens of CLIP: cut, or read in pieces whose features are averaged."""
     text_projection: bool = True
     """Learn a linear map behind the frozen text tower; without it the loss on T trains only its own classifier."""
+    shuffled_captions: bool = False
+    """Give every image the caption of another one, the same in every epoch: what is left is not what captions say."""
 
     image_size: tuple[int, int] = (64, 64)
     """Height and width the images are resized to."""
     masks: Masks = "given"
-    """What steers the attention: the masks given, all-ones masks, those of other images, nothing; "blank" gives the
-    network no mask and paints the background of its input grey, "blank+given" does both."""
+    """What steers the attention: the masks given, all-ones or empty ones, the given ones eroded or dilated by a 16th of
+    the shorter side, those of other images, nothing; "blank" gives the network no mask and paints the background of
+    its input grey, "blank+given" does both."""
     backbone: Literal["vit", "cnn", "open_clip", "timm"] = "vit"
     """A small vision transformer with SFM; a small convolutional network to compare with, which no mask steers; or the
     `architecture` of open_clip or timm with SFM in all its blocks."""
@@ -82,6 +85,10 @@ class Settings:
     """Share of a patch that the mask has to cover for it to count as foreground; 1 keeps mixed patches out."""
     per_head: bool = False
     """Learn alpha and beta per head instead of per block."""
+    shared_strengths: bool = False
+    """Learn one alpha and beta for all blocks together."""
+    modulated_blocks: Literal["all", "early", "late"] = "all"
+    """Blocks in which SFM acts: all, the early half, or the late half; the attention of the others is plain."""
     perturbation: float = 0.0
     """Probability, in training, that a background token counts as foreground."""
     reallocation: bool = True
@@ -137,6 +144,8 @@ class Settings:
         if min(self.epochs, self.evaluate_every) < 1:
             received = f"epochs={self.epochs}, evaluate_every={self.evaluate_every}"
             raise ValueError(f"epochs and evaluate_every must be at least 1; received {received}")
+        if self.per_head and self.shared_strengths:
+            raise ValueError("per_head and shared_strengths exclude each other; received both")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they go into the checkpoint and into settings.json."""

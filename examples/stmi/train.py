@@ -115,7 +115,7 @@ def fit(
         "hypergraph": hypergraph_statistics(run.model, test, run.tokenizer, device=device),
     }
     paths = write_report(settings, test, descriptors, metrics, protocol=protocol, extra=extra)
-    paths.append(figures.curves(run.history, settings.out / "curves.png"))
+    paths += figures.save(figures.curves(run.history), settings.out / "curves.png")
     if not quiet:
         print(table(metrics), f"protocol: {protocol.describe(test.items)}", *paths, sep="\n")
     return metrics

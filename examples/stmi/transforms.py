@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
@@ -76,3 +77,14 @@ def erase(images: Float[Tensor, "modalities channels height width"], augmentatio
     scale, ratio = augmentation.erasing_area, augmentation.erasing_aspect
     one = v2.RandomErasing(augmentation.erasing, scale=scale, ratio=ratio, value=0)
     return torch.stack([one(image) for image in images])
+
+
+def dilate(masks: Bool[Tensor, "*batch height width"], pixels: int) -> Bool[Tensor, "*batch height width"]:
+    """Grow the foreground by `pixels` in every direction, diagonals included."""
+    grown = F.max_pool2d(masks.flatten(0, -3)[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)
+    return grown.view(masks.shape) > 0
+
+
+def erode(masks: Bool[Tensor, "*batch height width"], pixels: int) -> Bool[Tensor, "*batch height width"]:
+    """Shrink the foreground by `pixels`; the border of the image takes nothing away."""
+    return ~dilate(~masks, pixels)

@@ -1,10 +1,11 @@
 """A compact vision transformer built from `SegmentationModulatedAttention`, trained from scratch.
 
-It is one backbone STMI can stand on. Any module with the attribute `dim` and with the signature of
+It is one backbone STMI can stand on. Any module with the attributes `dim` and `grid` and with the signature of
 `VisionTransformer.forward` can take its place.
 """
 
 import math
+from typing import Literal
 
 import torch
 from einops import rearrange, repeat
@@ -30,6 +31,9 @@ class VisionTransformer(nn.Module):
         strength: initial alpha and beta of every block.
         foreground_threshold: share of a patch that the mask has to cover for it to count as foreground.
         per_head: learn the strengths per head instead of per block.
+        shared_strengths: learn one alpha and beta for all modulated blocks together.
+        modulated_blocks: where SFM acts: "all" blocks, the "early" half or the "late" half. In the others both
+            strengths stay 0, which is plain attention.
         perturbation: probability, in training, that a background token counts as foreground.
     """
 
@@ -47,6 +51,8 @@ class VisionTransformer(nn.Module):
         strength: float = 0.5,
         foreground_threshold: float = 0.5,
         per_head: bool = False,
+        shared_strengths: bool = False,
+        modulated_blocks: Literal["all", "early", "late"] = "all",
         perturbation: float = 0.0,
     ) -> None:
         super().__init__()
@@ -73,9 +79,23 @@ class VisionTransformer(nn.Module):
             )
             for _ in range(depth)
         )
+        self._place_strengths(modulated_blocks, shared=shared_strengths)
         self.norm = nn.LayerNorm(dim)
         nn.init.normal_(self.class_token, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
+
+    def _place_strengths(self, modulated_blocks: Literal["all", "early", "late"], *, shared: bool) -> None:
+        """Hold the strengths of plain blocks at 0, and give the others one pair in common when they share it."""
+        middle, attentions = len(self.blocks) // 2, [block.get_submodule("attention") for block in self.blocks]
+        plain = {"all": [], "early": attentions[middle:], "late": attentions[:middle]}[modulated_blocks]
+        modulated = [attention for attention in attentions if attention not in plain]
+        if not modulated:
+            raise ValueError(f"modulated_blocks={modulated_blocks!r} chooses none of the {len(attentions)} blocks")
+        for name in ("alpha", "beta"):
+            for attention in plain:
+                nn.init.zeros_(attention.get_parameter(name).requires_grad_(False))
+            for attention in modulated[1:] if shared else ():
+                setattr(attention, name, modulated[0].get_parameter(name))
 
     def forward(
         self,

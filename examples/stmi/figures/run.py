@@ -1,6 +1,5 @@
-"""The pictures of a run: how it learned, and what it retrieves."""
+"""How a run learned, and what it retrieves."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from examples.stmi.data import MultiModalDataset
+from examples.stmi.figures.style import COLORS, QUERY, RIGHT, WRONG, outline
 
-RIGHT, WRONG, QUERY, MASK = "#1a9850", "#d73027", "#4575b4", "#ffd92f"
 
-
-def curves(history: list[dict[str, Any]], path: Path) -> Path:
+def curves(history: list[dict[str, Any]]) -> Figure:
     """Loss and learning rate, mAP of every descriptor, and the strengths of SFM, over the epochs."""
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     learning, retrieval, strengths = figure.subplots(1, 3)
@@ -25,9 +23,9 @@ def curves(history: list[dict[str, Any]], path: Path) -> Path:
     rate.set(ylabel="learning rate", ylim=(0, None))
 
     scored = [entry for entry in history if "mAP" in entry]
-    for name in scored[-1]["mAP"] if scored else ():
+    for name, color in zip(scored[-1]["mAP"] if scored else (), COLORS, strict=False):
         values = [entry["mAP"].get(name) for entry in scored]
-        retrieval.plot([entry["epoch"] for entry in scored], values, marker="o", markersize=3, label=name)
+        retrieval.plot([entry["epoch"] for entry in scored], values, "o-", markersize=3, color=color, label=name)
     retrieval.set(title="mAP on the test split, by descriptor", xlabel="epoch", ylim=(0, 1))
     if scored:
         retrieval.legend(loc="lower right")
@@ -42,20 +40,18 @@ def curves(history: list[dict[str, Any]], path: Path) -> Path:
         if per_block.ndim == 2 and per_block.shape[1]:
             strengths.legend(loc="best")
     strengths.set(title="SFM strengths, pale: first block", xlabel="epoch")
-    figure.savefig(path, dpi=110)
-    return path
+    return figure
 
 
 def retrieval(
-    dataset: MultiModalDataset, queries: list[int], matches: Tensor, path: Path, *, title: str, captions: list[str]
-) -> Path:
+    dataset: MultiModalDataset, queries: list[int], matches: Tensor, *, title: str, captions: list[str]
+) -> Figure:
     """Queries in the first column, their best matches after it, framed by whether the identity is right.
 
     Args:
         dataset: the test items, without augmentation.
         queries: dataset indices of the queries to show.
         matches: dataset indices of the best matches per query, best first; -1 where there are fewer.
-        path: of the PNG.
         title: above the picture.
         captions: a line beside each query.
     """
@@ -74,16 +70,13 @@ def retrieval(
             right = dataset.items[match].identity == dataset.items[query].identity
             verdict = f"{column}: {'right' if right else 'wrong'}, id {dataset.items[match].identity}"
             _show(axes[row][column], dataset, match, RIGHT if right else WRONG, verdict)
-    figure.savefig(path, dpi=100)
-    return path
+    return figure
 
 
 def _show(axis: Axes, dataset: MultiModalDataset, index: int, color: str, label: str) -> None:
     images, masks = dataset.picture(index)
-    axis.imshow(np.concatenate(list(images), axis=1))
-    outline = np.concatenate(list(masks), axis=1).astype(float)
-    if 0 < outline.mean() < 1:
-        axis.contour(outline, levels=[0.5], colors=[MASK], linewidths=0.8)
+    axis.imshow(np.concatenate(list(images), axis=1), interpolation="none")
+    outline(axis, np.concatenate(list(masks), axis=1))
     axis.set(xticks=[], yticks=[])
     axis.set_title(label, fontsize=7, color=color, pad=4)
     for spine in axis.spines.values():
