@@ -67,6 +67,8 @@ def in_one_process(index: int, folder: str, rank: int) -> None:
     rows = torch.full((1, 2), float(rank), requires_grad=True)
     gathered = Gather.apply(rows)
     (gathered * torch.tensor([[1.0], [10.0]]) * (rank + 1)).sum().backward()
+    with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):  # as the guide says
+        nn.SyncBatchNorm(2)(torch.zeros(4, 2))
     if rank == PROCESSES - 1:
         found = {"loss": loss.detach(), "gathered": gathered.detach(), "of_rows": rows.grad, **gradients(step)}
         torch.save(found, f"{folder}/found.pt")
