@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from examples.stmi import command
 from examples.stmi.build import build_model, restore_tokenizer
 from examples.stmi.checkpoint import load_weights, read_checkpoint
-from examples.stmi.data import Augmentation, Batch, Item, MaskMode, MultiModalDataset, collate, read_split
+from examples.stmi.data import Augmentation, Batch, Item, MaskMode, MultiModalDataset, Sample, collate, read_split
 from examples.stmi.folders import MissingCaption, MissingModality
 from examples.stmi.model import STMI, Features
 from examples.stmi.protocol import Protocol, protocol_for
@@ -82,7 +82,7 @@ def _dataset(settings: Settings, split: str, augment: Augmentation | bool) -> Mu
 
 @torch.no_grad()
 def describe(
-    model: STMI, dataset: MultiModalDataset, tokenizer: Tokenizer | None, *, device: torch.device, quiet: bool = False
+    model: STMI, dataset: Dataset[Sample], tokenizer: Tokenizer | None, *, device: torch.device, quiet: bool = False
 ) -> dict[str, Tensor]:
     """Descriptors of all items by name: each feature with norm 1, and `all`, several of them joined, with norm 1."""
     was_training = model.training
