@@ -130,11 +130,12 @@ function planeOf(names, modalityOf, choose) {
     for (const event of ["pointerenter", "click", "focus"]) node.addEventListener(event, () => choose(i));
   });
   const legend = drawing("g", { class: "try-legend" });
-  [...new Set(names.map((_, i) => modalityOf(i)))].forEach((m) => {
+  const count = modalityOf(names.length - 1) + 1;
+  Array.from({ length: count }, (_, m) => m).forEach((m) => {
     const name = names.find((_, i) => modalityOf(i) === m).replace(/ \d+$/, "");
     const shape = SHAPES[m % SHAPES.length]();
     legend.append(
-      drawing("g", { transform: `translate(${WIDTH / 2 - 70 + 60 * m}, 16)`, class: `try-modality-${m % SHAPES.length}` },
+      drawing("g", { transform: `translate(${WIDTH - 75 * (count - m)}, 18)`, class: `try-modality-${m % SHAPES.length}` },
         shape, drawing("text", { x: 14, y: 5 }, name)),
     );
   });
