@@ -72,9 +72,7 @@ def copy_images(dataset: MultiModalDataset, index: int, modalities: tuple[str, .
 
 
 @torch.no_grad()
-def attention_of(
-    model: STMI, dataset: MultiModalDataset, index: int, modalities: tuple[str, ...]
-) -> dict[str, Any]:
+def attention_of(model: STMI, dataset: MultiModalDataset, index: int, modalities: tuple[str, ...]) -> dict[str, Any]:
     """Queries, keys and strengths of the last SFM layer for one item, and the mask of its tokens."""
     layers = [module for module in model.modules() if isinstance(module, SegmentationModulatedAttention)]
     seen: list[Tensor] = []

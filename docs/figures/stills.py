@@ -24,7 +24,9 @@ def decoded(text: str, *shape: int) -> Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32).reshape(shape)
 
 
-def attention_weights(content: dict[str, Any], image: int, foreground: Tensor, strengths: tuple[float, float]) -> Tensor:
+def attention_weights(
+    content: dict[str, Any], image: int, foreground: Tensor, strengths: tuple[float, float]
+) -> Tensor:
     """Weights (heads tokens tokens) of the library: what attention returns when the values are the identity."""
     heads, width, tokens = content["heads"], content["head_dim"], len(foreground)
     query, key = (decoded(content["images"][image][name], 1, heads, tokens, width) for name in ("query", "key"))

@@ -17,7 +17,7 @@ RULES = {
     "dark": {"runOnly": ["color-contrast", "link-in-text-block"]},
 }
 VIOLATIONS = """async (options) => (await axe.run(document, options)).violations.flatMap(
-    (rule) => rule.nodes.map((node) => `${rule.id} at ${node.target}: ${node.failureSummary.split("\\n").at(-1).trim()}`))"""
+    (rule) => rule.nodes.map((node) => `${rule.id} at ${node.target}: ${node.failureSummary}`))"""
 UNRENDERED = """[...document.querySelectorAll(".arithmatex")]
     .filter((node) => !node.querySelector(".katex") || node.querySelector(".katex-error"))
     .map((node) => node.textContent.slice(0, 80))"""
