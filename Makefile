@@ -9,7 +9,8 @@ DEMO := runs/demo
 help:
 	@echo "make demo    train STMI on a small rendered set and retrieve with it (under 5 minutes after the installation)"
 	@echo "make test    everything CI checks: lint, types, tests, docs, wheel"
-	@echo "make lint    ruff and typos; 'make types', 'make unit', 'make docs' and 'make wheel' are the other parts"
+	@echo "make lint    ruff and typos; 'make types', 'make unit' and 'make wheel' are other parts"
+	@echo "make docs    build the documentation into site/ and check it in a Chromium, where there is one"
 	@echo "make bench   time and memory of the layers, into docs/benchmarks.md (about ten minutes)"
 	@echo "make clean   remove what was built and run; .venv stays"
 	@echo "Another Python: make PYTHON=python3.12 demo"
@@ -60,6 +61,7 @@ unit: .venv/all.stamp
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: .venv/all.stamp
 	$(RUN) -m mkdocs build --strict
+	$(RUN) -m pytest -q --site site tests/browser
 
 # What an installation gives: the wheel alone, in an empty environment, away from the sources.
 wheel: .venv/all.stamp

@@ -1,6 +1,7 @@
 """Run the Python blocks of README and docs as tests."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from sybil import Sybil
@@ -19,3 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.suffix == ".md":
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--site", help="folder of the built documentation, for the checks in tests/browser")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The checks of the built site run where there is one to check."""
+    return True if collection_path.name == "browser" and config.getoption("site") is None else None

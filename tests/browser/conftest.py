@@ -1,0 +1,90 @@
+"""The built site, served under a sub-path as static hosts do, and one browser for all checks of it."""
+
+import functools
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+NO_BROWSER = (
+    "the site was built and not checked, for there is no Chromium; install one (Debian: apt-get install chromium; "
+    "anywhere: .venv/bin/python -m playwright install chromium) and run make docs again"
+)
+PREFIX = "/some/where"
+
+
+class _UnderPrefix(SimpleHTTPRequestHandler):
+    """Files below PREFIX and nothing else, so that a link from the root of the host is a broken one."""
+
+    def translate_path(self, path: str) -> str:
+        inside = path.removeprefix(PREFIX) if path.startswith(f"{PREFIX}/") else "/outside-of-the-site"
+        return super().translate_path(inside)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def site(pytestconfig: pytest.Config) -> Path:
+    return Path(pytestconfig.getoption("site")).resolve()
+
+
+@pytest.fixture(scope="session")
+def address(site: Path) -> Iterator[str]:
+    """Where the site is served, with a slash at the end."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_UnderPrefix, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}{PREFIX}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        program = find_browser(playwright)
+        if program is None and os.environ.get("CI"):
+            pytest.fail(NO_BROWSER)
+        if program is None:
+            pytest.skip(NO_BROWSER)
+        browser = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+def find_browser(playwright: Playwright) -> str | None:
+    """The Chromium of the system, or that of `playwright install`."""
+    own = playwright.chromium.executable_path
+    return next(filter(None, map(shutil.which, NAMES)), own if Path(own).is_file() else None)
+
+
+@pytest.fixture(scope="session", params=["light", "dark"])
+def palette(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def visitor(browser: Browser, palette: str) -> Iterator[Page]:
+    """A page that every check of one palette visits in turn."""
+    context = browser.new_context(color_scheme=palette, reduced_motion="reduce")
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def reader(browser: Browser) -> Iterator[Page]:
+    """A page of its own, whose errors in scripts fail the test."""
+    errors: list[str] = []
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []

@@ -1,0 +1,75 @@
+"""Every page in both palettes, at the width of a desk and of a phone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+# What does not depend on the palette is asked once.
+# The theme gives every block of code a landmark of the same name; the other rules hold without exception.
+RULES = {
+    "light": {"rules": {"landmark-unique": {"enabled": False}}},
+    "dark": {"runOnly": ["color-contrast", "link-in-text-block"]},
+}
+VIOLATIONS = """async (options) => (await axe.run(document, options)).violations.flatMap(
+    (rule) => rule.nodes.map((node) => `${rule.id} at ${node.target}: ${node.failureSummary}`))"""
+UNRENDERED = """[...document.querySelectorAll(".arithmatex")]
+    .filter((node) => !node.querySelector(".katex") || node.querySelector(".katex-error"))
+    .map((node) => node.textContent.slice(0, 80))"""
+RAW = r"""[...document.querySelectorAll("article :is(p, li, td, h1, h2, h3)")]
+    .map((node) => [...node.childNodes].filter((one) => one.nodeType === 3).map((one) => one.data).join(""))
+    .filter((text) => /\\[(\[]|\$\$/.test(text)).map((text) => text.slice(0, 80))"""
+WIDE = """document.documentElement.scrollWidth <= innerWidth ? [] :
+    [...document.querySelectorAll("article *")].filter((node) => node.getBoundingClientRect().right > innerWidth)
+    .slice(0, 3).map((node) => node.outerHTML.slice(0, 100)).concat(`${document.documentElement.scrollWidth} pixels`)"""
+BROKEN_IMAGES = """[...document.images].filter((image) => image.loading !== "lazy" && !image.naturalWidth)
+    .map((image) => image.src)"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "path" in metafunc.fixturenames:
+        site = Path(metafunc.config.getoption("site"))
+        pages = sorted(str(file.relative_to(site).parent) for file in site.rglob("index.html"))
+        metafunc.parametrize("path", pages)
+
+
+@contextmanager
+def complaints(page: Page, address: str) -> Iterator[list[str]]:
+    """Whatever the console, the network or an exception has to say meanwhile."""
+    found: list[str] = []
+    listeners = {
+        "console": lambda message: message.type in ("error", "warning") and found.append(f"console: {message.text}"),
+        "pageerror": lambda error: found.append(f"exception: {error}"),
+        "request": lambda request: (
+            request.url.startswith((address, "data:", "blob:")) or found.append(f"outside: {request.url}")
+        ),
+        "response": lambda response: response.status < 400 or found.append(f"{response.status}: {response.url}"),
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
+    yield found
+    for event, listener in listeners.items():
+        page.remove_listener(event, listener)
+
+
+def test_page(visitor: Page, address: str, path: str, palette: str) -> None:
+    visitor.set_viewport_size(DESK)
+    with complaints(visitor, address) as found:
+        visitor.goto(f"{address}{path}/".replace("./", ""), wait_until="networkidle")
+        assert visitor.evaluate("document.body.dataset.mdColorScheme") == {"light": "default", "dark": "slate"}[palette]
+        visitor.evaluate(AXE)
+        problems = {
+            "accessibility": visitor.evaluate(VIOLATIONS, RULES[palette]),
+            "formulas not rendered": visitor.evaluate(UNRENDERED) + visitor.evaluate(RAW),
+            "images not shown": visitor.evaluate(BROKEN_IMAGES),
+        }
+        visitor.set_viewport_size(PHONE)
+        problems["wider than a phone"] = visitor.evaluate(WIDE)
+    problems["complaints"] = found
+    lines = [f"{kind}: {one}" for kind, some in problems.items() for one in dict.fromkeys(some)]
+    assert not lines, "\n".join([path, *lines])

@@ -1,0 +1,29 @@
+"""The search of the site finds what the library offers."""
+
+from types import ModuleType
+
+from playwright.sync_api import Page, expect
+
+import stmi_layers
+from stmi_layers import backbones
+
+
+def public_names(module: ModuleType) -> set[str]:
+    values = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name for name, value in values.items() if not isinstance(value, ModuleType)}
+
+
+def test_search_finds_every_public_name(reader: Page, address: str) -> None:
+    reader.goto(address)
+    field = reader.get_by_role("textbox", name="Search")
+    missed = []
+    names = sorted(public_names(stmi_layers) | public_names(backbones))
+    assert {"modulated_attention", "modulate"} <= set(names)
+    for name in names:
+        field.fill(name)
+        found = reader.locator(f'.md-search-result__link[href*="stmi_layers."][href*=".{name}?"]')
+        try:
+            expect(found.first).to_be_attached(timeout=5000)
+        except AssertionError:
+            missed.append(name)
+    assert missed == []
