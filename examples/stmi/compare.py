@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from examples.stmi.command import run
+from examples.stmi.recipes import recipe_arguments
 from examples.stmi.settings import Settings
 
 BASELINE = {"masks": "none", "reallocation": False}
@@ -135,4 +136,4 @@ def spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    run(main, Arguments, __doc__)
+    run(main, Arguments, __doc__, default=recipe_arguments(Arguments, sys.argv[1:]))
