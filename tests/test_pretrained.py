@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,13 +166,18 @@ def test_the_trainer_needs_neither_library_until_it_is_asked_for_one():
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)
 
 
-def test_random_weights_where_pretrained_ones_belong_give_a_warning(folder, architecture, tmp_path):
+def test_random_weights_where_pretrained_ones_belong_have_to_be_asked_for(folder, architecture, tmp_path):
     settings = clip_settings(folder, tmp_path, architecture, None)
-    with pytest.warns(UserWarning, match="image tower and text tower of tiny-clip start from random weights, for want"):
-        start(settings, train_dataset(settings))
-    settings = tiny(folder, tmp_path, backbone="timm", architecture="test_vit", image_size=(32, 16), captions="off")
-    with pytest.warns(UserWarning, match="^image tower of test_vit starts from random weights, for want of --weights"):
-        start(settings, train_dataset(settings))
+    with pytest.raises(ValueError, match=r"tiny-clip needs pretrained weights: .*--weights, or .* by --random-weights"):
+        train(settings, quiet=True)
+    with pytest.raises(FileNotFoundError, match=r"--weights must be a file; .*none\.pt is none"):
+        train(replace(settings, weights=tmp_path / "none.pt"), quiet=True)
+    both = replace(settings, weights=tmp_path / "none.pt", random_weights=True)
+    with pytest.raises(ValueError, match="choose one of --weights and --random-weights; received both"):
+        train(both, quiet=True)
+    asked = replace(settings, random_weights=True)
+    said = "image tower and text tower of tiny-clip start from random weights (--random-weights)"
+    assert start(asked, train_dataset(asked)).loaded == said
 
 
 def test_an_architecture_without_known_attention_is_refused_with_another_to_choose(folder, tmp_path):

@@ -47,6 +47,7 @@ def build_model(settings: Settings, tokenizer: Tokenizer | None) -> STMI:
         num_tokens=settings.num_tokens,
         num_heads=settings.num_heads,
         threshold=settings.threshold,
+        similarity=settings.similarity,
         text_encoder=_build_text_encoder(settings, tokenizer, clip, backbone.dim),
     )
 
@@ -62,6 +63,11 @@ def _build_text_encoder(
 
 
 def _build_backbone(settings: Settings, clip: ClipTowers | None) -> Backbone:
+    if settings.camera_embedding and settings.backbone in ("cnn", "vit"):
+        raise ValueError(
+            "camera_embedding needs --backbone open_clip or timm, whose class token it is added to; "
+            f"received --backbone {settings.backbone}"
+        )
     if settings.backbone == "cnn":
         return ConvolutionalBackbone(settings.image_size, dim=settings.dim)
     if settings.backbone == "open_clip" and clip is not None:
@@ -103,4 +109,8 @@ def _build_pretrained(settings: Settings, tower: Any, *, projected: bool) -> Pre
         ) from error
     tower.set_grad_checkpointing(settings.checkpointing)
     size, threshold = settings.image_size, settings.foreground_threshold
-    return PretrainedBackbone(TokenBackbone(tower, projected=projected, image_size=size, threshold=threshold))
+    cameras = settings.camera_embedding
+    tokens = TokenBackbone(
+        tower, projected=projected, image_size=size, threshold=threshold, num_cameras=len(cameras) or None
+    )
+    return PretrainedBackbone(tokens, cameras=cameras)

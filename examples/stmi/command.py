@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -22,6 +22,11 @@ def errors_as_a_line() -> Iterator[None]:
         yield
     except EXPECTED as error:
         sys.exit(f"error: {error}")
+    except ImportError as error:
+        # Python's own names the module; one raised by hand says what to install.
+        if error.name is not None:
+            raise
+        sys.exit(f"error: {error}")
 
 
 def run(
@@ -30,6 +35,7 @@ def run(
     description: str | None,
     *,
     prog: str | None = None,
+    default: Arguments | None = None,
 ) -> None:
     """Read the command line into `arguments_type` and hand it to `main`.
 
@@ -38,6 +44,10 @@ def run(
         arguments_type: a dataclass whose fields are the options.
         description: shown by `--help`.
         prog: the name of the command in messages; the file by default.
+        default: what options have that are not given, where it is not what their type says.
     """
     with errors_as_a_line():
-        main(tyro.cli(arguments_type, prog=prog, description=description))
+        options: dict[str, Any] = {"prog": prog, "description": description}
+        if default is not None:
+            options["default"] = default
+        main(tyro.cli(arguments_type, **options))

@@ -22,6 +22,7 @@ from examples.stmi.command import EXPECTED, run
 from examples.stmi.comparison_figure import draw
 from examples.stmi.comparison_table import Result, as_command, as_table
 from examples.stmi.presets import PRESETS, VARIANTS, Preset, Row, rows_of
+from examples.stmi.recipes import recipe_arguments
 from examples.stmi.settings import Settings
 
 Key = tuple[str, int]
@@ -185,4 +186,4 @@ def publish(folder: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Arguments, __doc__)
+    run(main, Arguments, __doc__, default=recipe_arguments(Arguments, sys.argv[1:]))

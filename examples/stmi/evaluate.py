@@ -3,6 +3,7 @@
 Every feature of the model and their concatenation are scored in one pass.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,9 +21,9 @@ from examples.stmi.data import Augmentation, Batch, Item, MaskMode, MultiModalDa
 from examples.stmi.folders import MissingCaption, MissingModality
 from examples.stmi.model import STMI, Features
 from examples.stmi.protocol import Protocol, protocol_for
-from examples.stmi.report import as_numbers, table, write_report
+from examples.stmi.report import as_numbers, headline, table, write_report
 from examples.stmi.sampling import derange
-from examples.stmi.settings import Settings
+from examples.stmi.settings import Descriptor, Settings
 from examples.stmi.text import Tokenizer
 from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics
 
@@ -35,7 +36,7 @@ MASK_MODE: dict[str, MaskMode] = {
     "blank+given": "given",
 }
 # Settings of a run that its evaluation may replace.
-FROM_THE_RUN = ("data", "query_cameras", "match", "drop", "missing_modality", "damaged")
+FROM_THE_RUN = ("data", "query_cameras", "match", "drop", "missing_modality", "damaged", "descriptor")
 
 
 def choose_device(name: str) -> torch.device:
@@ -76,28 +77,42 @@ def _dataset(settings: Settings, split: str, augment: Augmentation | bool) -> Mu
         seed=settings.seed,
         mask_mode=MASK_MODE[settings.masks],
         blank=settings.masks.startswith("blank"),
-        cache=settings.cache,
+        cache=settings.cache and not settings.workers,
     )
 
 
 @torch.no_grad()
 def describe(
-    model: STMI, dataset: Dataset[Sample], tokenizer: Tokenizer | None, *, device: torch.device, quiet: bool = False
+    model: STMI,
+    dataset: Dataset[Sample],
+    tokenizer: Tokenizer | None,
+    *,
+    device: torch.device,
+    descriptor: Descriptor = "auto",
+    workers: int = 0,
+    quiet: bool = False,
 ) -> dict[str, Tensor]:
-    """Descriptors of all items by name: each feature with norm 1, and `all`, several of them joined, with norm 1."""
+    """Descriptors of all items by name: each feature with norm 1, and `all`, several of them joined, with norm 1.
+
+    `descriptor` may ask for another joined one, such as "G+T"; `workers` processes load the images.
+    """
     was_training = model.training
     model.eval()
     parts: dict[str, list[Tensor]] = {}
-    loader = DataLoader(dataset, batch_size=64, collate_fn=collate)
+    loader = DataLoader(dataset, batch_size=64, num_workers=workers, collate_fn=collate)
     for batch in tqdm(loader, desc="describe", disable=quiet, leave=False):
         for name, feature in features_of(model, batch, tokenizer, device)._asdict().items():
             if feature is not None:
                 parts.setdefault(name, []).append(F.normalize(feature.float(), dim=-1).cpu())
     model.train(was_training)
     descriptors = {name: torch.cat(part) for name, part in parts.items()}
-    if len(descriptors) > 1:
-        descriptors["all"] = F.normalize(torch.cat(list(descriptors.values()), dim=-1), dim=-1)
-    return descriptors
+    joined: dict[str, Sequence[str]] = {"all": list(descriptors)} if len(descriptors) > 1 else {}
+    if "+" in descriptor:
+        joined[descriptor] = descriptor.split("+")
+    return descriptors | {
+        name: F.normalize(torch.cat([descriptors[part] for part in of_one], dim=-1), dim=-1)
+        for name, of_one in joined.items()
+    }
 
 
 def features_of(model: STMI, batch: Batch, tokenizer: Tokenizer | None, device: torch.device) -> Features:
@@ -105,7 +120,8 @@ def features_of(model: STMI, batch: Batch, tokenizer: Tokenizer | None, device: 
     tokens = None if tokenizer is None else tokenizer.encode(batch.captions).to(device)
     masks = None if batch.masks is None else batch.masks.to(device)
     present = None if batch.present.all() else batch.present.to(device)
-    return model(batch.images.to(device), masks, present, tokens)
+    cameras = batch.cameras.to(device) if model.reads_cameras else None
+    return model(batch.images.to(device), masks, present, tokens, cameras)
 
 
 def patches_and_prior(
@@ -113,7 +129,8 @@ def patches_and_prior(
 ) -> tuple[Tensor, Tensor | None]:
     """What STR reads of a batch: the patch tokens (batch modalities patches dim) and the text prior (batch dim)."""
     masks = None if batch.masks is None else batch.masks.to(device)
-    patches, _ = model.tokens(batch.images.to(device), masks, batch.present.to(device))
+    cameras = batch.cameras.to(device) if model.reads_cameras else None
+    patches, _ = model.tokens(batch.images.to(device), masks, batch.present.to(device), cameras)
     if tokenizer is None or model.text_encoder is None:
         return patches, None
     return patches, model.text_encoder(tokenizer.encode(batch.captions).to(device))
@@ -198,6 +215,8 @@ class Arguments:
     """Column in which a match equals the query: identity by default, or one of DATA/items.csv."""
     drop: str | None = None
     """Column in which it must not equal it as well: camera by default, scene on MSVR310, or one of DATA/items.csv."""
+    descriptor: Descriptor | None = None
+    """Another one for the headline and the picture: G, U, T, two of them joined such as G+T, or all."""
     rerank: bool = False
     """Report the scores after k-reciprocal re-ranking, too."""
     missing_modality: MissingModality | None = None
@@ -217,7 +236,10 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     out = arguments.out or arguments.checkpoint.parent / "evaluation"
     trained = restore(arguments.checkpoint, {**asked, "out": out, "device": arguments.device})
     settings, dataset, protocol = trained.settings, trained.dataset, trained.protocol
-    descriptors = describe(trained.model, dataset, trained.tokenizer, device=trained.device)
+    headline(settings, list(trained.model.feature_widths(len(settings.modalities))))
+    descriptors = describe(
+        trained.model, dataset, trained.tokenizer, device=trained.device, descriptor=settings.descriptor
+    )
     metrics = score(descriptors, dataset.items, protocol)
     print(table(metrics))
     extra: dict[str, object] = {}

@@ -15,12 +15,15 @@ Fusion = Literal["hypergraph", "self-attention", "mlp", "none", "concatenation"]
 
 
 class Backbone(Protocol):
-    """What STMI stands on: patch tokens, row by row of a `grid`, and a global token per modality, of width `dim`."""
+    """What STMI stands on: patch tokens, row by row of a `grid`, and a global token per modality, of width `dim`.
+
+    One that has an attribute `reads_cameras`, and True in it, is called with the camera of each sample besides.
+    """
 
     dim: int
     grid: tuple[int, int]
 
-    def __call__(self, images: Tensor, masks: Tensor | None, /) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, images: Tensor, masks: Tensor | None, /, *cameras: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Features(NamedTuple):
@@ -45,6 +48,7 @@ class STMI(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = backbone.dim
+        self.reads_cameras: bool = getattr(backbone, "reads_cameras", False)
         self.backbone, self.fusion, self.text_encoder = backbone, fusion, text_encoder
 
     def forward(
@@ -53,12 +57,14 @@ class STMI(nn.Module):
         masks: Bool[Tensor, "batch modalities height width"] | None = None,
         present: Bool[Tensor, "batch modalities"] | None = None,
         caption_tokens: Int[Tensor, "batch words"] | None = None,
+        cameras: Int[Tensor, " batch"] | None = None,
     ) -> Features:
         """Features of a batch; `present` is False where a modality is missing, whose part of G and U is then zero.
 
-        Leave `present` out when all are there: choosing among the images makes the host wait for the device.
+        Leave `present` out when all are there: choosing among the images makes the host wait for the device. `cameras`
+        are for a backbone that reads them.
         """
-        patches, globals_ = self.tokens(images, masks, present)
+        patches, globals_ = self.tokens(images, masks, present, cameras)
         prior = None
         if self.text_encoder is not None:
             if caption_tokens is None:
@@ -67,14 +73,20 @@ class STMI(nn.Module):
         fused = None if self.fusion is None else self.fusion(patches, globals_, present, prior)
         return Features(_flatten(globals_, present), None if fused is None else _flatten(fused, present), prior)
 
-    def tokens(self, images: Tensor, masks: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    def tokens(
+        self, images: Tensor, masks: Tensor | None, present: Tensor | None, cameras: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The backbone on the modalities that are there: a missing one enters no batch statistic and costs nothing."""
         if present is None:
-            return self.backbone(images, masks)
+            return self.backbone(images, masks, *([] if cameras is None else [cameras]))
         if not present.any(dim=1).all():
             without = (~present.any(dim=1)).nonzero().flatten().tolist()
             raise ValueError(f"present must mark at least one modality per sample; samples {without} have none")
-        patches, globals_ = self.backbone(images[present][:, None], None if masks is None else masks[present][:, None])
+        patches, globals_ = self.backbone(
+            images[present][:, None],
+            None if masks is None else masks[present][:, None],
+            *([] if cameras is None else [cameras[:, None].expand_as(present)[present]]),
+        )
         return (
             patches.new_zeros(*present.shape, *patches.shape[2:]).masked_scatter(present[..., None, None], patches),
             globals_.new_zeros(*present.shape, *globals_.shape[2:]).masked_scatter(present[..., None], globals_),
@@ -188,6 +200,7 @@ def build_stmi(
     num_tokens: int = 4,
     num_heads: int = 4,
     threshold: float = 0.5,
+    similarity: str = "cosine",
     text_encoder: nn.Module | None = None,
 ) -> STMI:
     """Compose STMI, or a variant of Tables 3 and 4, around a backbone.
@@ -200,7 +213,8 @@ def build_stmi(
             nothing ("none"), or nothing with a readout that stays within each modality ("concatenation").
         num_tokens: K, the semantic tokens per modality without the text prior.
         num_heads: heads of the cross- and self-attentions.
-        threshold: cosine similarity from which on two semantic tokens share a hyperedge.
+        threshold: least cosine, or greatest distance, at which two semantic tokens share a hyperedge.
+        similarity: "cosine" or "euclidean".
         text_encoder: of the text prior, or None for a model without captions.
     """
     if not reallocation:
@@ -209,7 +223,7 @@ def build_stmi(
     nodes = num_modalities * (num_tokens + (text_encoder is not None))
     interaction: nn.Module | None = None
     if fusion == "hypergraph":
-        interaction = CrossModalHypergraph(dim, nodes, threshold=threshold)
+        interaction = CrossModalHypergraph(dim, nodes, threshold=threshold, similarity=similarity)
     elif fusion == "self-attention":
         interaction = SelfAttentionInteraction(dim, num_heads)
     elif fusion == "mlp":

@@ -1,7 +1,7 @@
 """Pretrained towers under STMI: an image tower of open_clip or timm with SFM in its blocks, and CLIP's text tower."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,20 +67,31 @@ class PretrainedBackbone(nn.Module):
 
     Args:
         tokens: of a modulated tower.
+        cameras: the number of the camera of each embedding, when `tokens` has embeddings of cameras.
     """
 
     mean: Tensor
     std: Tensor
+    cameras: Tensor
 
-    def __init__(self, tokens: TokenBackbone) -> None:
+    def __init__(self, tokens: TokenBackbone, *, cameras: Sequence[int] = ()) -> None:
         super().__init__()
-        self.tokens, self.dim, self.grid = tokens, tokens.dim, tokens.grid
+        self.tokens, self.dim, self.grid, self.reads_cameras = tokens, tokens.dim, tokens.grid, bool(cameras)
+        self.register_buffer("cameras", torch.tensor(cameras, dtype=torch.int64), persistent=False)
         for name, values in (("mean", tokens.mean), ("std", tokens.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
-    def forward(self, images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Patch tokens (batch modalities patches dim) and global tokens (batch modalities dim)."""
-        return self.tokens(((images + 1) / 2 - self.mean) / self.std, masks)
+    def forward(
+        self, images: Tensor, masks: Tensor | None = None, cameras: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Patch tokens (batch modalities patches dim) and global tokens (batch modalities dim).
+
+        A camera without embedding, or no `cameras` at all, gets the mean of the embeddings.
+        """
+        if cameras is not None:
+            known = cameras[:, None] == self.cameras
+            cameras = torch.where(known.any(dim=1), known.int().argmax(dim=1), -1)
+        return self.tokens(((images + 1) / 2 - self.mean) / self.std, masks, cameras)
 
 
 def load_pretrained(

@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: a table, metrics.json and a picture of ranked lists."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,12 +14,22 @@ from examples.stmi.settings import Settings
 from stmi_layers import ReIDMetrics
 
 
-def headline(settings: Settings, names: list[str]) -> str:
-    """The descriptor that stands for the run: U where the model has one (`descriptor` chooses another)."""
+def headline(settings: Settings, names: Sequence[str]) -> str:
+    """The descriptor that stands for the run: U where the model has one (`descriptor` chooses another).
+
+    Args:
+        settings: of the run.
+        names: the features of the model; "all" and those joined by a "+" are made of them.
+    """
+    features = sorted({"G", "U", "T"}.intersection(names))
     if settings.descriptor == "auto":
-        return "U" if "U" in names else "G"
-    if settings.descriptor not in names:
-        raise ValueError(f"descriptor must be one the model has, {sorted(names)}; received {settings.descriptor!r}")
+        return "U" if "U" in features else "G"
+    joined = len(features) > 1 if settings.descriptor == "all" else set(settings.descriptor.split("+")) <= {*features}
+    if not joined:
+        raise ValueError(
+            f"descriptor must be one the model has, {features} or several of them joined; "
+            f"received {settings.descriptor!r} (--descriptor)"
+        )
     return settings.descriptor
 
 

@@ -9,8 +9,23 @@ from examples.stmi.clip_text import Overflow
 from examples.stmi.model import Fusion
 
 Masks = Literal["given", "ones", "empty", "eroded", "dilated", "shuffled", "blank", "blank+given", "none"]
+Descriptor = Literal["auto", "G", "U", "T", "G+U", "G+T", "U+T", "all"]
+RecipeName = Literal[
+    "rgbnt201", "rgbnt100", "msvr310", "rgbnt201-research-code", "rgbnt100-research-code", "msvr310-research-code"
+]
 # Settings that change where and how a run is computed, and not what comes out.
-FREE = {"out", "device", "amp", "workers", "threads", "evaluate_every", "cache", "checkpointing", "trust_pickle"}
+FREE = {
+    "recipe",
+    "out",
+    "device",
+    "amp",
+    "workers",
+    "threads",
+    "evaluate_every",
+    "cache",
+    "checkpointing",
+    "trust_pickle",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +36,8 @@ class Settings:
     """The set, in any layout that `python -m examples.stmi.data inspect` recognises."""
     out: Path
     """Where checkpoint, metrics, logs and pictures go."""
+    recipe: RecipeName | None = None
+    """Take the values of a benchmark's recipe (examples/stmi/recipes) wherever the command line gives none."""
     modalities: tuple[str, ...] = ("RGB", "NI", "TI")
     """Folders to read, one image of each per sample."""
     query_cameras: tuple[int, ...] = ()
@@ -61,10 +78,15 @@ class Settings:
     """Pretrained weights of `architecture`: OpenAI's archive, or a safetensors or torch file of open_clip or timm."""
     weights_grid: tuple[int, int] | None = None
     """Rows and columns of patches of the images those weights were trained with; by default a square."""
+    random_weights: bool = False
+    """Start `architecture` from random weights, to try a run out: without --weights it has to be asked for."""
     trust_pickle: bool = False
     """Read a torch file that holds more than tensors, which can run any code in it."""
     projected: bool = True
     """CLIP's projection on every token: 512 wide for ViT-B/16, where the tokens themselves have 768."""
+    camera_embedding: tuple[int, ...] = ()
+    """The cameras of the training split, views on MSVR310, to learn an embedding for each, on the class token of a
+    pretrained backbone; any other camera gets their mean. Without it there are no such embeddings."""
     checkpointing: bool = False
     """Recompute the blocks of a pretrained backbone in the backward pass: less memory for more time."""
     patch_size: int = 8
@@ -97,8 +119,10 @@ class Settings:
     """How the semantic tokens interact: CHI, or what Table 4 puts in its place."""
     num_tokens: int = 4
     """K, semantic tokens per modality."""
+    similarity: Literal["cosine", "euclidean"] = "cosine"
+    """How semantic tokens are compared to build the hypergraph."""
     threshold: float = 0.5
-    """Cosine similarity from which on two semantic tokens share a hyperedge."""
+    """Least cosine, or greatest Euclidean distance, at which two semantic tokens share a hyperedge."""
 
     epochs: int = 30
     """Passes over the training images."""
@@ -112,8 +136,10 @@ class Settings:
     """Of the backbone without the strengths; 3.5e-6 is the paper's for a pretrained one."""
     strength_learning_rate: float = 1e-2
     """Of alpha and beta, which are two numbers per block and need larger steps."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """Adam adds the weight decay to the gradient, AdamW takes it off the weights."""
     weight_decay: float = 0.05
-    """Of AdamW; the strengths have none."""
+    """Of the optimizer; the strengths have none."""
     warmup_epochs: float = 4.0
     """Epochs in which the learning rate rises; then it falls along a cosine to a tenth."""
     identity_weight: float = 1.0
@@ -123,8 +149,8 @@ class Settings:
     erasing: float = 0.0
     """Probability of random erasing per modality; the public benchmarks use 0.5."""
 
-    descriptor: Literal["auto", "G", "U", "T", "all"] = "auto"
-    """What the headline metrics and the retrieval picture use: "auto" is U, or G without STR."""
+    descriptor: Descriptor = "auto"
+    """What the headline metrics and the retrieval picture use: "auto" is U, or G without STR; "G+T" is both joined."""
     evaluate_every: int = 10
     """Epochs between evaluations; the last epoch is always evaluated, and it is the result."""
     seed: int = 0
@@ -134,11 +160,12 @@ class Settings:
     amp: bool = True
     """bfloat16 autocast on CUDA devices that have it."""
     workers: int = 0
-    """Loader processes; the result does not depend on their number."""
+    """Processes that load images; the result does not depend on their number."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch. Runs are reproducible for an equal number of threads."""
     cache: bool = True
-    """Keep decoded images in memory: modalities * 3 * height * width bytes per sample."""
+    """Keep decoded images in memory: modalities * 3 * height * width bytes per sample, 5.6 GB for RGBNT100. With
+    `workers`, each of which would keep its own, none are kept."""
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.evaluate_every) < 1:

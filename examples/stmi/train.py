@@ -5,6 +5,7 @@ A run that is killed continues with `--resume`; on the CPU, to the very weights 
 
 import json
 import math
+import sys
 import time
 import warnings
 from collections import Counter
@@ -31,8 +32,9 @@ from examples.stmi.evaluate import (
 )
 from examples.stmi.folders import shorten
 from examples.stmi.protocol import Protocol, protocol_for
+from examples.stmi.recipes import deviations, recipe_arguments
 from examples.stmi.report import headline, table, write_report
-from examples.stmi.run import Run, start
+from examples.stmi.run import Run, check_weights, start
 from examples.stmi.settings import Settings
 from stmi_layers import ReIDMetrics
 
@@ -52,13 +54,15 @@ def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> d
         raise ValueError(
             f"{checkpoint} was made with other settings, --resume needs the same:\n  " + "\n  ".join(changed)
         )
+    if state is None:
+        check_weights(settings)
     dataset, test = train_dataset(settings), test_dataset(settings)
     # A test split that cannot be scored is refused now, not after the training.
     protocol = protocol_for(test.items, settings.query_cameras, match=settings.match, drop=settings.drop)
     score({"nothing": torch.zeros(len(test), 1)}, test.items, protocol)
     # A checkpoint holds all weights: the pretrained file may be gone when a run continues.
     run = start(settings, dataset, pretrained=state is None)
-    headline(settings, [*run.loss.terms, *(["all"] if len(run.loss.terms) > 1 else [])])
+    headline(settings, list(run.loss.terms))
     if state is not None:
         run.restore(state)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -89,6 +93,7 @@ def fit(
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=settings.workers, collate_fn=collate)
     device = choose_device(settings.device)
     metrics: dict[str, ReIDMetrics] = {}
+    options: dict[str, Any] = {"descriptor": settings.descriptor, "workers": settings.workers}
     with SummaryWriter(str(settings.out / "tensorboard"), purge_step=run.epoch + 1) as writer:
         while run.epoch < settings.epochs:
             began = time.process_time()
@@ -98,14 +103,14 @@ def fit(
             run.epoch += 1
             entry |= {"epoch": run.epoch, "cpu_seconds": time.process_time() - began, **strengths(run.model)}
             if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
-                descriptors = describe(run.model, test, run.tokenizer, device=device, quiet=quiet)
+                descriptors = describe(run.model, test, run.tokenizer, device=device, quiet=quiet, **options)
                 metrics = score(descriptors, test.items, protocol)
                 entry["mAP"] = {name: value.mAP for name, value in metrics.items()}
             run.history.append(entry)
             log(writer, entry)
             save_checkpoint(settings.out / "checkpoint.pt", run.state())
     if not metrics:
-        descriptors = describe(run.model, test, run.tokenizer, device=device, quiet=quiet)
+        descriptors = describe(run.model, test, run.tokenizer, device=device, quiet=quiet, **options)
         metrics = score(descriptors, test.items, protocol)
     extra = {
         "epochs": run.epoch,
@@ -206,8 +211,11 @@ class Arguments(Settings):
 
 def main(arguments: Arguments) -> None:
     values = {name: value for name, value in vars(arguments).items() if name != "resume"}
-    train(Settings(**values), resume=arguments.resume)
+    settings = Settings(**values)
+    for line in deviations(settings):
+        print(line)
+    train(settings, resume=arguments.resume)
 
 
 if __name__ == "__main__":
-    command.run(main, Arguments, __doc__)
+    command.run(main, Arguments, __doc__, default=recipe_arguments(Arguments, sys.argv[1:]))
