@@ -4,6 +4,7 @@ document$.subscribe(() => {
     const formula = element.textContent.trim();
     const displayMode = formula.startsWith("\\[");
     katex.render(formula.slice(2, -2), element, { displayMode, throwOnError: false });
+    if (displayMode) element.querySelector(".katex-display")?.setAttribute("tabindex", 0); // a wide one scrolls by keys, too
     element.dataset.rendered = "";
   }
 });
