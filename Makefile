@@ -10,7 +10,7 @@ help:
 	@echo "make demo    train STMI on a small rendered set and retrieve with it (under 5 minutes after the installation)"
 	@echo "make test    everything CI checks: lint, types, tests, docs, wheel"
 	@echo "make lint    ruff and typos; 'make types', 'make unit', 'make docs' and 'make wheel' are the other parts"
-	@echo "make bench   time and memory of the layers, into docs/benchmarks.md (about ten minutes)"
+	@echo "make bench   time and memory of the layers, into docs/tables and docs/assets (about ten minutes)"
 	@echo "make clean   remove what was built and run; .venv stays"
 	@echo "Another Python: make PYTHON=python3.12 demo"
 
