@@ -1,7 +1,7 @@
 """Time the layers against what they replace, and compare with the targets.
 
 A whole run takes less than ten minutes on two quiet cores. It writes `runs/benchmarks-cpu.json`, with `--docs` also the
-tables and plots of docs/benchmarks.md, and with `--check` it fails when a target is missed.
+tables and plots that docs/benchmarks.md shows, and with `--check` it fails when a target is missed.
 """
 
 import argparse
@@ -38,11 +38,12 @@ def main() -> int:
             measured = run(comparison, options.device, seconds=options.seconds, turns=options.turns)
             results.append(as_record(topic, comparison, measured))
             print(f"{report.line(results[-1])}  [{time.perf_counter() - began:.0f} s]", flush=True)
-    found = {"machine": describe(options.device), "options": {"seconds": options.seconds}, "results": results}
+    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
+    found = {"command": command, "machine": describe(options.device), "results": results}
     out = options.out or Path("runs") / f"benchmarks-{options.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1))
-    print(f"\n{report.targets_table(results)}\n\nwritten: {out}")
+    print(f"\n{report.table(results)}\n\nwritten: {out}")
     if options.docs:
         report.write_docs(found, options.device)
     missed = report.missed(results)
@@ -62,11 +63,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3.0, help="after this time a comparison begins no new turn")
     parser.add_argument("--turns", type=int, default=30, help="of a comparison, at most")
     parser.add_argument("--out", type=Path, help="JSON file; runs/benchmarks-DEVICE.json by default")
-    parser.add_argument("--docs", action="store_true", help="write tables and plots into docs/; only for a whole run")
+    parser.add_argument("--docs", action="store_true", help="write what was measured into docs/tables and docs/assets")
     parser.add_argument("--check", action="store_true", help="exit with 1 and name the rows when a target is missed")
     options = parser.parse_args()
-    if options.docs and options.only:
-        parser.error("--docs needs a whole run: leave out --only")
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch finds no GPU")
     return options

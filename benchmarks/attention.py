@@ -14,7 +14,7 @@ from stmi_layers.kernels import native
 HEADS, HEAD_DIM = 12, 64  # ViT-B
 SIZES = {129: 8, 577: 4, 1025: 2, 2305: 1}  # tokens and batch
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[..., Tensor]
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
@@ -131,7 +131,7 @@ class Problem:
         return as_written(query, key, value, self.foreground, *self.strengths)
 
     def compiled(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return as_written_compiled(query, key, value, self.foreground, *self.strengths)
+        return as_written_compiled()(query, key, value, self.foreground, *self.strengths)
 
 
 def as_written(
@@ -149,4 +149,7 @@ def as_written(
     return (modulate_logits(logits, foreground, alpha, beta) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 
 
-as_written_compiled = torch.compile(as_written, dynamic=True)
+@functools.cache
+def as_written_compiled() -> Attend:
+    """Made with the first call, for importing the compiler takes seconds."""
+    return torch.compile(as_written, dynamic=True)

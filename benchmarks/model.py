@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from benchmarks.attention import as_written
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from examples.stmi.vit import VisionTransformer
-from stmi_layers import CrossModalHypergraph, GlobalCrossAttention, ReIDLoss, SemanticTokenReallocation
+from stmi_layers import (
+    CrossModalHypergraph,
+    GlobalCrossAttention,
+    ReIDLoss,
+    SemanticTokenReallocation,
+    modulated_attention,
+)
+from stmi_layers.kernels import native
+from stmi_layers.kernels.choice import Implementation
 
 Features = Callable[[], list[Tensor]]
 SIZE, DIM, HEADS, MODALITIES, IDENTITIES = (256, 128), 768, 12, 3, 171
@@ -20,16 +28,43 @@ SIZE, DIM, HEADS, MODALITIES, IDENTITIES = (256, 128), 768, 12, 3, 171
 def comparisons(device: str) -> Iterator[Comparison]:
     """A training step of the backbone, then forward pass and training step of the whole."""
     problem = Problem(device, samples=4 if device == "cpu" else 64)
-    contenders = {
-        "ViT": problem.training_step(problem.plain),
-        "ours": problem.training_step(problem.modulated, exact=problem.written(problem.modulated)),
-        "as written": problem.training_step(problem.written(problem.modulated), turns=1),
-    }
+    written = with_attention(as_written, problem.modulated)
+    contenders = {"ViT": problem.training_step(problem.plain)}
+    for name, attention in forms(device).items():
+        contenders[name] = problem.training_step(with_attention(attention, problem.modulated), exact=written)
+    contenders["as written"] = problem.training_step(written, turns=1)
     yield Comparison("SFM ViT-B/16 at 256 x 128, training step", contenders, (Target("time", 1.05),))
     for name, wrap, limit in (("forward", problem.forward, 1.03), ("training step", problem.training_step, 1.06)):
-        exact = problem.written(problem.whole)
-        contenders = {"three ViT passes": wrap(problem.plain), "ours": wrap(problem.whole, exact=exact)}
+        exact = with_attention(as_written, problem.whole)
+        contenders = {"three ViT passes": wrap(problem.plain)}
+        for form, attention in forms(device).items():
+            contenders[form] = wrap(with_attention(attention, problem.whole), exact=exact)
         yield Comparison(f"STMI, ViT-B/16, M = 3, {name}", contenders, (Target("time", limit), Target("memory", 1.01)))
+
+
+def forms(device: str) -> dict[str, Callable[..., Tensor]]:
+    """Attention as an installation gives it, and with the kernel that has to be built when it was."""
+    if device != "cpu":
+        return {"ours": modulated_attention}
+    found: dict[str, Implementation] = {"ours": "tiled"}
+    if native.available():
+        found["ours, native"] = "native"
+    return {name: functools.partial(_attend, form) for name, form in found.items()}
+
+
+def _attend(form: Implementation, *tensors: Tensor, implementation: str) -> Tensor:
+    """Stands in for the layer's call, whose own `implementation` is "auto"."""
+    return modulated_attention(*tensors, implementation=form)
+
+
+def with_attention(attention: Callable[..., Tensor], features: Features) -> Features:
+    """The same features from a backbone with another attention."""
+
+    def run() -> list[Tensor]:
+        with mock.patch("stmi_layers.attention.modulated_attention", attention):
+            return features()
+
+    return run
 
 
 class STMI(nn.Module):
@@ -77,16 +112,6 @@ class Problem:
 
     def whole(self) -> list[Tensor]:
         return list(self.stmi(self.images, self.masks))
-
-    @staticmethod
-    def written(features: Features) -> Features:
-        """The same features from a backbone whose attention is the equations as written."""
-
-        def run() -> list[Tensor]:
-            with mock.patch("stmi_layers.attention.modulated_attention", as_written):
-                return features()
-
-        return run
 
     def forward(self, features: Features, exact: Features | None = None) -> Contender:
         expected = None if exact is None else functools.partial(self._forward, exact)

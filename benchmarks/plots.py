@@ -7,47 +7,55 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 COLOURS = {
-    "scaled_dot_product_attention": "#7d8998",
-    "ours": "#2f7d5b",
-    "as written": "#c2452a",
+    "scaled_dot_product_attention": "#8492a6",
+    "ours": "#2f9e6e",
+    "ours, native": "#3f7fd0",
+    "as written": "#d2553a",
     "as written, compiled": "#d99a1e",
 }
+INKS = {"light": "#303030", "dark": "#d6d6d6"}  # of text and axes on the pages of either theme
 PASSES = ("forward", "forward and backward")
 QUANTITIES = {"milliseconds": "ms per call", "mebibytes": "MiB above the inputs"}
+CAPTIONS = {
+    "tokens": "Time and memory of attention against the number of tokens; larger N, smaller batch",
+    "share": "Time and memory of attention against the share of foreground tokens, N = 577",
+}
+LABELS = {"tokens": "tokens N", "share": "share of foreground tokens"}
 
 
-def write(results: Sequence[dict], folder: Path) -> dict[str, str]:
-    """Draw both figures; their file names and captions."""
+def write(results: Sequence[dict], folder: Path, kind: str) -> dict[str, str]:
+    """Draw both figures for both themes; file names, marked with the theme they are for, and captions."""
+    folder.mkdir(parents=True, exist_ok=True)
     swept = [result for result in results if result["sweep"]]
     usual = swept[0]["sweep"]["share"]
-    by_tokens = [result for result in swept if result["sweep"]["share"] == usual]
-    by_share = [result for result in swept if result["sweep"]["share"] != usual]
-    captions = {
-        "benchmark-tokens.svg": "Time and memory of attention against the number of tokens; larger N, smaller batch",
-        "benchmark-foreground.svg": "Time and memory of attention against the share of foreground tokens, N = 577",
-    }
-    tokens, foreground = (folder / name for name in captions)
-    _figure(by_tokens, "tokens", "tokens N", tokens, log=True)
-    _figure(by_share, "share", "share of foreground tokens", foreground, log=False)
+    captions = {}
+    for axis, caption in CAPTIONS.items():
+        along = [result for result in swept if (result["sweep"]["share"] == usual) == (axis == "tokens")]
+        for theme, ink in INKS.items():
+            name = f"{kind}-{axis}-{theme}.svg"
+            _figure(along, axis, folder / name, ink)
+            captions[f"{name}#only-{theme}"] = caption
     return captions
 
 
-def _figure(results: Sequence[dict], axis: str, label: str, path: Path, *, log: bool) -> None:
-    with plt.rc_context({"font.size": 9, "svg.hashsalt": "stmi-layers"}):
+def _figure(results: Sequence[dict], axis: str, path: Path, ink: str) -> None:
+    inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    with plt.rc_context({"font.size": 9, "svg.hashsalt": "stmi-layers", **inked}):
         figure, panels = plt.subplots(2, 2, figsize=(8.4, 5.6), layout="constrained", sharex=True, squeeze=False)
+        scales = {"xscale": "log", "yscale": "log"} if axis == "tokens" else {"ylim": (0, None)}
         for panel_row, (quantity, unit) in zip(panels, QUANTITIES.items(), strict=True):
             for panel, kind in zip(panel_row, PASSES, strict=True):
                 _panel(panel, [item for item in results if item["sweep"]["pass"] == kind], axis, quantity)
-                panel.set(
-                    title=kind, ylabel=unit, **({"xscale": "log", "yscale": "log"} if log else {"ylim": (0, None)})
-                )
+                panel.set(title=kind, ylabel=unit, **scales)
         ticks = sorted({item["sweep"][axis] for item in results})
         for panel in panels[-1]:
-            panel.set(xlabel=label)
+            panel.set(xlabel=LABELS[axis])
             panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        for panel in panels.flat:
             panel.minorticks_off()
+            panel.patch.set_alpha(0)
         panels[0, 0].legend(frameon=False)
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None}, transparent=True)
         plt.close(figure)
 
 

@@ -1,6 +1,6 @@
-"""Results as text: a line on the terminal, the tables and plots of docs/benchmarks.md."""
+"""Results as text: a line on the terminal, and the tables and plots that docs/benchmarks.md includes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -14,48 +14,52 @@ def line(result: dict) -> str:
     return f"{result['name']}: {ours['ratio']:.3f} of {result['against']} ({', '.join(others)})"
 
 
-def targets_table(results: Sequence[dict]) -> str:
-    """Markdown: one row per target."""
-    rows = ["| what | against | quantity | target | measured | spread | reached |", "|---|---|---|---|---|---|---|"]
-    for result in results:
-        ours = result["contenders"]["ours"]
-        for target in result["targets"]:
-            timed = target["quantity"] == "time"
-            spread = f"{ours['ratio_low']:.3f} to {ours['ratio_high']:.3f}" if timed else ""
-            cells = (
-                result["name"],
-                result["against"],
-                UNITS[target["quantity"]],
-                f"≤ {target['limit']:g}",
-                figure(target),
-                spread,
-                "yes" if reached(target) else "**no**",
-            )
-            rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+def table(results: Sequence[dict]) -> str:
+    """Markdown: one row per comparison, times as ratios to what the second column names; a missed target is bold."""
+    others = dict.fromkeys(
+        name for result in results for name in result["contenders"] if name not in ("ours", result["against"])
+    )
+    errors = any(target["quantity"] == "error" for result in results for target in result["targets"])
+    head = ["what", "against", "target", "ours", "spread", *others, "memory", *(["error"] if errors else [])]
+    rows = [_cells(result, others, errors) for result in results]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def contenders_table(results: Sequence[dict]) -> str:
-    """Markdown: one row per contender."""
-    rows = ["| what | contender | ms | time ratio | spread | MiB | error |", "|---|---|---|---|---|---|---|"]
-    for result in results:
-        for name, values in result["contenders"].items():
-            error = "" if values["error"] is None else f"{values['error']:.0e}"
-            cells = (
-                result["name"],
-                name,
-                f"{values['milliseconds']:.4g}",
-                f"{values['ratio']:.3f}",
-                f"{values['ratio_low']:.3f} to {values['ratio_high']:.3f}",
-                f"{values['mebibytes']:.1f}",
-                error,
-            )
-            rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+def _cells(result: dict, others: Iterable[str], errors: bool) -> list[str]:
+    contenders, targets = result["contenders"], {target["quantity"]: target for target in result["targets"]}
+    ours, against = contenders["ours"], contenders[result["against"]]
+    time = targets.get("time")
+    memory = targets.get("MiB") or targets.get("memory") or {"measured": _memory_ratio(ours, against)}
+    return [
+        result["name"],
+        result["against"],
+        f"≤ {time['limit']:g}" if time else "",
+        _figure({"measured": ours["ratio"], **(time or {})}, limit=False),
+        f"{ours['ratio_low']:.2f} to {ours['ratio_high']:.2f}",
+        *(_ratio(contenders.get(name), name == result["against"]) for name in others),
+        _figure(memory),
+        *([_figure(targets["error"]) if "error" in targets else ""] if errors else []),
+    ]
 
 
-def figure(target: dict) -> str:
-    return f"{target['measured']:.{1 if target['quantity'] == 'MiB' else 3}f}"
+def _ratio(contender: dict | None, is_unit: bool) -> str:
+    return "" if contender is None or is_unit else f"{contender['ratio']:.2f}"
+
+
+def _memory_ratio(ours: dict, against: dict) -> float | None:
+    return ours["mebibytes"] / against["mebibytes"] if against["mebibytes"] else None
+
+
+def _figure(measured: dict, *, limit: bool = True) -> str:
+    """The figure, bold where it misses its target, and the target where there is one."""
+    if measured["measured"] is None:
+        return ""
+    unit = " MiB" if measured.get("quantity") == "MiB" else ""
+    text = f"{measured['measured']:.{0 if unit else 2}f}{unit}"
+    if "limit" not in measured:
+        return text
+    text = text if reached(measured) else f"**{text}**"
+    return f"{text} (≤ {measured['limit']:g})" if limit else text
 
 
 def reached(target: dict) -> bool:
@@ -65,29 +69,30 @@ def reached(target: dict) -> bool:
 def missed(results: Sequence[dict]) -> list[str]:
     """The rows that miss their target."""
     return [
-        f"{result['name']}, {UNITS[target['quantity']]}: {figure(target)}, target {target['limit']:g}"
+        f"{result['name']}, {UNITS[target['quantity']]}: {target['measured']:.3f}, target {target['limit']:g}"
         for result in results
         for target in result["targets"]
         if not reached(target)
     ]
 
 
-def write_docs(found: dict, device: str) -> None:
-    """Replace the measured part of docs/benchmarks.md, and on CPU the plots."""
+def write_docs(found: dict, device: str, docs: Path = DOCS) -> None:
+    """Write the table of every topic that was measured into docs/tables, and with that of attention its plots."""
     from benchmarks import plots
 
-    page = DOCS / "benchmarks.md"
     kind = "cpu" if device == "cpu" else "cuda"
-    begin, end = f"<!-- measured on {kind} -->", f"<!-- end of measured on {kind} -->"
-    before, rest = page.read_text().split(begin)
-    after = rest.split(end)[1]
-    results = found["results"]
-    parts = [begin, machine_line(found["machine"]), targets_table(results)]
-    if kind == "cpu":
-        parts += [f"![{caption}](assets/{name})" for name, caption in plots.write(results, DOCS / "assets").items()]
-    parts += ["All contenders:", contenders_table(results), end]
-    page.write_text(before + "\n\n".join(parts) + after)
+    tables = docs / "tables"
+    for topic in dict.fromkeys(result["topic"] for result in found["results"]):
+        results = [result for result in found["results"] if result["topic"] == topic]
+        text = f"{origin(found)}\n\n{table(results)}\n"
+        (tables / f"benchmarks-{kind}-{topic}.md").write_text(text)
+        if topic == "attention":
+            figures = plots.write(results, docs / "assets" / "benchmarks", kind)
+            lines = (f"![{caption}](assets/benchmarks/{name})" for name, caption in figures.items())
+            (tables / f"benchmarks-{kind}-plots.md").write_text("\n".join(lines) + "\n")
 
 
-def machine_line(machine: dict) -> str:
-    return "Measured on " + "; ".join(f"{name} {value}" for name, value in machine.items()) + "."
+def origin(found: dict) -> str:
+    """Where the figures come from: the command and the machine."""
+    machine = "; ".join(f"{name} {value}" for name, value in found["machine"].items())
+    return f"`{found['command']}`, {machine}."

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.backbone_checks import COLUMNS, FAMILIES, outcome
 
-TABLE = Path(__file__).parents[1] / "docs/backbones-table.md"
+TABLE = Path(__file__).parents[1] / "docs/tables/backbones.md"
 
 
 def rows() -> dict[str, dict[str, str]]:

@@ -1,0 +1,80 @@
+"""The benchmark suite tells right from wrong and reached from missed; no test here depends on a time."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import report
+from benchmarks.runner import Comparison, Contender, Target, check, run
+
+
+def always(value: float):
+    return lambda: (torch.full((2,), value),)
+
+
+def comparison(*targets: Target, ours: float = 1.0) -> Comparison:
+    contenders = {"plain": Contender(always(1.0), always(1.0)), "ours": Contender(always(ours), always(1.0))}
+    return Comparison("a sum", contenders, targets)
+
+
+def main(monkeypatch: pytest.MonkeyPatch, folder: Path, item: Comparison, *options: str) -> int:
+    out = folder / "found.json"
+    monkeypatch.setattr(command, "TOPICS", {"losses": SimpleNamespace(comparisons=lambda device: [item])})
+    monkeypatch.setattr(report.write_docs, "__defaults__", (folder,))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--seconds", "0", "--turns", "3", "--out", str(out), *options])
+    return command.main()
+
+
+def test_a_wrong_contender_ends_the_run():
+    with pytest.raises(AssertionError, match=r"ours is wrong: its relative error is 1\.0e\+00, allowed is 1\.0e-04"):
+        run(comparison(ours=2.0), "cpu", seconds=0, turns=1)
+
+
+def test_nan_is_wrong():
+    with pytest.raises(AssertionError, match="relative error is nan"):
+        check("ours", Contender(always(float("nan")), always(1.0)))
+
+
+@pytest.mark.parametrize(("limit", "status"), [(1e9, 0), (0.0, 1)])
+def test_check_fails_when_a_target_is_missed(limit, status, monkeypatch, tmp_path, capsys):
+    assert main(monkeypatch, tmp_path, comparison(Target("time", limit)), "--check") == status
+    assert ("missed targets:\na sum, time: " in capsys.readouterr().err) == bool(status)
+
+
+def test_docs_get_the_table_of_what_was_measured_alone(monkeypatch, tmp_path):
+    (tmp_path / "tables").mkdir()
+    assert main(monkeypatch, tmp_path, comparison(Target("time", 0.0)), "--docs") == 0
+    (written,) = (tmp_path / "tables").iterdir()
+    assert written.name == "benchmarks-cpu-losses.md"
+    origin, _, head, _, row = written.read_text().splitlines()
+    assert origin.startswith("`python -m benchmarks --seconds 0 --turns 3")
+    assert head == "| what | against | target | ours | spread | memory |"
+    assert row.startswith("| a sum | plain | ≤ 0 | **")
+    assert json.loads((tmp_path / "found.json").read_text())["results"][0]["name"] == "a sum"
+
+
+def test_table_has_a_column_per_form_and_marks_every_kind_of_target():
+    values = {"milliseconds": 1.0, "ratio_low": 0.5, "ratio_high": 2.0, "error": 1e-3}
+    result = {
+        "name": "attention",
+        "against": "plain",
+        "contenders": {
+            "plain": {**values, "ratio": 1.0, "mebibytes": 4.0},
+            "ours": {**values, "ratio": 1.2, "mebibytes": 2.0},
+            "ours, native": {**values, "ratio": 0.7, "mebibytes": 1.0},
+        },
+        "targets": [
+            {"quantity": "time", "limit": 1.25, "measured": 1.2},
+            {"quantity": "memory", "limit": 0.1, "measured": 0.5},
+            {"quantity": "error", "limit": 1.5, "measured": 1.0},
+        ],
+    }
+    head, _, row = report.table([result]).splitlines()
+    assert head == "| what | against | target | ours | spread | ours, native | memory | error |"
+    assert row == "| attention | plain | ≤ 1.25 | 1.20 | 0.50 to 2.00 | 0.70 | **0.50** (≤ 0.1) | 1.00 (≤ 1.5) |"
+    assert report.missed([result]) == ["attention, memory: 0.500, target 0.1"]
