@@ -84,7 +84,7 @@ def test_pictures_are_what_the_library_gives(name: str):
 
 
 def test_home_counts_the_families_of_the_table():
-    rows = re.findall(r"^\| (?!Model |---).+", (DOCS / "backbones-table.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (?!Model |---).+", (DOCS / "tables/backbones.md").read_text(), re.MULTILINE)
     assert f" {len(rows)} families" in (DOCS / "index.md").read_text()
 
 
