@@ -288,7 +288,7 @@ RESULTS = {
     ],
     "two": [
         {"headline": "G", "descriptors": {"G": {"mAP": 0.1}}, "strengths": {"alpha": [0.5, 0.7]}},
-        {"headline": "G", "descriptors": {"G": {"mAP": 0.3}}, "strengths": {"alpha": [0.5, 0.9]}},
+        {"headline": "G", "descriptors": {"G": {"mAP": 0.3}}, "strengths": {"alpha": [0.0, 0.7]}},
     ],
 }
 
