@@ -32,7 +32,11 @@ def draw(
         axis: what the labels are.
         sweep: the labels are numbers.
     """
-    across = 4.6 if sweep else min(9.5, max(5.5, 1.5 + 0.55 * len(rows) * max(map(len, panels))))
+    across = (
+        (6.4 if len(panels) == 1 else 4.6)
+        if sweep
+        else min(9.5, max(5.5, 1.5 + 0.55 * len(rows) * max(map(len, panels))))
+    )
     figure = Figure(figsize=(across * len(panels) + 0.4, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=12)
     for panel, columns in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -44,7 +48,9 @@ def draw(
                 _line(panel, of_label, column, color)
             else:
                 _bars(panel, of_label, column, color, index, len(present))
-        panel.set(xlabel=axis, ylabel="percent" if "mAP" in columns else "", ylim=(0, None))
+        # Room for the legend above the highest bar.
+        room = (0, 1.2 * panel.get_ylim()[1])
+        panel.set(xlabel=axis, ylabel="percent" if "mAP" in columns else "", ylim=room)
         panel.grid(axis="y", color="#dddddd", linewidth=0.7)
         panel.set_axisbelow(True)
         if not sweep:
