@@ -166,7 +166,8 @@ def main(arguments: Arguments) -> str:
     ]
     content = {"title": preset.title, "asks": preset.asks, "command": sys.argv[1:], "runs": runs}
     (folder / "table.json").write_text(json.dumps(content, indent=2) + "\n")
-    title = f"{preset.title}, {arguments.data.name}: mean ± standard deviation over {len(arguments.seeds)} seeds"
+    name, count = arguments.docs or arguments.data.name, len(arguments.seeds)
+    title = f"{preset.title} ({name}), mean ± standard deviation of {count} seeds"
     figures = draw(by_label, preset.panels, folder / "figure", title=title, axis=preset.axis, sweep=preset.sweep)
     if arguments.docs:
         publish(folder, f"{arguments.docs}-{arguments.preset or 'variants'}")

@@ -32,7 +32,11 @@ def draw(
         axis: what the labels are.
         sweep: the labels are numbers.
     """
-    across = max(5.0, 1.8 + 0.35 * sum(map(len, rows))) if not sweep else 4.6
+    across = (
+        (6.4 if len(panels) == 1 else 4.6)
+        if sweep
+        else min(9.5, max(5.5, 1.5 + 0.55 * len(rows) * max(map(len, panels))))
+    )
     figure = Figure(figsize=(across * len(panels) + 0.4, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=12)
     for panel, columns in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -44,11 +48,15 @@ def draw(
                 _line(panel, of_label, column, color)
             else:
                 _bars(panel, of_label, column, color, index, len(present))
-        panel.set(xlabel=axis, ylabel="percent" if "mAP" in columns else "", ylim=(0, None))
+        # Room for the legend above the highest bar.
+        room = (0, 1.2 * panel.get_ylim()[1])
+        panel.set(xlabel=axis, ylabel="percent" if "mAP" in columns else "", ylim=room)
         panel.grid(axis="y", color="#dddddd", linewidth=0.7)
         panel.set_axisbelow(True)
         if not sweep:
-            panel.set_xticks(range(len(rows)), list(rows), rotation=20 if len(rows) > 4 else 0)
+            long = 0.1 * sum(map(len, rows)) > 0.8 * across
+            panel.set_xticks(range(len(rows)), list(rows))
+            panel.tick_params(axis="x", rotation=15 if long else 0)
         panel.legend(fontsize=8, loc="best")
     # Names of parts and the date would otherwise differ from one drawing to the next.
     with mpl.rc_context({"svg.hashsalt": "stmi"}):

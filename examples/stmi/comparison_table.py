@@ -14,11 +14,12 @@ def _percent(name: str, descriptor: str = "") -> Callable[[Result], float]:
 
 
 # What a column shows of a run. A run that has no such number raises KeyError or TypeError: the cell stays empty.
+# Strengths are those of the blocks in which SFM acts; the others have 0.
 COLUMNS: dict[str, Callable[[Result], float]] = {
     **{name: _percent(name) for name in ("mAP", "R1", "R5", "R10")},
     **{f"mAP by {name}": _percent("mAP", name) for name in ("G", "T", "all")},
-    "alpha": lambda run: statistics.mean(run["strengths"]["alpha"]),
-    "beta": lambda run: statistics.mean(run["strengths"]["beta"]),
+    "alpha": lambda run: statistics.mean(filter(None, run["strengths"]["alpha"])),
+    "beta": lambda run: statistics.mean(filter(None, run["strengths"]["beta"])),
     "edge size": lambda run: run["hypergraph"]["mean_edge_size"],
     "nodes": lambda run: run["hypergraph"]["nodes"],
     "isolated %": lambda run: 100 * run["hypergraph"]["isolated_share"],

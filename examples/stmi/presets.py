@@ -139,7 +139,7 @@ PRESETS: dict[str, Preset] = {
     "masks": Preset(
         "Mask quality at test time",
         "How good must the masks be when the full model was trained with exact ones?",
-        (Row("exact", "full"), *(Row(quality, "full", masks=quality) for quality in QUALITIES)),
+        (Row("exact", "full", masks="given"), *(Row(quality, "full", masks=quality) for quality in QUALITIES)),
         columns=("mAP", "R1", "R5", "R10", "mAP by G", "foreground %"),
         axis="masks at test time",
     ),
