@@ -21,14 +21,11 @@ from torch import Tensor
 
 from docs.figures import stills
 from examples.stmi import command
-from examples.stmi.build import build_model, restore_tokenizer
-from examples.stmi.checkpoint import load_weights, read_checkpoint
 from examples.stmi.data import MultiModalDataset, collate
-from examples.stmi.evaluate import test_dataset
+from examples.stmi.evaluate import Trained, patches_and_prior, restore
 from examples.stmi.model import STMI
-from examples.stmi.settings import Settings
-from examples.stmi.text import Tokenizer
-from stmi_layers import SegmentationModulatedAttention, token_foreground
+from examples.stmi.vit import VisionTransformer
+from stmi_layers import CrossModalHypergraph, SegmentationModulatedAttention, token_foreground
 
 OUT = Path(__file__).parents[1] / "assets" / "try"
 
@@ -42,12 +39,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    content = read_checkpoint(arguments.checkpoint)
-    settings = Settings.from_dict(content["settings"])
-    tokenizer = restore_tokenizer(settings, content["words"])
-    model = build_model(settings, tokenizer).eval()
-    load_weights(model, content["model"], "model")
-    dataset = test_dataset(settings)
+    trained = restore(arguments.checkpoint, {"device": "cpu"})
+    dataset, modalities = trained.dataset, trained.settings.modalities
     named = {Path(item.name).stem: index for index, item in enumerate(dataset.items)}
     unknown = [name for name in arguments.items if name not in named]
     if unknown:
@@ -55,9 +48,9 @@ def main(arguments: Arguments) -> None:
     indices = [named[name] for name in arguments.items]
     OUT.mkdir(parents=True, exist_ok=True)
     for index in indices:
-        copy_images(dataset, index, settings.modalities)
-    attention = attention_of(model, dataset, indices[0], settings.modalities)
-    hypergraph = semantic_tokens_of(model, dataset, indices, tokenizer, settings.modalities)
+        copy_images(dataset, index, modalities)
+    attention = attention_of(trained.model, dataset, indices[0], modalities)
+    hypergraph = semantic_tokens_of(trained, indices)
     (OUT / "sfm.json").write_text(json.dumps(attention) + "\n")
     (OUT / "chi.json").write_text(json.dumps(hypergraph) + "\n")
     stills.attention(OUT)
@@ -74,6 +67,9 @@ def copy_images(dataset: MultiModalDataset, index: int, modalities: tuple[str, .
 @torch.no_grad()
 def attention_of(model: STMI, dataset: MultiModalDataset, index: int, modalities: tuple[str, ...]) -> dict[str, Any]:
     """Queries, keys and strengths of the last SFM layer for one item, and the mask of its tokens."""
+    backbone = model.backbone
+    if not isinstance(backbone, VisionTransformer):
+        raise ValueError(f"checkpoint must be of the small vision transformer; received a {type(backbone).__name__}")
     layers = [module for module in model.modules() if isinstance(module, SegmentationModulatedAttention)]
     seen: list[Tensor] = []
     hook = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -82,8 +78,8 @@ def attention_of(model: STMI, dataset: MultiModalDataset, index: int, modalities
     hook.remove()
     query, key, _ = project(layers[-1], seen[0])
     assert batch.masks is not None
-    grid = model.backbone.grid
-    foreground = token_foreground(batch.masks[0], grid, threshold=model.backbone.foreground_threshold)
+    grid = backbone.grid
+    foreground = token_foreground(batch.masks[0], grid, threshold=backbone.foreground_threshold)
     name = Path(dataset.items[index].name).stem
     return {
         "grid": grid,
@@ -112,21 +108,13 @@ def project(layer: SegmentationModulatedAttention, tokens: Tensor) -> tuple[Tens
 
 
 @torch.no_grad()
-def semantic_tokens_of(
-    model: STMI,
-    dataset: MultiModalDataset,
-    indices: list[int],
-    tokenizer: Tokenizer | None,
-    modalities: tuple[str, ...],
-) -> dict[str, Any]:
+def semantic_tokens_of(trained: Trained, indices: list[int]) -> dict[str, Any]:
     """Semantic tokens before the hypergraph, and where to draw them."""
-    assert model.fusion is not None
+    fusion, dataset, modalities = trained.model.fusion, trained.dataset, trained.settings.modalities
+    if fusion is None or not isinstance(fusion.interaction, CrossModalHypergraph):
+        raise ValueError("checkpoint must be of a model with STR and CHI; its settings leave one of them out")
     batch = collate([dataset[index] for index in indices])
-    patches, _ = model.tokens(batch.images, batch.masks, None)
-    prior = None
-    if tokenizer is not None and model.text_encoder is not None:
-        prior = model.text_encoder(tokenizer.encode(batch.captions))
-    tokens = model.fusion.semantic_tokens(patches, prior)
+    tokens = fusion.semantic_tokens(*patches_and_prior(trained.model, batch, trained.tokenizer, trained.device))
     samples = []
     for index, nodes in zip(indices, tokens.flatten(1, 2), strict=True):
         name = Path(dataset.items[index].name).stem
@@ -136,7 +124,7 @@ def semantic_tokens_of(
         "modalities": modalities,
         "tokens": tokens.shape[2],
         "dim": tokens.shape[3],
-        "threshold": model.fusion.interaction.threshold,
+        "threshold": fusion.interaction.threshold,
         "samples": samples,
     }
 
