@@ -61,7 +61,7 @@ unit: .venv/all.stamp
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: .venv/all.stamp
 	$(RUN) -m mkdocs build --strict
-	$(RUN) -m pytest -q --site site tests/browser
+	$(RUN) -m pytest -q -n 2 --site site tests/browser
 
 # What an installation gives: the wheel alone, in an empty environment, away from the sources.
 wheel: .venv/all.stamp

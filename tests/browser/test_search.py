@@ -21,7 +21,8 @@ def test_search_finds_every_public_name(reader: Page, address: str) -> None:
     assert {"modulated_attention", "modulate"} <= set(names)
     for name in names:
         field.fill(name)
-        found = reader.locator(f'.md-search-result__link[href*="stmi_layers."][href*=".{name}?"]')
+        field.press("End")  # the theme listens to keys
+        found = reader.locator(f'.md-search-result__link[href*="#stmi_layers."][href$=".{name}"]')
         try:
             expect(found.first).to_be_attached(timeout=5000)
         except AssertionError:
