@@ -99,6 +99,7 @@ def write_captions(root: Path) -> None:
 def test_a_recipe_trains_and_evaluates_its_benchmark(
     name, make, size, batch, protocol, architecture, weights, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr("examples.stmi.figures.save", lambda figure, path: [path])  # slow, and tested elsewhere
     data, out, seen = tmp_path / "data", tmp_path / "out", []
     make(data)
     write_captions(data)
