@@ -12,7 +12,10 @@ from PIL import Image
 
 from benchmark_folders import msvr310, noise, panels, rgbnt201
 from examples.stmi import evaluate, train
+from examples.stmi.conditions import score_under
+from examples.stmi.figures.__main__ import describe_panels
 from examples.stmi.figures.inside import look
+from examples.stmi.presets import Row
 from examples.stmi.recipes import recipe_arguments
 
 open_clip = pytest.importorskip("open_clip")
@@ -136,6 +139,12 @@ def test_a_recipe_trains_and_evaluates_its_benchmark(
     assert all(0 < of_one.mAP <= 1 for of_one in again.values())
     restored = evaluate.restore(out / "checkpoint.pt", {"device": "cpu"})
     assert restored.model.reads_cameras == cameras
+    panels, chosen, features = describe_panels(restored)
+    assert chosen == trained["headline"]
+    assert f"{chosen}, mAP {100 * again[chosen].mAP:.1f} %" in panels
+    assert len(features) == len(restored.dataset)
+    without_masks = score_under(restored.settings, Row("without masks", "full", masks="empty"))
+    assert without_masks["headline"] in without_masks["descriptors"]
     if cameras:
         assert_figures_read_cameras(restored)
 
