@@ -93,6 +93,16 @@ def test_a_flag_overrides_its_recipe_wherever_it_stands_and_the_run_says_so(monk
     assert deviations(read_line(train.Arguments, *PLACES, "--epochs", "3")) == []
 
 
+@pytest.mark.parametrize("module", ["stmi.train", "stmi.compare", "several_processes"])
+def test_every_command_with_these_settings_takes_the_recipe(module: str, monkeypatch):
+    defaults: list[Settings] = []
+    monkeypatch.setattr("examples.stmi.command.run", lambda *_, default: defaults.append(default))
+    monkeypatch.setattr(sys, "argv", [module, *PLACES, "--recipe", "msvr310"])
+    monkeypatch.delitem(sys.modules, f"examples.{module}", raising=False)
+    runpy.run_module(f"examples.{module}", run_name="__main__", alter_sys=True)
+    assert (defaults[0].recipe, defaults[0].image_size) == ("msvr310", (128, 256))
+
+
 def test_without_recipe_the_settings_are_those_of_the_trainer():
     arguments = read_line(train.Arguments, *PLACES)
     assert {**vars(arguments), "resume": None} == {**vars(Settings(Path("some"), Path("other"))), "resume": None}
