@@ -8,6 +8,7 @@ make. The options are those of `python -m examples.stmi.train`; it evaluates at 
 """
 
 import os
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -22,7 +23,8 @@ from examples.stmi.data import Batch, IdentitySampler, MultiModalDataset, collat
 from examples.stmi.evaluate import choose_device, describe, score, test_dataset, train_dataset
 from examples.stmi.model import STMI, STMILoss
 from examples.stmi.protocol import protocol_for
-from examples.stmi.report import table, write_report
+from examples.stmi.recipes import deviations, recipe_arguments
+from examples.stmi.report import headline, table, write_report
 from examples.stmi.run import Run, start
 from examples.stmi.settings import Settings
 from examples.stmi.text import Tokenizer
@@ -69,9 +71,11 @@ class WholeBatchLoss(nn.Module):
         caption_tokens: Tensor | None,
         labels: Tensor,
         has_caption: Tensor,
+        cameras: Tensor | None = None,
     ) -> Tensor:
+        of_model = (images, masks, present, caption_tokens, cameras if self.model.reads_cameras else None)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
-            features = self.model(images, masks, present, caption_tokens)
+            features = self.model(*of_model)
         there = {name: feature for name, feature in features._asdict().items() if feature is not None}
         wide = {name: feature.to(torch.promote_types(feature.dtype, torch.float32)) for name, feature in there.items()}
         whole = features._replace(**{name: Gather.apply(feature) for name, feature in wide.items()})
@@ -127,7 +131,11 @@ def train(settings: Settings) -> None:
     dataset, test = train_dataset(settings), test_dataset(settings)
     protocol = protocol_for(test.items, settings.query_cameras, match=settings.match, drop=settings.drop)
     run = start(settings, dataset)  # from one seed: the same weights everywhere
+    headline(settings, list(run.loss.terms))  # a descriptor that the model lacks is refused now
     device, first = choose_device(settings.device), dist.get_rank() == 0
+    if first:
+        for line in [*deviations(settings), *run.loaded.splitlines()]:
+            print(line)
     if device.type == "cuda":  # torch has no such norm for CPUs
         nn.SyncBatchNorm.convert_sync_batchnorm(run.model)
     half = settings.amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -147,7 +155,7 @@ def train(settings: Settings) -> None:
         run.epoch += 1
         if first:
             print(f"epoch {run.epoch}/{settings.epochs}: loss {loss:.3f}")
-    descriptors = describe_all(run.model, test, run.tokenizer, device)
+    descriptors = describe_all(run, test, device)
     if first:
         metrics = score(descriptors, test.items, protocol)
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -184,21 +192,20 @@ def inputs(batch: Batch, tokenizer: Tokenizer | None, device: torch.device) -> t
     """What `WholeBatchLoss` takes."""
     present = None if batch.present.all() else batch.present
     tokens = None if tokenizer is None else tokenizer.encode(batch.captions)
-    parts = (batch.images, batch.masks, present, tokens, batch.labels, batch.has_caption)
+    parts = (batch.images, batch.masks, present, tokens, batch.labels, batch.has_caption, batch.cameras)
     return tuple(None if part is None else part.to(device) for part in parts)
 
 
 # --8<-- [start:describe]
-def describe_all(
-    model: STMI, test: MultiModalDataset, tokenizer: Tokenizer | None, device: torch.device
-) -> dict[str, Tensor]:
+def describe_all(run: Run, test: MultiModalDataset, device: torch.device) -> dict[str, Tensor]:
     """Descriptors of all items, by name, in their order: each process describes every n-th item."""
     rank, processes = dist.get_rank(), dist.get_world_size()
-    for buffer in model.buffers():  # norms that are not synchronised have seen other samples in every process
+    for buffer in run.model.buffers():  # norms that are not synchronised have seen other samples in every process
         dist.broadcast(buffer, src=0)
     mine = Subset(test, range(rank, len(test), processes))
     parts: list[dict[str, Tensor]] = [{} for _ in range(processes)]
-    dist.all_gather_object(parts, describe(model, mine, tokenizer, device=device, quiet=True))
+    own = describe(run.model, mine, run.tokenizer, device=device, descriptor=run.settings.descriptor, quiet=True)
+    dist.all_gather_object(parts, own)
     whole = {name: part.new_empty(len(test), part.shape[1]) for name, part in parts[0].items()}
     for index, part in enumerate(parts):
         for name, rows in part.items():
@@ -218,4 +225,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, Settings, __doc__)
+    command.run(main, Settings, __doc__, default=recipe_arguments(Settings, sys.argv[1:]))

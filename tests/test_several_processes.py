@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from examples.several_processes import Gather, Share, WholeBatchLoss, join, main
 from examples.stmi import evaluate
 from examples.stmi.data import IdentitySampler
-from examples.stmi.model import STMI, STMILoss, build_stmi
+from examples.stmi.model import STMI, Features, STMILoss, build_stmi
 from examples.stmi.settings import Settings
 from examples.stmi.text import CaptionEncoder
 from stmi_layers import ReIDLoss
@@ -130,6 +130,24 @@ def test_a_run_is_not_overwritten(tmp_path: Path):
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(FileExistsError, match="holds a run already: choose another --out"):
         main(Settings(data=tmp_path, out=tmp_path))
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_model_that_reads_cameras_gets_them(reads: bool, monkeypatch):
+    given = []
+
+    class Model(torch.nn.Module):
+        reads_cameras = reads
+
+        def forward(self, *inputs):
+            given.append(inputs[4])
+            return Features(torch.zeros(2, 4), None, None)
+
+    monkeypatch.setattr(Gather, "apply", lambda rows: rows)
+    step = WholeBatchLoss(Model(), STMILoss({"G": 4}, 2))
+    labels, cameras = torch.tensor([0, 1]), torch.tensor([3, 5])
+    step(torch.zeros(2, 1, 3, 8, 8), None, None, None, labels, torch.ones(2, dtype=torch.bool), cameras)
+    assert given == ([cameras] if reads else [None])
 
 
 def test_the_program_trains_and_its_checkpoint_is_evaluated_alike(tmp_path: Path):

@@ -60,7 +60,7 @@ def _measure(settings: Settings, row: Row) -> dict[str, Any]:
     protocol = protocol_for(dataset.items, settings.query_cameras, match=settings.match, drop=settings.drop)
     if row.keep:
         dataset.items = without(dataset.items, settings.modalities, row.keep)
-    descriptors = describe(model, dataset, tokenizer, device=device, quiet=True)
+    descriptors = describe(model, dataset, tokenizer, device=device, descriptor=settings.descriptor, quiet=True)
     metrics = score(descriptors, dataset.items, protocol)
     masks = [sample.masks for sample in (dataset[index] for index in range(len(dataset))) if sample.masks is not None]
     return {

@@ -3,7 +3,6 @@
 Every feature of the model and their concatenation are scored in one pass.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -106,7 +105,7 @@ def describe(
                 parts.setdefault(name, []).append(F.normalize(feature.float(), dim=-1).cpu())
     model.train(was_training)
     descriptors = {name: torch.cat(part) for name, part in parts.items()}
-    joined: dict[str, Sequence[str]] = {"all": list(descriptors)} if len(descriptors) > 1 else {}
+    joined = {"all": list(descriptors)} if len(descriptors) > 1 else {}
     if "+" in descriptor:
         joined[descriptor] = descriptor.split("+")
     return descriptors | {
@@ -236,6 +235,7 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     out = arguments.out or arguments.checkpoint.parent / "evaluation"
     trained = restore(arguments.checkpoint, {**asked, "out": out, "device": arguments.device})
     settings, dataset, protocol = trained.settings, trained.dataset, trained.protocol
+    # A descriptor that the model lacks is refused now, not after all images.
     headline(settings, list(trained.model.feature_widths(len(settings.modalities))))
     descriptors = describe(
         trained.model, dataset, trained.tokenizer, device=trained.device, descriptor=settings.descriptor

@@ -62,7 +62,7 @@ def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> d
     score({"nothing": torch.zeros(len(test), 1)}, test.items, protocol)
     # A checkpoint holds all weights: the pretrained file may be gone when a run continues.
     run = start(settings, dataset, pretrained=state is None)
-    headline(settings, list(run.loss.terms))
+    headline(settings, list(run.loss.terms))  # likewise a descriptor that the model lacks
     if state is not None:
         run.restore(state)
     settings.out.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,13 @@ def _look_inside(trained: Trained, indices: list[int], write) -> dict[str, str]:
 
 def describe_panels(trained: Trained) -> tuple[dict[str, torch.Tensor], str, torch.Tensor]:
     """Features by a title that says how well they retrieve, the name of the headline descriptor, and its features."""
-    descriptors = describe(trained.model, trained.dataset, trained.tokenizer, device=trained.device)
+    descriptors = describe(
+        trained.model,
+        trained.dataset,
+        trained.tokenizer,
+        device=trained.device,
+        descriptor=trained.settings.descriptor,
+    )
     metrics = score(descriptors, trained.dataset.items, trained.protocol)
     chosen = headline(trained.settings, list(descriptors))
     panels = {f"{name}, mAP {100 * metrics[name].mAP:.1f} %": value for name, value in descriptors.items()}

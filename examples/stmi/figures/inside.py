@@ -83,10 +83,9 @@ def _strengths(layer: Any) -> tuple[float, float] | None:
 
 def _class_token(trained: Trained, batch: Batch, layers: list[nn.Module]) -> Tensor:
     """Attention of the first token to the patches, (items modalities blocks patches)."""
-    device, present = trained.device, batch.present.to(trained.device)
-    masks = None if batch.masks is None else batch.masks.to(device)
+    present = batch.present.to(trained.device)
     with recording(layers) as calls:
-        trained.model.tokens(batch.images.to(device), masks, present)
+        patches_and_prior(trained.model, batch, None, trained.device)
     patches = trained.model.backbone.grid[0] * trained.model.backbone.grid[1]
     # One call per layer, on the images that are there; the patches come after all other tokens.
     rows = [

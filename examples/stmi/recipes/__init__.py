@@ -53,7 +53,7 @@ def deviations(settings: Settings) -> list[str]:
     pure = with_recipe(Settings(Path(), Path()), settings.recipe)
     places = {"data", "weights", "weights_grid"} | FREE
     return [
-        f"otherwise than recipe {settings.recipe}: {name} is {value}, not {getattr(pure, name)}"
-        for name, value in vars(settings).items()
-        if name not in places and value != getattr(pure, name)
+        f"otherwise than recipe {settings.recipe}: {name} is {getattr(settings, name)}, not {value}"
+        for name, value in vars(pure).items()
+        if name not in places and value != getattr(settings, name)
     ]

@@ -28,7 +28,7 @@ MODEL: Recipe = {
     "threshold": ours(0.5, "the paper gives no value of τ"),
     # Losses, eq. 19-20, and what is retrieved with.
     "identity_weight": paper(1.0, "eq. 19"),
-    "descriptor": paper("U", "the fused feature of eq. 18"),
+    "descriptor": paper("auto", "U, the fused feature of eq. 18; a baseline without U has G"),
     # Augmentation.
     "padding": ours(10 / (256 * 128) ** 0.5, "10 pixels at 256 x 128, usual here; the paper says cropping"),
     "erasing": ours(0.5, "usual here; the paper says random erasing"),
