@@ -185,6 +185,7 @@ def test_joined_descriptors_are_concatenated_then_normalised(folder, tmp_path):
     features = evaluate.features_of(
         run.model.eval(), collate([dataset[index] for index in range(len(dataset))]), run.tokenizer, options["device"]
     )
+    assert features.T is not None
     parts = [feature / feature.norm(dim=1, keepdim=True) for feature in (features.G, features.T)]
     torch.testing.assert_close(found["G+T"], torch.cat(parts, dim=1).detach() / 2**0.5)
     assert "G+T" not in evaluate.describe(run.model, dataset, run.tokenizer, descriptor="U", **options)

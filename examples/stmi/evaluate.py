@@ -105,9 +105,9 @@ def describe(
                 parts.setdefault(name, []).append(F.normalize(feature.float(), dim=-1).cpu())
     model.train(was_training)
     descriptors = {name: torch.cat(part) for name, part in parts.items()}
-    joined = {"all": list(descriptors)} if len(descriptors) > 1 else {}
+    joined: dict[str, list[str]] = {"all": list(descriptors)} if len(descriptors) > 1 else {}
     if "+" in descriptor:
-        joined[descriptor] = descriptor.split("+")
+        joined[descriptor] = [*descriptor.split("+")]
     return descriptors | {
         name: F.normalize(torch.cat([descriptors[part] for part in of_one], dim=-1), dim=-1)
         for name, of_one in joined.items()
