@@ -11,7 +11,7 @@ help:
 	@echo "make test    everything CI checks: lint, types, tests, docs, wheel"
 	@echo "make lint    ruff and typos; 'make types', 'make unit' and 'make wheel' are other parts"
 	@echo "make docs    build the documentation into site/ and check it in a Chromium, where there is one"
-	@echo "make bench   time and memory of the layers, into docs/tables and docs/assets (about ten minutes)"
+	@echo "make bench   time and memory of the layers, into docs/tables and docs/assets"
 	@echo "make clean   remove what was built and run; .venv stays"
 	@echo "Another Python: make PYTHON=python3.12 demo"
 

@@ -1,6 +1,6 @@
 """Time the layers against what they replace, and compare with the targets.
 
-A whole run takes less than ten minutes on two quiet cores. It writes `runs/benchmarks-cpu.json`, with `--docs` also the
+It writes `runs/benchmarks-cpu.json`, with `--docs` also the
 tables and plots that docs/benchmarks.md shows, and with `--check` it fails when a target is missed.
 """
 
