@@ -1,6 +1,5 @@
 """The trainer on pretrained towers: from a file into the model, through training and resumption, in miniature."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from examples.stmi.settings import Settings
 from examples.stmi.train import train, train_dataset
 from stmi_layers.backbones import TokenBackbone, modulate
 from test_train import assert_same_weights, tiny, write_set
+from tiny_clip import add_clip, write_clip
 
 open_clip = pytest.importorskip("open_clip")
 timm = pytest.importorskip("timm")
@@ -33,19 +33,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def architecture(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("configs") / "tiny-clip.json"
     vision = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}
-    text = {"context_length": 10, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
-    path.write_text(json.dumps({"embed_dim": 12, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(path)
-    return path.stem
+    config = tmp_path_factory.mktemp("configs") / "tiny-clip.json"
+    return add_clip(config, embed_dim=12, context_length=10, vision=vision)
 
 
 @pytest.fixture(scope="module")
 def weights(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "clip.safetensors"
-    safetensors.save_file(open_clip.create_model(architecture).state_dict(), path)
-    return path
+    return write_clip(architecture, tmp_path_factory.mktemp("weights") / "clip.safetensors")
 
 
 def clip_settings(folder: Path, out: Path, architecture: str, weights: Path | None, **changes) -> Settings:

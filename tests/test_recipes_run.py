@@ -17,6 +17,7 @@ from examples.stmi.figures.__main__ import describe_panels
 from examples.stmi.figures.inside import look
 from examples.stmi.presets import Row
 from examples.stmi.recipes import recipe_arguments
+from tiny_clip import add_clip, write_clip
 
 open_clip = pytest.importorskip("open_clip")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -27,19 +28,14 @@ Write = Callable[[Path], object]
 @pytest.fixture(scope="module")
 def architecture(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A CLIP of one block and 32 pixels a patch, known to open_clip by this name."""
-    path = tmp_path_factory.mktemp("configs") / "clip-of-a-block.json"
     vision = {"image_size": 64, "layers": 1, "width": 16, "head_width": 8, "patch_size": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
-    path.write_text(json.dumps({"embed_dim": 16, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(path)
-    return path.stem
+    config = tmp_path_factory.mktemp("configs") / "clip-of-a-block.json"
+    return add_clip(config, embed_dim=16, context_length=77, vision=vision)
 
 
 @pytest.fixture(scope="module")
 def weights(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "clip.safetensors"
-    safetensors.save_file(open_clip.create_model(architecture).state_dict(), path)
-    return path
+    return write_clip(architecture, tmp_path_factory.mktemp("weights") / "clip.safetensors")
 
 
 def with_mask(size: tuple[int, int], *, into: str) -> Write:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -103,8 +104,8 @@ def _rows(
     height, width = shown[0].masks.shape[1:]
     cell = (WIDE * min(1.0, width / height), WIDE * min(1.0, height / width))
     count = len(shown) * len(modalities)
-    figure = Figure(figsize=(columns * (cell[0] + 0.12) + 0.6, count * (cell[1] + 0.22) + 1.0), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # pyright: ignore
+    narrow = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(columns * (cell[0] + 0.12) + 0.6, count * (cell[1] + 0.22) + 1.0), layout=narrow)
     figure.suptitle(title, fontsize=9)
     grid = figure.subplots(count, columns, squeeze=False)
     rows = []
