@@ -7,8 +7,7 @@ One sample at a time, its queries sorted into foreground and background:
 - A foreground query needs the extrema of its logits before the softmax. Such rows are made in tiles that stay in the
   cache, modulated in closed form and used up before the next tile.
 
-Half precision computes in float32, but bfloat16 weights meet bfloat16 values; there the tiles are faster than torch's
-kernel, and take all rows.
+Where the logits of a whole sample fit into one tile, `tiled_short.py` takes over. Half precision computes in float32.
 """
 
 from typing import Any
@@ -18,16 +17,8 @@ from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
 from stmi_layers.kernels import tiled_backward as tiled_backward  # registers the operator of the backward pass
-from stmi_layers.kernels.tiles import (
-    Modulation,
-    foreground_first,
-    new_buffer,
-    per_head,
-    take_rows,
-    tile_in,
-    tiles,
-    wide_rows,
-)
+from stmi_layers.kernels import tiled_short
+from stmi_layers.kernels.tiles import new_buffer, put_rows, samples, take_rows, tile_in, tiles, wide_rows
 
 _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -42,35 +33,33 @@ def tiled_attention(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The attended values, and the log-sum-exp of the rows that went through plain attention."""
+    """The attended values, and the log-sum-exp of the rows that went through plain attention, in the samples' order."""
     batch, heads, tokens, head_dim = query.shape
-    in_tiles_only = value.dtype in (torch.float16, torch.bfloat16)
-    result = value.new_empty(batch, tokens, heads, head_dim)  # tokens first, as plain attention lays it out
-    alpha, beta = per_head(alpha, query), per_head(beta, query)
+    alpha, beta = (strength.to(at_least_float32(query[:0]).dtype) for strength in (alpha, beta))
     normaliser = alpha.new_zeros(batch, heads, tokens)
-    buffer = new_buffer(alpha, tokens)
-    for b, (order, split) in enumerate(foreground_first(foreground)):
-        rows = take_rows(query[b], order)
-        rows[split:].mul_(1 - beta[:, 0])
-        keys, values = wide_rows(key[b]), wide_rows(value[b])
-        tiled = tokens if in_tiles_only else split
-        if tiled > 0:
-            modulation = Modulation.of(foreground[b], alpha, beta)
-            factor = value[b] if value.dtype is torch.bfloat16 else values
-            scaled = (rows[:tiled] * scale).transpose(0, 1)
-            attended = factor.new_empty(tiled, heads, head_dim)
-            for head, row in tiles(heads, tokens, (0, split), (split, tiled)):
-                tile = torch.bmm(scaled[head, row], keys[head].mT, out=tile_in(buffer, head, row, tokens))
-                if row.start < split:
-                    modulation.apply(tile, tile.amax(dim=-1, keepdim=True), tile.amin(dim=-1, keepdim=True), head)
-                torch.softmax(tile, dim=-1, out=tile)
-                attended[row, head] = torch.bmm(tile.to(factor.dtype), factor[head]).transpose(0, 1)
-            result[b].index_copy_(0, order[:tiled], attended.to(value.dtype))
-        if tiled < tokens:
-            rest = order[tiled:]
-            attended, of_rows = _plain(rows[tiled:].transpose(0, 1)[None], keys[None], values[None], scale=scale)
-            result[b].index_copy_(0, rest, attended[0].transpose(0, 1))
-            normaliser[b].index_copy_(1, rest, of_rows[0])
+    if tiled_short.is_short(query):
+        result = tiled_short.attend(query, key, value, foreground, alpha, beta, scale)
+        return result.transpose(1, 2), normaliser
+    result = value.new_empty(batch, tokens, heads, head_dim)  # tokens first, as plain attention lays it out
+    masks = samples(foreground, alpha, beta, heads, scale)
+    buffer = new_buffer(normaliser, heads, max(mask.split for mask in masks), tokens)
+    of_samples = zip(masks, query, key, value, result, normaliser, strict=True)
+    for mask, one_query, one_key, one_value, one_result, sums in of_samples:
+        rows = take_rows(one_query, mask.order).mul_(mask.factor)
+        keys, values = wide_rows(one_key), wide_rows(one_value)
+        # What a row attends to takes the row's own place, from which nothing is read any more.
+        for head, row in tiles(heads, mask.split, tokens):
+            of_rows = rows[row, head].transpose(0, 1)
+            tile = torch.bmm(of_rows, keys[head].mT, out=tile_in(buffer, head, row, tokens))
+            mask.modulate(tile, tile.amax(dim=-1, keepdim=True), tile.amin(dim=-1, keepdim=True), head, out=tile)
+            torch.softmax(tile, dim=-1, out=tile)
+            of_rows.copy_(torch.bmm(tile, values[head]))
+        if mask.split < tokens:
+            of_rows = rows[mask.split :].transpose(0, 1)
+            attended, of_sums = _plain(of_rows[None], keys[None], values[None], scale=1.0)
+            of_rows.copy_(attended[0])
+            sums[:, mask.split :] = of_sums[0]
+        put_rows(one_result, rows, mask.place)
     return result.transpose(1, 2), normaliser
 
 

@@ -1,34 +1,40 @@
 r"""The backward pass of tiled attention: the tiles are made again instead of being stored.
 
-Let $\Delta$ be the gradient of the modulated logits of the foreground rows, $\Delta = P \circ (G V^\top - \delta)$ with
-the weights $P$, the incoming gradient $G$ and $\delta$ its product with the output, row by row. Then
-
-- the slopes are constant per key, so they scale keys, and the gradient of keys, instead of tiles;
-- $\sum_i \Delta_{ij} A_{ij} = k_j \cdot (\Delta^\top Q)_j$, summed over foreground keys and over background keys, gives
-  the share of the slopes in the gradients of $\alpha$ and $\beta$ without the logits;
-- the constant on background columns reaches the logits at the positions of maximum and minimum (one of them where
-  several tie): a row of keys and of queries each, not a tile.
+Let $A$ be the logits of a foreground row and $\Delta$ the gradient of its modulated logits. The sum of $\Delta$ over
+the background columns is the gradient of their constant, and the sums of $\Delta \circ A$ over the columns of either
+kind are the gradients of the two slopes. What reaches $A$ is $\Delta$ times the slopes, and at maximum and minimum the
+share of the constant, evenly where several tie.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
+from stmi_layers.kernels import tiled_short
 from stmi_layers.kernels.tiles import (
-    Modulation,
-    foreground_first,
+    Sample,
+    add_to_extrema,
     new_buffer,
-    per_head,
+    put_rows,
+    samples,
+    softmax_backward,
     take_rows,
     tile_in,
     tiles,
     wide_rows,
 )
 
-_plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _plain_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _Vectors(NamedTuple):
+    """Of one sample, or the gradients of them; the rows are in the sample's order, tokens heads head_dim."""
+
+    rows: Tensor  # queries times the factor of the sample
+    keys: Tensor  # heads tokens head_dim
+    values: Tensor  # heads tokens head_dim
 
 
 def _differentiate(
@@ -44,36 +50,31 @@ def _differentiate(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, and of both strengths per head."""
+    alpha, beta = alpha.to(normaliser.dtype), beta.to(normaliser.dtype)
+    if tiled_short.is_short(query):
+        return tiled_short.differentiate(gradient, query, key, value, foreground, alpha, beta, scale)
     batch, heads, tokens, head_dim = query.shape
-    alpha, beta = per_head(alpha, query), per_head(beta, query)
     of_query = query.new_empty(batch, tokens, heads, head_dim)
-    of_key, of_value = (key.new_empty(batch, heads, tokens, head_dim) for _ in range(2))
-    of_alpha, of_beta = alpha.new_zeros(heads), alpha.new_zeros(heads)
-    buffers = new_buffer(alpha, tokens), new_buffer(alpha, tokens)
-    for b, (order, split) in enumerate(foreground_first(foreground)):
-        rows, incoming, attended = (take_rows(tensor[b], order) for tensor in (query, gradient, result))
-        keys, values = wide_rows(key[b]), wide_rows(value[b])
-        if split < tokens:
-            damping = 1 - beta[:, 0]
-            damped = rows[split:] * damping
-            # Rows that went through tiles have left no normaliser.
-            of_rows = None if _is_half(result) else (attended[split:], normaliser[b].index_select(1, order[split:]))
-            to_rows, to_keys, to_values = _background_rows(damped, incoming[split:], of_rows, keys, values, scale)
-            of_beta -= (rows[split:] * to_rows).sum(dim=(0, 2))
-            of_query[b].index_copy_(0, order[split:], (to_rows * damping).to(query.dtype))
-        else:
-            to_keys, to_values = torch.zeros_like(keys), torch.zeros_like(values)
-        if split > 0:
-            modulation = Modulation.of(foreground[b], alpha, beta)
-            scaled = rows[:split] * scale
-            to_rows, to_alpha, to_beta = _foreground_rows(
-                scaled, incoming[:split], attended[:split], keys, values, modulation, buffers, to_keys, to_values
-            )
-            of_query[b].index_copy_(0, order[:split], (to_rows * scale).to(query.dtype))
+    of_key, of_value = (normaliser.new_zeros(batch, heads, tokens, head_dim) for _ in range(2))
+    of_alpha, of_beta = normaliser.new_zeros(heads), normaliser.new_zeros(heads)
+    masks = samples(foreground, alpha, beta, heads, scale)
+    buffers = [new_buffer(normaliser, heads, max(mask.split for mask in masks), tokens) for _ in range(3)]
+    of_samples = zip(masks, gradient, query, key, value, result, normaliser, of_query, of_key, of_value, strict=True)
+    for mask, one_gradient, one_query, one_key, one_value, one_result, sums, to_query, to_keys, to_values in of_samples:
+        rows, incoming = take_rows(one_query, mask.order), take_rows(one_gradient, mask.order)
+        vectors = _Vectors(rows * mask.factor, wide_rows(one_key), wide_rows(one_value))
+        to = _Vectors(torch.empty_like(rows), to_keys, to_values)
+        if mask.split < tokens:
+            attended = take_rows(one_result, mask.order[mask.split :])
+            _add_background(to, vectors, incoming[mask.split :], attended, sums[:, mask.split :])
+            # The factor of a background row falls with beta.
+            of_beta -= scale * (rows[mask.split :] * to.rows[mask.split :]).sum(dim=0).sum(dim=1)
+        if mask.split > 0:
+            to_alpha, to_beta = _add_foreground(to, vectors, incoming[: mask.split], mask, buffers)
             of_alpha += to_alpha
             of_beta += to_beta
-        of_key[b], of_value[b] = to_keys, to_values
-    return of_query.transpose(1, 2), of_key, of_value, of_alpha, of_beta
+        put_rows(to_query, to.rows.mul_(mask.factor), mask.place)
+    return of_query.transpose(1, 2), of_key.to(key.dtype), of_value.to(value.dtype), of_alpha, of_beta
 
 
 def _shapes(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, ...]:
@@ -97,83 +98,43 @@ torch.library.register_fake(_NAME, _shapes)
 torch.library.register_autograd(_NAME, _refuse_second_derivative)
 
 
-def _is_half(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.float16, torch.bfloat16)
-
-
-def _background_rows(
-    damped: Tensor, incoming: Tensor, of_rows: tuple[Tensor, Tensor] | None, keys: Tensor, values: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain attention's gradients of its queries, tokens first, and of keys and values, heads first."""
-    query, key, value, gradient = damped.transpose(0, 1)[None], keys[None], values[None], incoming.transpose(0, 1)[None]
-    if of_rows is None:
-        result, normaliser = _plain(query, key, value, scale=scale)
-    else:
-        result, normaliser = of_rows[0].transpose(0, 1)[None], of_rows[1][None]
+def _add_background(to: _Vectors, vectors: _Vectors, incoming: Tensor, attended: Tensor, normaliser: Tensor) -> None:
+    """Plain attention's gradients, with `incoming` of the background rows."""
+    split = len(to.rows) - len(incoming)
+    query, gradient, result = (rows.transpose(0, 1)[None] for rows in (vectors.rows[split:], incoming, attended))
     to_rows, to_keys, to_values = _plain_backward(
-        gradient, query, key, value, result, normaliser, 0.0, False, scale=scale
+        gradient, query, vectors.keys[None], vectors.values[None], result, normaliser[None], 0.0, False, scale=1.0
     )
-    return to_rows[0].transpose(0, 1), to_keys[0], to_values[0]
+    to.rows[split:] = to_rows[0].transpose(0, 1)
+    to.keys.add_(to_keys[0])
+    to.values.add_(to_values[0])
 
 
-def _foreground_rows(
-    rows: Tensor,
-    incoming: Tensor,
-    attended: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    modulation: Modulation,
-    buffers: tuple[Tensor, Tensor],
-    to_keys: Tensor,
-    to_values: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Add to the gradients of keys and values; return those of the scaled queries, tokens first, and the strengths."""
-    heads, tokens, head_dim = keys.shape
-    alpha, beta, slope, background = modulation
-    delta_sums = (incoming * attended).sum(dim=-1).T[..., None]
-    rows, incoming = rows.transpose(0, 1), incoming.transpose(0, 1)
-    sloped_keys = keys * slope.mT
-    to_rows, by_slope = torch.empty_like(rows), torch.zeros_like(keys)
-    of_alpha, of_beta = alpha.new_zeros(heads), alpha.new_zeros(heads)
-    for head, row in tiles(heads, tokens, (0, rows.shape[1])):
-        of_rows, gradient = rows[head, row], incoming[head, row]
-        weights = torch.bmm(of_rows, keys[head].mT, out=tile_in(buffers[0], head, row, tokens))
-        maximum, at_maximum = _extremum(weights, torch.amax, torch.argmax)
-        minimum, at_minimum = _extremum(weights, torch.amin, torch.argmin)
-        modulation.apply(weights, maximum, minimum, head)
-        torch.softmax(weights, dim=-1, out=weights)
-        to_values[head].baddbmm_(weights.mT, gradient)
-        delta = torch.bmm(gradient, values[head].mT, out=tile_in(buffers[1], head, row, tokens))
-        delta.sub_(delta_sums[head, row]).mul_(weights)
-        by_slope[head].baddbmm_(delta.mT, of_rows)
-        to_rows[head, row] = torch.bmm(delta, sloped_keys[head])
-        of_constant = (delta @ background)[..., None]
-        for strength, of_strength, extremum, position, sign in (
-            (alpha, of_alpha, maximum, at_maximum, -1),
-            (beta, of_beta, minimum, at_minimum, 1),
-        ):
-            of_strength[head] += sign * (of_constant * extremum).sum(dim=(1, 2))
-            share = sign * strength[head] * of_constant
-            where = position.expand(-1, -1, head_dim)
-            to_rows[head, row] += share * keys[head].gather(1, where)
-            to_keys[head].scatter_add_(1, where, share * of_rows)
-    to_keys.addcmul_(by_slope, slope.mT)
-    of_slope = (keys * by_slope).sum(dim=-1)
-    return to_rows.transpose(0, 1), of_alpha - of_slope @ (1 - background), of_beta - of_slope @ background
-
-
-def _extremum(logits: Tensor, reduce: Callable[..., Tensor], locate: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-    """Value and position of the extremum of each row.
-
-    Locating costs ten times as much as reducing: so the row is folded into overlapping chunks, these are reduced onto
-    one another, and only one chunk's width and then the few chunks at that place are searched.
-    """
-    tokens = logits.shape[-1]
-    chunks = max(1, tokens // 64)
-    step = tokens // chunks
-    width = tokens - (chunks - 1) * step
-    folded = logits.as_strided((*logits.shape[:-1], chunks, width), (*logits.stride()[:-1], step, 1))
-    place = locate(reduce(folded, dim=-2), dim=-1, keepdim=True)
-    candidates = place + step * torch.arange(chunks, device=logits.device)
-    position = candidates.gather(-1, locate(logits.gather(-1, candidates), dim=-1, keepdim=True))
-    return logits.gather(-1, position), position
+def _add_foreground(
+    to: _Vectors, vectors: _Vectors, incoming: Tensor, mask: Sample, buffers: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """With `incoming` of the foreground rows; return the gradients that the strengths have from them, per head."""
+    _, keys, values = vectors
+    heads, tokens, _ = keys.shape
+    of_alpha, of_beta = keys.new_zeros(heads), keys.new_zeros(heads)
+    for head, row in tiles(heads, len(incoming), tokens):
+        rows, gradient, to_rows = (of[row, head].transpose(0, 1) for of in (vectors.rows, incoming, to.rows))
+        logits, weights, delta = (tile_in(buffer, head, row, tokens) for buffer in buffers)
+        torch.bmm(rows, keys[head].mT, out=logits)
+        maximum, minimum = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
+        torch.softmax(mask.modulate(logits, maximum, minimum, head, out=weights), dim=-1, out=weights)
+        to.values[head].baddbmm_(weights.mT, gradient)
+        torch.bmm(gradient, values[head].mT, out=delta)
+        softmax_backward(delta, weights)
+        scratch = weights
+        of_constant = torch.mul(delta, mask.background, out=scratch).sum(dim=-1, keepdim=True)
+        of_background = scratch.mul_(logits).sum(dim=(1, 2))
+        of_all = torch.mul(delta, logits, out=scratch).sum(dim=(1, 2))
+        of_alpha[head] -= (of_constant * maximum).sum(dim=(1, 2)) + of_all - of_background
+        of_beta[head] += (of_constant * minimum).sum(dim=(1, 2)) - of_background
+        delta.mul_(mask.slope[head])
+        add_to_extrema(delta, logits, maximum, -mask.alpha[head] * of_constant, scratch)
+        add_to_extrema(delta, logits, minimum, mask.beta[head] * of_constant, scratch)
+        to_rows.copy_(torch.bmm(delta, keys[head]))
+        to.keys[head].baddbmm_(delta.mT, rows)
+    return of_alpha, of_beta

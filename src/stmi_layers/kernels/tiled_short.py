@@ -1,0 +1,121 @@
+"""Tiled attention of short sequences: the logits of one sample or several, over all of their heads, are one tile.
+
+Here it is the calls that cost. So no row is moved and no sample treated on its own: every pair of tokens has a slope,
+every pair of a foreground row and a background column the constant of its row, and a few calls modulate the whole tile.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stmi_layers._precision import at_least_float32
+from stmi_layers.kernels import tiles
+
+
+def is_short(query: Tensor) -> bool:
+    """Whether the logits of a sample fit into a tile."""
+    _, heads, tokens, _ = query.shape
+    return heads * tokens**2 <= tiles.TILE
+
+
+class Pairs(NamedTuple):
+    """The closed form of eq. 4-7 for pairs of tokens, applied to logits that have no scale yet."""
+
+    alpha: Tensor  # scaled, heads 1 1; or 1 1 1 where heads share it
+    beta: Tensor  # likewise
+    both: Tensor  # samples 1 tokens tokens, 1 where both tokens are foreground, else 0
+    outward: Tensor  # samples 1 tokens tokens, 1 where the row is foreground and the column background, else 0
+    slope: Tensor  # scaled, samples heads tokens tokens; or samples 1 tokens tokens
+
+    @classmethod
+    def of(cls, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float) -> "Pairs":
+        """From a mask of ones and zeros, samples 1 tokens 1."""
+        both = foreground * foreground.mT
+        return cls(alpha, beta, both, foreground - both, (both * (beta - alpha)).add_(scale - beta))
+
+    def modulate(self, logits: Tensor, maximum: Tensor, minimum: Tensor, out: Tensor) -> Tensor:
+        """Given the extrema of the rows."""
+        constant = torch.addcmul(self.beta * minimum, self.alpha, maximum, value=-1)
+        return torch.mul(logits, self.slope, out=out).addcmul_(constant, self.outward)
+
+
+def _ready(foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask and strengths as `Pairs.of` takes them, once for all parts."""
+    mask = foreground.to(alpha.dtype)[:, None, :, None]
+    return mask, scale * alpha[:, None, None], scale * beta[:, None, None]
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
+) -> Tensor:
+    """The attended values, tokens before heads; `alpha` and `beta` hold one strength for all heads or one for each."""
+    batch, heads, tokens, head_dim = query.shape
+    result = value.new_empty(batch, tokens, heads, head_dim)
+    mask, *strengths = _ready(foreground, alpha, beta, scale)
+    for part, (logits,) in _parts(query, buffers=1):
+        rows, keys, values = (_flat(tensor[part]) for tensor in (query, key, value))
+        pairs = Pairs.of(mask[part], *strengths, scale)
+        tile = torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
+        pairs.modulate(logits, logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True), out=logits)
+        torch.softmax(tile, dim=-1, out=tile)
+        result[part] = torch.bmm(tile, values).unflatten(0, (-1, heads)).transpose(1, 2)
+    return result
+
+
+def differentiate(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    foreground: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, and of both strengths per head."""
+    batch, heads, tokens, head_dim = query.shape
+    to_query = query.new_empty(batch, tokens, heads, head_dim)
+    to_key, to_value = (of.new_empty(of.shape) for of in (key, value))
+    to_alpha, to_beta = alpha.new_zeros(heads), alpha.new_zeros(heads)
+    mask, *strengths = _ready(foreground, alpha, beta, scale)
+    for part, (logits, weights, delta) in _parts(query, buffers=3):
+        rows, keys, values, incoming = (_flat(tensor[part]) for tensor in (query, key, value, gradient))
+        pairs = Pairs.of(mask[part], *strengths, scale)
+        torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
+        maximum, minimum = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
+        pairs.modulate(logits, maximum, minimum, out=weights)
+        torch.softmax(weights, dim=-1, out=weights)
+        to_value[part] = torch.bmm(weights.flatten(0, 1).mT, incoming).unflatten(0, (-1, heads))
+        torch.bmm(incoming, values.mT, out=delta.flatten(0, 1))
+        tiles.softmax_backward(delta, weights)
+        scratch = weights
+        of_constant = torch.mul(delta, pairs.outward, out=scratch).sum(dim=-1, keepdim=True)
+        products = torch.mul(delta, logits, out=scratch)
+        of_all, of_both = products.sum(dim=(0, 2, 3)), products.mul_(pairs.both).sum(dim=(0, 2, 3))
+        to_alpha -= (of_constant * maximum).sum(dim=(0, 2, 3)) + of_both
+        to_beta += (of_constant * minimum).sum(dim=(0, 2, 3)) - (of_all - of_both)
+        delta.mul_(pairs.slope)
+        tiles.add_to_extrema(delta, logits, maximum, -pairs.alpha * of_constant, scratch)
+        tiles.add_to_extrema(delta, logits, minimum, pairs.beta * of_constant, scratch)
+        of_logits = delta.flatten(0, 1)
+        to_query[part] = torch.bmm(of_logits, keys).unflatten(0, (-1, heads)).transpose(1, 2)
+        to_key[part] = torch.bmm(of_logits.mT, rows).unflatten(0, (-1, heads))
+    return to_query.transpose(1, 2), to_key, to_value, scale * to_alpha, scale * to_beta
+
+
+def _parts(query: Tensor, buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """As many samples at once as fit into a tile, and tiles for them: samples heads tokens tokens."""
+    batch, heads, tokens, _ = query.shape
+    most = min(batch, max(1, tiles.TILE // max(heads * tokens**2, 1)))
+    wide = at_least_float32(query[:0])
+    room = [wide.new_empty(most, heads, tokens, tokens) for _ in range(buffers)]
+    for first in range(0, batch, max(most, 1)):
+        part = slice(first, min(first + most, batch))
+        yield part, [buffer[: part.stop - first] for buffer in room]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Samples and heads as one axis, in at least float32."""
+    return at_least_float32(tensor).flatten(0, 1)
