@@ -219,16 +219,15 @@ def test_a_tower_under_two_names_is_one():
 
 @pytest.mark.parametrize("share", ["layer", "head"])
 def test_tiles_and_dense_agree_inside_a_model(share: str, monkeypatch: pytest.MonkeyPatch):
-    """The implementations that "auto" chooses between on CPU where the native kernel was not built."""
+    """What "auto" takes on CPU without the native kernel, against the form that stores all logits."""
     model = modulate(build("timm `VisionTransformer`, 4 registers"), alpha=0.3, beta=0.6, share=share)
     backbone, inputs = TokenBackbone(model), example(model)
-    monkeypatch.setattr(stmi_layers.kernels.native, "_loaded", False)
     tiled = mock.Mock(wraps=stmi_layers.attention.tiled_attention)
     monkeypatch.setattr(stmi_layers.attention, "tiled_attention", tiled)
     results = []
-    for worth, calls in ((0, 2), (2**62, 0)):
+    for implementation, calls in (("tiled", 2), ("dense", 0)):
         tiled.reset_mock()
-        monkeypatch.setattr(stmi_layers.kernels.choice, "WORTH_TILES", worth)
+        monkeypatch.setattr(stmi_layers.attention, "choose", mock.Mock(return_value=implementation))
         outputs = backbone(*inputs)
         assert tiled.call_count == calls
         results.append((outputs, gradients(model, outputs)))

@@ -81,15 +81,14 @@ def modulated_attention(
     another temperature. Logits and softmax are computed in at least float32.
 
     Several implementations compute the same. `"dense"` is the readable one: it stores tokens x tokens logits, and
-    every transform of torch can see into it. `"tiled"` (CPU) stores none and comes close to plain attention on long
-    sequences; `"native"` (CPU) is faster still, and there once `python -m stmi_layers.kernels.native` has built it;
-    `"triton"` is for GPUs. These have first derivatives only, and where extrema of a row are tied, one of them takes
-    the gradient that the dense form spreads. The page on benchmarks has figures. `"auto"` takes
+    every transform of torch can see into it. `"tiled"` (CPU) stores a few tiles of them and comes close to plain
+    attention; `"native"` (CPU) is faster still, and there once `python -m stmi_layers.kernels.native` has built it;
+    `"triton"` is for GPUs. These have first derivatives only. Where extrema of a row are tied, dense and tiled spread
+    the gradient evenly, the other two give it to one of them. The page on benchmarks has figures. `"auto"` takes
 
     - dense while a graph is exported, inside `torch.func` and for forward-mode derivatives;
     - else, on a GPU, triton where it is installed and knows GPU, dtype and `head_dim`, dense elsewhere;
-    - else, on CPU, native where it was built; without it tiled when `heads * tokens**2 >= 65536` and in compiled
-      graphs, dense below.
+    - else, on CPU, native where it was built, tiled without it.
 
     Args:
         query: queries per head.

@@ -10,9 +10,6 @@ from stmi_layers.kernels import native, triton_attention
 
 Implementation = Literal["auto", "dense", "tiled", "native", "triton"]
 
-# Logits of a sample, over all heads, from which on tiles pay for their calls.
-WORTH_TILES = 2**16
-
 # torch 2.6 cannot tell an export from a compilation: there the dense form serves both.
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
@@ -44,11 +41,7 @@ def _fastest(query: Tensor) -> Implementation:
         return "dense"  # an exported graph must run where this package is not installed
     if not query.is_cpu:
         return "triton" if triton_attention.usable(query) else "dense"
-    if native.usable(query):
-        return "native"
-    # A compiled graph takes tiles at any size: a limit would be one more graph for other numbers of tokens.
-    _, heads, tokens, _ = query.shape
-    return "tiled" if torch.compiler.is_compiling() or heads * tokens**2 >= WORTH_TILES else "dense"
+    return "native" if native.usable(query) else "tiled"
 
 
 def _transform(*tensors: Tensor) -> str:
