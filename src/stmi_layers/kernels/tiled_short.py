@@ -53,10 +53,10 @@ def attend(
     """The attended values, tokens before heads; `alpha` and `beta` hold one strength for all heads or one for each."""
     batch, heads, tokens, head_dim = query.shape
     result = value.new_empty(batch, tokens, heads, head_dim)
-    mask, *strengths = _ready(foreground, alpha, beta, scale)
+    mask, alpha, beta = _ready(foreground, alpha, beta, scale)
     for part, (logits,) in _parts(query, buffers=1):
         rows, keys, values = (_flat(tensor[part]) for tensor in (query, key, value))
-        pairs = Pairs.of(mask[part], *strengths, scale)
+        pairs = Pairs.of(mask[part], alpha, beta, scale)
         tile = torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
         pairs.modulate(logits, logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True), out=logits)
         torch.softmax(tile, dim=-1, out=tile)
@@ -79,10 +79,10 @@ def differentiate(
     to_query = query.new_empty(batch, tokens, heads, head_dim)
     to_key, to_value = (of.new_empty(of.shape) for of in (key, value))
     to_alpha, to_beta = alpha.new_zeros(heads), alpha.new_zeros(heads)
-    mask, *strengths = _ready(foreground, alpha, beta, scale)
+    mask, alpha, beta = _ready(foreground, alpha, beta, scale)
     for part, (logits, weights, delta) in _parts(query, buffers=3):
         rows, keys, values, incoming = (_flat(tensor[part]) for tensor in (query, key, value, gradient))
-        pairs = Pairs.of(mask[part], *strengths, scale)
+        pairs = Pairs.of(mask[part], alpha, beta, scale)
         torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
         maximum, minimum = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
         pairs.modulate(logits, maximum, minimum, out=weights)

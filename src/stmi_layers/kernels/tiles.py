@@ -41,7 +41,10 @@ def samples(foreground: Tensor, alpha: Tensor, beta: Tensor, heads: int, scale: 
     factor = (1 - background.gather(1, order)[:, :, None, None] * beta[:, 0]) * scale
     slope = torch.addcmul(1 - alpha, background[:, None, None, :], alpha - beta)
     of_samples = zip(order, place, foreground.sum(dim=1).tolist(), background, factor, slope, strict=True)
-    return [Sample(*of_sample, alpha, beta) for of_sample in of_samples]
+    return [
+        Sample(order, place, split, background, factor, slope, alpha, beta)
+        for order, place, split, background, factor, slope in of_samples
+    ]
 
 
 def wide_rows(tensor: Tensor) -> Tensor:
