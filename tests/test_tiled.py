@@ -210,6 +210,14 @@ def test_equal_rows():
     assert all(item.isfinite().all() for item in with_gradients("tiled", inputs))
 
 
+@either_form
+def test_empty_batch():
+    inputs = problem(9, batch=0)
+    result, *gradients = with_gradients("tiled", inputs)
+    assert result.shape == inputs[2].shape
+    assert [gradient.abs().sum() for gradient in gradients] == [0.0] * 5
+
+
 def test_no_tensor_of_tokens_by_tokens():
     tokens = 1500
     inputs = problem(tokens, batch=1, dtype=torch.float32)

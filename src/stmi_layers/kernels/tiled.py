@@ -42,7 +42,7 @@ def _attend(
         return result.transpose(1, 2), normaliser
     result = value.new_empty(batch, tokens, heads, head_dim)  # tokens first, as plain attention lays it out
     masks = samples(foreground, alpha, beta, heads, scale)
-    buffer = new_buffer(normaliser, heads, max(mask.split for mask in masks), tokens)
+    buffer = new_buffer(normaliser, heads, max((mask.split for mask in masks), default=0), tokens)
     of_samples = zip(masks, query, key, value, result, normaliser, strict=True)
     for mask, one_query, one_key, one_value, one_result, sums in of_samples:
         rows = take_rows(one_query, mask.order).mul_(mask.factor)

@@ -58,7 +58,8 @@ def _differentiate(
     of_key, of_value = (normaliser.new_zeros(batch, heads, tokens, head_dim) for _ in range(2))
     of_alpha, of_beta = normaliser.new_zeros(heads), normaliser.new_zeros(heads)
     masks = samples(foreground, alpha, beta, heads, scale)
-    buffers = [new_buffer(normaliser, heads, max(mask.split for mask in masks), tokens) for _ in range(3)]
+    most_rows = max((mask.split for mask in masks), default=0)
+    buffers = [new_buffer(normaliser, heads, most_rows, tokens) for _ in range(3)]
     of_samples = zip(masks, gradient, query, key, value, result, normaliser, of_query, of_key, of_value, strict=True)
     for mask, one_gradient, one_query, one_key, one_value, one_result, sums, to_query, to_keys, to_values in of_samples:
         rows, incoming = take_rows(one_query, mask.order), take_rows(one_gradient, mask.order)
