@@ -15,13 +15,6 @@ pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]
 collect_ignore_glob = [] if find_spec("triton") else ["src/stmi_layers/kernels/triton_[bf]*ward.py"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Send all blocks of a page to one worker, for they share their names."""
-    for item in items:
-        if item.path.suffix == ".md":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--site", help="folder of the built documentation, for the checks in tests/browser")
 
