@@ -17,8 +17,8 @@ from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
 from stmi_layers.kernels import tiled_backward as tiled_backward  # registers the operator of the backward pass
-from stmi_layers.kernels import tiled_short
-from stmi_layers.kernels.tiles import new_buffer, put_rows, samples, take_rows, tile_in, tiles, wide_rows
+from stmi_layers.kernels import tiled_short, tiles
+from stmi_layers.kernels.tiles import Piece, new_buffer, pieces, put_rows, take_rows, tile_in, wide_rows
 
 _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -41,26 +41,40 @@ def _attend(
         result = tiled_short.attend(query, key, value, foreground, alpha, beta, scale)
         return result.transpose(1, 2), normaliser
     result = value.new_empty(batch, tokens, heads, head_dim)  # tokens first, as plain attention lays it out
-    masks = samples(foreground, alpha, beta, heads, scale)
-    buffer = new_buffer(normaliser, heads, max((mask.split for mask in masks), default=0), tokens)
-    of_samples = zip(masks, query, key, value, result, normaliser, strict=True)
-    for mask, one_query, one_key, one_value, one_result, sums in of_samples:
-        rows = take_rows(one_query, mask.order).mul_(mask.factor)
-        keys, values = wide_rows(one_key), wide_rows(one_value)
-        # What a row attends to takes the row's own place, from which nothing is read any more.
-        for head, row in tiles(heads, mask.split, tokens):
-            of_rows = rows[row, head].transpose(0, 1)
-            tile = torch.bmm(of_rows, keys[head].mT, out=tile_in(buffer, head, row, tokens))
-            mask.modulate(tile, tile.amax(dim=-1, keepdim=True), tile.amin(dim=-1, keepdim=True), head, out=tile)
-            torch.softmax(tile, dim=-1, out=tile)
-            of_rows.copy_(torch.bmm(tile, values[head]))
-        if mask.split < tokens:
-            of_rows = rows[mask.split :].transpose(0, 1)
-            attended, of_sums = _plain(of_rows[None], keys[None], values[None], scale=1.0)
-            of_rows.copy_(attended[0])
-            sums[:, mask.split :] = of_sums[0]
-        put_rows(one_result, rows, mask.place)
+    copies = 1 if result.dtype is normaliser.dtype else 4  # half precision has its own of rows, keys and values
+    for piece in pieces(query, foreground, alpha, beta, scale, most=2 * tiles.TILE // copies):
+        of, split = (piece.sample, piece.heads), piece.split
+        target = result[piece.sample, :, piece.heads]
+        rows = take_rows(query[of], piece.order).mul_(piece.factor)
+        if rows.dtype is target.dtype:
+            rows = target.copy_(rows)  # gives their own memory back: they wait where the result will be
+        keys, values = wide_rows(key[of]), wide_rows(value[of])
+        if split > 0:
+            _attend_foreground(rows[:split], keys, values, piece)
+        if split < tokens:
+            normaliser[of][:, split:] = _attend_background(rows[split:], keys, values)
+        put_rows(target, rows, piece.place)
     return result.transpose(1, 2), normaliser
+
+
+def _attend_foreground(rows: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> None:
+    """What a row attends to takes the row's own place, from which nothing is read any more."""
+    tokens = keys.shape[1]
+    buffer = new_buffer(rows, tokens)
+    for head, row in tiles.cut(len(keys), len(rows), tokens):
+        of_rows, modulation = rows[row, head].transpose(0, 1), piece.modulation.of_heads(head)
+        tile = torch.bmm(of_rows, keys[head].mT, out=tile_in(buffer, head, row, tokens))
+        modulation.apply(tile, tile.amax(dim=-1, keepdim=True), tile.amin(dim=-1, keepdim=True), out=tile)
+        torch.softmax(tile, dim=-1, out=tile)
+        of_rows.copy_(torch.bmm(tile, values[head]))
+
+
+def _attend_background(rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same by plain attention; return the log-sum-exp of the rows, heads rows."""
+    of_rows = rows.transpose(0, 1)
+    attended, normaliser = _plain(of_rows[None], keys[None], values[None], scale=1.0)
+    of_rows.copy_(attended[0])
+    return normaliser[0]
 
 
 def _shapes(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:

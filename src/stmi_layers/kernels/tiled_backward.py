@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
-from stmi_layers.kernels import tiled_short
+from stmi_layers.kernels import tiled_short, tiles
 from stmi_layers.kernels.tiles import (
-    Sample,
+    Piece,
     add_to_extrema,
     new_buffer,
+    pieces,
     put_rows,
-    samples,
     softmax_backward,
     take_rows,
     tile_in,
-    tiles,
     wide_rows,
 )
 
@@ -30,9 +29,9 @@ _plain_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 class _Vectors(NamedTuple):
-    """Of one sample, or the gradients of them; the rows are in the sample's order, tokens heads head_dim."""
+    """Of a piece, or the gradients of them; the rows are in the order of the sample, tokens heads head_dim."""
 
-    rows: Tensor  # queries times the factor of the sample
+    rows: Tensor  # queries times the factor of the piece
     keys: Tensor  # heads tokens head_dim
     values: Tensor  # heads tokens head_dim
 
@@ -55,27 +54,25 @@ def _differentiate(
         return tiled_short.differentiate(gradient, query, key, value, foreground, alpha, beta, scale)
     batch, heads, tokens, head_dim = query.shape
     of_query = query.new_empty(batch, tokens, heads, head_dim)
-    of_key, of_value = (normaliser.new_zeros(batch, heads, tokens, head_dim) for _ in range(2))
+    of_key, of_value = (of.new_empty(of.shape) for of in (key, value))
     of_alpha, of_beta = normaliser.new_zeros(heads), normaliser.new_zeros(heads)
-    masks = samples(foreground, alpha, beta, heads, scale)
-    most_rows = max((mask.split for mask in masks), default=0)
-    buffers = [new_buffer(normaliser, heads, most_rows, tokens) for _ in range(3)]
-    of_samples = zip(masks, gradient, query, key, value, result, normaliser, of_query, of_key, of_value, strict=True)
-    for mask, one_gradient, one_query, one_key, one_value, one_result, sums, to_query, to_keys, to_values in of_samples:
-        rows, incoming = take_rows(one_query, mask.order), take_rows(one_gradient, mask.order)
-        vectors = _Vectors(rows * mask.factor, wide_rows(one_key), wide_rows(one_value))
-        to = _Vectors(torch.empty_like(rows), to_keys, to_values)
-        if mask.split < tokens:
-            attended = take_rows(one_result, mask.order[mask.split :])
-            _add_background(to, vectors, incoming[mask.split :], attended, sums[:, mask.split :])
+    for piece in pieces(query, foreground, alpha, beta, scale, most=tiles.TILE):
+        of, split = (piece.sample, piece.heads), piece.split
+        rows, incoming = take_rows(query[of], piece.order), take_rows(gradient[of], piece.order)
+        vectors = _Vectors(rows * piece.factor, wide_rows(key[of]), wide_rows(value[of]))
+        to = _Vectors(*(torch.zeros_like(tensor) for tensor in vectors))
+        if split < tokens:
+            attended = take_rows(result[of], piece.order[split:])
+            _add_background(to, vectors, incoming[split:], attended, normaliser[of][:, split:])
             # The factor of a background row falls with beta.
-            of_beta -= scale * (rows[mask.split :] * to.rows[mask.split :]).sum(dim=0).sum(dim=1)
-        if mask.split > 0:
-            to_alpha, to_beta = _add_foreground(to, vectors, incoming[: mask.split], mask, buffers)
-            of_alpha += to_alpha
-            of_beta += to_beta
-        put_rows(to_query, to.rows.mul_(mask.factor), mask.place)
-    return of_query.transpose(1, 2), of_key.to(key.dtype), of_value.to(value.dtype), of_alpha, of_beta
+            of_beta[piece.heads] -= scale * (rows[split:] * to.rows[split:]).sum(dim=0).sum(dim=1)
+        if split > 0:
+            to_alpha, to_beta = _add_foreground(to, vectors, incoming[:split], piece)
+            of_alpha[piece.heads] += to_alpha
+            of_beta[piece.heads] += to_beta
+        put_rows(of_query[piece.sample, :, piece.heads], to.rows.mul_(piece.factor), piece.place)
+        of_key[of], of_value[of] = to.keys, to.values
+    return of_query.transpose(1, 2), of_key, of_value, of_alpha, of_beta
 
 
 def _shapes(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, ...]:
@@ -111,31 +108,31 @@ def _add_background(to: _Vectors, vectors: _Vectors, incoming: Tensor, attended:
     to.values.add_(to_values[0])
 
 
-def _add_foreground(
-    to: _Vectors, vectors: _Vectors, incoming: Tensor, mask: Sample, buffers: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _add_foreground(to: _Vectors, vectors: _Vectors, incoming: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
     """With `incoming` of the foreground rows; return the gradients that the strengths have from them, per head."""
     _, keys, values = vectors
     heads, tokens, _ = keys.shape
     of_alpha, of_beta = keys.new_zeros(heads), keys.new_zeros(heads)
-    for head, row in tiles(heads, len(incoming), tokens):
+    buffers = [new_buffer(incoming, tokens) for _ in range(3)]
+    for head, row in tiles.cut(heads, len(incoming), tokens):
         rows, gradient, to_rows = (of[row, head].transpose(0, 1) for of in (vectors.rows, incoming, to.rows))
+        modulation = piece.modulation.of_heads(head)
         logits, weights, delta = (tile_in(buffer, head, row, tokens) for buffer in buffers)
         torch.bmm(rows, keys[head].mT, out=logits)
         maximum, minimum = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
-        torch.softmax(mask.modulate(logits, maximum, minimum, head, out=weights), dim=-1, out=weights)
+        torch.softmax(modulation.apply(logits, maximum, minimum, out=weights), dim=-1, out=weights)
         to.values[head].baddbmm_(weights.mT, gradient)
         torch.bmm(gradient, values[head].mT, out=delta)
         softmax_backward(delta, weights)
         scratch = weights
-        of_constant = torch.mul(delta, mask.background, out=scratch).sum(dim=-1, keepdim=True)
+        of_constant = torch.mul(delta, modulation.outward, out=scratch).sum(dim=-1, keepdim=True)
         of_background = scratch.mul_(logits).sum(dim=(1, 2))
         of_all = torch.mul(delta, logits, out=scratch).sum(dim=(1, 2))
         of_alpha[head] -= (of_constant * maximum).sum(dim=(1, 2)) + of_all - of_background
         of_beta[head] += (of_constant * minimum).sum(dim=(1, 2)) - of_background
-        delta.mul_(mask.slope[head])
-        add_to_extrema(delta, logits, maximum, -mask.alpha[head] * of_constant, scratch)
-        add_to_extrema(delta, logits, minimum, mask.beta[head] * of_constant, scratch)
+        delta.mul_(modulation.slope)
+        add_to_extrema(delta, logits, maximum, -modulation.alpha * of_constant, scratch)
+        add_to_extrema(delta, logits, minimum, modulation.beta * of_constant, scratch)
         to_rows.copy_(torch.bmm(delta, keys[head]))
         to.keys[head].baddbmm_(delta.mT, rows)
     return of_alpha, of_beta

@@ -5,7 +5,6 @@ every pair of a foreground row and a background column the constant of its row, 
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,31 +19,20 @@ def is_short(query: Tensor) -> bool:
     return heads * tokens**2 <= tiles.TILE
 
 
-class Pairs(NamedTuple):
-    """The closed form of eq. 4-7 for pairs of tokens, applied to logits that have no scale yet."""
+class Pairs:
+    """The closed form for all pairs of tokens of some samples, applied to logits that have no scale yet."""
 
-    alpha: Tensor  # scaled, heads 1 1; or 1 1 1 where heads share it
-    beta: Tensor  # likewise
-    both: Tensor  # samples 1 tokens tokens, 1 where both tokens are foreground, else 0
-    outward: Tensor  # samples 1 tokens tokens, 1 where the row is foreground and the column background, else 0
-    slope: Tensor  # scaled, samples heads tokens tokens; or samples 1 tokens tokens
+    def __init__(self, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float) -> None:
+        """`alpha` and `beta` hold one strength for all heads or one for each."""
+        self.foreground, self.scale = foreground.to(alpha.dtype)[:, None, :, None], scale
+        self.alpha, self.beta = (scale * strength[:, None, None] for strength in (alpha, beta))
 
-    @classmethod
-    def of(cls, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float) -> "Pairs":
-        """From a mask of ones and zeros, samples 1 tokens 1."""
+    def of(self, part: slice) -> tuple[tiles.Modulation, Tensor]:
+        """Of some samples; and samples 1 tokens tokens, 1 where row and column are in the foreground, else 0."""
+        foreground = self.foreground[part]
         both = foreground * foreground.mT
-        return cls(alpha, beta, both, foreground - both, (both * (beta - alpha)).add_(scale - beta))
-
-    def modulate(self, logits: Tensor, maximum: Tensor, minimum: Tensor, out: Tensor) -> Tensor:
-        """Given the extrema of the rows."""
-        constant = torch.addcmul(self.beta * minimum, self.alpha, maximum, value=-1)
-        return torch.mul(logits, self.slope, out=out).addcmul_(constant, self.outward)
-
-
-def _ready(foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask and strengths as `Pairs.of` takes them, once for all parts."""
-    mask = foreground.to(alpha.dtype)[:, None, :, None]
-    return mask, scale * alpha[:, None, None], scale * beta[:, None, None]
+        slope = (both * (self.beta - self.alpha)).add_(self.scale - self.beta)
+        return tiles.Modulation(self.alpha, self.beta, slope, foreground - both), both
 
 
 def attend(
@@ -53,12 +41,12 @@ def attend(
     """The attended values, tokens before heads; `alpha` and `beta` hold one strength for all heads or one for each."""
     batch, heads, tokens, head_dim = query.shape
     result = value.new_empty(batch, tokens, heads, head_dim)
-    mask, alpha, beta = _ready(foreground, alpha, beta, scale)
+    pairs = Pairs(foreground, alpha, beta, scale)
     for part, (logits,) in _parts(query, buffers=1):
         rows, keys, values = (_flat(tensor[part]) for tensor in (query, key, value))
-        pairs = Pairs.of(mask[part], alpha, beta, scale)
+        modulation, _ = pairs.of(part)
         tile = torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
-        pairs.modulate(logits, logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True), out=logits)
+        modulation.apply(logits, logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True), out=logits)
         torch.softmax(tile, dim=-1, out=tile)
         result[part] = torch.bmm(tile, values).unflatten(0, (-1, heads)).transpose(1, 2)
     return result
@@ -79,26 +67,26 @@ def differentiate(
     to_query = query.new_empty(batch, tokens, heads, head_dim)
     to_key, to_value = (of.new_empty(of.shape) for of in (key, value))
     to_alpha, to_beta = alpha.new_zeros(heads), alpha.new_zeros(heads)
-    mask, alpha, beta = _ready(foreground, alpha, beta, scale)
+    pairs = Pairs(foreground, alpha, beta, scale)
     for part, (logits, weights, delta) in _parts(query, buffers=3):
         rows, keys, values, incoming = (_flat(tensor[part]) for tensor in (query, key, value, gradient))
-        pairs = Pairs.of(mask[part], alpha, beta, scale)
+        modulation, both = pairs.of(part)
         torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
         maximum, minimum = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
-        pairs.modulate(logits, maximum, minimum, out=weights)
+        modulation.apply(logits, maximum, minimum, out=weights)
         torch.softmax(weights, dim=-1, out=weights)
         to_value[part] = torch.bmm(weights.flatten(0, 1).mT, incoming).unflatten(0, (-1, heads))
         torch.bmm(incoming, values.mT, out=delta.flatten(0, 1))
         tiles.softmax_backward(delta, weights)
         scratch = weights
-        of_constant = torch.mul(delta, pairs.outward, out=scratch).sum(dim=-1, keepdim=True)
+        of_constant = torch.mul(delta, modulation.outward, out=scratch).sum(dim=-1, keepdim=True)
         products = torch.mul(delta, logits, out=scratch)
-        of_all, of_both = products.sum(dim=(0, 2, 3)), products.mul_(pairs.both).sum(dim=(0, 2, 3))
+        of_all, of_both = products.sum(dim=(0, 2, 3)), products.mul_(both).sum(dim=(0, 2, 3))
         to_alpha -= (of_constant * maximum).sum(dim=(0, 2, 3)) + of_both
         to_beta += (of_constant * minimum).sum(dim=(0, 2, 3)) - (of_all - of_both)
-        delta.mul_(pairs.slope)
-        tiles.add_to_extrema(delta, logits, maximum, -pairs.alpha * of_constant, scratch)
-        tiles.add_to_extrema(delta, logits, minimum, pairs.beta * of_constant, scratch)
+        delta.mul_(modulation.slope)
+        tiles.add_to_extrema(delta, logits, maximum, -modulation.alpha * of_constant, scratch)
+        tiles.add_to_extrema(delta, logits, minimum, modulation.beta * of_constant, scratch)
         of_logits = delta.flatten(0, 1)
         to_query[part] = torch.bmm(of_logits, keys).unflatten(0, (-1, heads)).transpose(1, 2)
         to_key[part] = torch.bmm(of_logits.mT, rows).unflatten(0, (-1, heads))

@@ -1,4 +1,4 @@
-"""What both passes of tiled attention share: the mask of a sample, its rows in order, the cut into tiles."""
+"""What the passes of tiled attention share: the mask of a sample, its rows in order, the cut into tiles."""
 
 import math
 from collections.abc import Iterator
@@ -13,26 +13,41 @@ from stmi_layers._precision import at_least_float32
 TILE = 2**19
 
 
-class Sample(NamedTuple):
-    """The mask of one sample, and the closed form of eq. 4-7 that follows from it."""
+class Modulation(NamedTuple):
+    """Eq. 4-7 in closed form: a slope for every logit, and a constant for every row of the foreground."""
 
+    alpha: Tensor  # heads 1 1
+    beta: Tensor  # heads 1 1
+    slope: Tensor  # broadcasts with the logits
+    outward: Tensor  # 1 where the constant counts: row in the foreground, column in the background; else 0
+
+    def of_heads(self, head: slice) -> "Modulation":
+        """That of some heads."""
+        return Modulation(self.alpha[head], self.beta[head], self.slope[head], self.outward)
+
+    def apply(self, logits: Tensor, maximum: Tensor, minimum: Tensor, out: Tensor) -> Tensor:
+        """Modulated logits, given the extrema of the rows."""
+        constant = torch.addcmul(self.beta * minimum, self.alpha, maximum, value=-1)
+        return torch.mul(logits, self.slope, out=out).addcmul_(constant, self.outward)
+
+
+class Piece(NamedTuple):
+    """Some heads of one sample, few enough for copies of their rows."""
+
+    sample: int
+    heads: slice
     order: Tensor  # tokens, those of the foreground first
     place: Tensor  # of each token in that order
     split: int  # number of foreground tokens
-    background: Tensor  # tokens, 1 where the key is background, else 0
     factor: Tensor  # tokens heads 1, in that order: of the rows of queries, before they meet the keys
-    slope: Tensor  # heads 1 tokens: of the logits of foreground rows, key by key
-    alpha: Tensor  # heads 1 1
-    beta: Tensor  # heads 1 1
-
-    def modulate(self, logits: Tensor, maximum: Tensor, minimum: Tensor, head: slice, out: Tensor) -> Tensor:
-        """Logits of foreground rows, given the extrema of the rows."""
-        constant = torch.addcmul(self.beta[head] * minimum, self.alpha[head], maximum, value=-1)
-        return torch.mul(logits, self.slope[head], out=out).addcmul_(constant, self.background)
+    modulation: Modulation  # of rows in the foreground: slope heads 1 tokens, outward tokens
 
 
-def samples(foreground: Tensor, alpha: Tensor, beta: Tensor, heads: int, scale: float) -> list[Sample]:
-    """One for each sample; `alpha` and `beta` hold one strength for all heads or one for each."""
+def pieces(
+    query: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float, *, most: int
+) -> Iterator[Piece]:
+    """All heads of all samples, of `query` about `most` elements at once; one strength for all heads or for each."""
+    _, heads, tokens, head_dim = query.shape
     alpha, beta = (strength.expand(heads)[:, None, None] for strength in (alpha, beta))
     background = (~foreground).to(alpha.dtype)
     order = (~foreground).to(torch.uint8).argsort(dim=1, stable=True)
@@ -40,11 +55,14 @@ def samples(foreground: Tensor, alpha: Tensor, beta: Tensor, heads: int, scale: 
     # A background row is plain attention at another temperature: beta * min is constant along it.
     factor = (1 - background.gather(1, order)[:, :, None, None] * beta[:, 0]) * scale
     slope = torch.addcmul(1 - alpha, background[:, None, None, :], alpha - beta)
-    of_samples = zip(order, place, foreground.sum(dim=1).tolist(), background, factor, slope, strict=True)
-    return [
-        Sample(order, place, split, background, factor, slope, alpha, beta)
-        for order, place, split, background, factor, slope in of_samples
-    ]
+    at_once = _even_heads(heads, most // (tokens * head_dim))
+    for sample, split in enumerate(foreground.sum(dim=1).tolist()):
+        modulation = Modulation(alpha, beta, slope[sample], background[sample])
+        for first in range(0, heads, at_once):
+            some = slice(first, min(first + at_once, heads))
+            yield Piece(
+                sample, some, order[sample], place[sample], split, factor[sample, :, some], modulation.of_heads(some)
+            )
 
 
 def wide_rows(tensor: Tensor) -> Tensor:
@@ -54,22 +72,20 @@ def wide_rows(tensor: Tensor) -> Tensor:
 
 
 def take_rows(tensor: Tensor, order: Tensor) -> Tensor:
-    """Rows of one sample, heads tokens head_dim, as tokens heads head_dim in that order and at least float32."""
+    """Rows of a piece, heads tokens head_dim, as tokens heads head_dim in that order and at least float32."""
     return at_least_float32(tensor.transpose(0, 1).index_select(0, order))
 
 
 def put_rows(target: Tensor, rows: Tensor, place: Tensor) -> None:
-    """Write rows, tokens heads head_dim, back to where their tokens were."""
-    if rows.dtype is target.dtype:
-        torch.index_select(rows, 0, place, out=target)
-    else:
-        target.copy_(rows.index_select(0, place))
+    """Write rows, tokens heads head_dim, back to where their tokens were; `rows` may be `target` itself."""
+    target.copy_(rows.index_select(0, place))
 
 
-def tiles(heads: int, rows: int, tokens: int) -> Iterator[tuple[slice, slice]]:
-    """Cut heads x rows evenly: several heads a tile where all rows of a head fit, several tiles a head elsewhere."""
+def cut(heads: int, rows: int, tokens: int) -> Iterator[tuple[slice, slice]]:
+    """Cut heads x rows into tiles, evenly, and with no fewer heads each than there are threads to share them."""
     most_rows = _most_rows(tokens)
-    heads_at_once, rows_at_once = _even(heads, most_rows // max(rows, 1)), _even(rows, most_rows)
+    heads_at_once = _even_heads(heads, most_rows // rows)
+    rows_at_once = _even(rows, most_rows // heads_at_once)
     for head in range(0, heads, heads_at_once):
         for row in range(0, rows, rows_at_once):
             yield slice(head, min(head + heads_at_once, heads)), slice(row, min(row + rows_at_once, rows))
@@ -80,14 +96,21 @@ def _most_rows(tokens: int) -> int:
 
 
 def _even(count: int, most: int) -> int:
-    """The size of equal parts of `count`, at most `most`."""
+    """The size of equal parts of `count`, at most `most` or else 1."""
     parts = math.ceil(count / max(most, 1))
-    return math.ceil(count / max(parts, 1)) or 1
+    return math.ceil(count / parts)
 
 
-def new_buffer(like: Tensor, heads: int, rows: int, tokens: int) -> Tensor:
+def _even_heads(heads: int, most: int) -> int:
+    """The same in multiples of the threads, which is what a product of several matrices can be shared by."""
+    threads = min(torch.get_num_threads(), heads)
+    return threads * _even(math.ceil(heads / threads), most // threads)
+
+
+def new_buffer(rows: Tensor, tokens: int) -> Tensor:
     """Room for one tile. Every tile reuses it: memory fresh from the system would cost more than the arithmetic."""
-    return like.new_empty(min(heads * rows, _most_rows(tokens)) * tokens)
+    count, heads, _ = rows.shape
+    return rows.new_empty(min(heads * count, _most_rows(tokens)) * tokens)
 
 
 def tile_in(buffer: Tensor, head: slice, row: slice, tokens: int) -> Tensor:
