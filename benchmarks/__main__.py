@@ -1,7 +1,7 @@
 """Time the layers against what they replace, and compare with the targets.
 
-It writes `runs/benchmarks-cpu.json`, with `--docs` also the
-tables and plots that docs/benchmarks.md shows, and with `--check` it fails when a target is missed.
+It writes `runs/benchmarks-cpu.json`, with `--docs` also the tables and plots that docs/benchmarks.md shows, and with
+`--check` it fails when a target is missed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> int:
     options = parse()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    results = []
+    results, start = [], time.perf_counter()
     for topic in options.only or TOPICS:
         for comparison in TOPICS[topic].comparisons(options.device):
             began = time.perf_counter()
@@ -43,7 +43,7 @@ def main() -> int:
     out = options.out or Path("runs") / f"benchmarks-{options.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1))
-    print(f"\n{report.table(results)}\n\nwritten: {out}")
+    print(f"\n{report.table(results)}\n\n{len(results)} rows in {time.perf_counter() - start:.0f} s, written: {out}")
     if options.docs:
         report.write_docs(found, options.device)
     missed = report.missed(results)

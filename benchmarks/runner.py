@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,12 +25,14 @@ class Contender:
         expected: the right result; None for a floor, which computes less.
         tolerance: greatest relative error of a result, as a ratio of Euclidean norms.
         turns: how often it is timed at most; slow references need no more than a few.
+        warm_up: whether to call it once beforehand; a first call may compile or fill caches.
     """
 
     call: Callable[[], Outputs]
     expected: Callable[[], Outputs] | None = None
     tolerance: float = 1e-4
     turns: int | None = None
+    warm_up: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,31 +99,40 @@ def run(comparison: Comparison, device: str, *, seconds: float, turns: int) -> d
         AssertionError: when a contender computes something else than it should.
     """
     with threads(comparison.threads):
-        errors = {name: check(name, contender) for name, contender in comparison.contenders.items()}
-        memory = {name: peak_memory(contender.call, device) for name, contender in comparison.contenders.items()}
-        repeats = {name: max(1, int(BLOCK_SECONDS / duration)) for name, (_, duration) in memory.items()}
+        first = {name: first_call(name, contender, device) for name, contender in comparison.contenders.items()}
+        repeats = {name: max(1, int(BLOCK_SECONDS / of_call.seconds)) for name, of_call in first.items()}
         times = interleave(comparison.contenders, repeats, device, seconds, turns)
     base = times[comparison.against]
-    return {name: _summary(own, base, memory[name][0], errors[name]) for name, own in times.items()}
+    return {name: _summary(own, base, first[name]) for name, own in times.items()}
 
 
-def check(name: str, contender: Contender) -> float | None:
-    """Relative error of the worst of the results; a fast wrong answer is not worth a time."""
-    if contender.expected is None:
-        return None
-    error = max(
-        (float((actual.double() - exact).norm() / exact.norm()) for actual, exact in _paired(contender)), default=0.0
-    )
-    if not error <= contender.tolerance:
-        raise AssertionError(
-            f"{name} is wrong: its relative error is {error:.1e}, allowed is {contender.tolerance:.1e}"
-        )
-    return error
+class FirstCall(NamedTuple):
+    """What the call before the timed ones tells."""
+
+    error: float | None
+    mebibytes: float
+    seconds: float
 
 
-def _paired(contender: Contender) -> Iterator[tuple[Tensor, Tensor]]:
-    assert contender.expected is not None
-    return zip(contender.call(), contender.expected(), strict=True)
+def first_call(name: str, contender: Contender, device: str) -> FirstCall:
+    """Measure the memory and check the results."""
+    if contender.warm_up:
+        contender.call()
+    outputs, mebibytes, seconds = peak_memory(contender.call, device)
+    error = None
+    if contender.expected is not None:
+        error = relative_error(outputs, contender.expected())
+        if not error <= contender.tolerance:
+            raise AssertionError(
+                f"{name} is wrong: its relative error is {error:.1e}, allowed is {contender.tolerance:.1e}"
+            )
+    return FirstCall(error, mebibytes, seconds)
+
+
+def relative_error(outputs: Outputs, expected: Outputs) -> float:
+    """That of the worst of the results; a fast wrong answer is not worth a time."""
+    pairs = zip(outputs, expected, strict=True)
+    return max((float((actual.double() - exact).norm() / exact.norm()) for actual, exact in pairs), default=0.0)
 
 
 def interleave(
@@ -151,27 +162,31 @@ def _timed(call: Callable[[], object], repeats: int, device: str) -> float:
     return (time.perf_counter() - began) / repeats
 
 
-def _summary(times: list[float], base: list[float], memory: float, error: float | None) -> Measured:
+def _summary(times: list[float], base: list[float], first: FirstCall) -> Measured:
     # Slow contenders take part in the first turns alone.
     ratios = [own / other for own, other in zip(times, base, strict=False)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return Measured(1000 * statistics.median(times), middle, low, high, memory, error)
+    return Measured(1000 * statistics.median(times), middle, low, high, first.mebibytes, first.error)
 
 
-def peak_memory(call: Callable[[], object], device: str) -> tuple[float, float]:
-    """MiB that torch allocates at most during the call, beyond what it held before, and the seconds it took."""
+def peak_memory(call: Callable[[], Outputs], device: str) -> tuple[Outputs, float, float]:
+    """What the call returns, the MiB that torch holds at most beyond what it held before, and the seconds it took."""
+    began = time.perf_counter()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        duration = _timed(call, 1, device)
-        return (torch.cuda.max_memory_allocated(device) - before) / MEBIBYTE, duration
+        outputs = call()
+        synchronize(device)
+        return outputs, (torch.cuda.max_memory_allocated(device) - before) / MEBIBYTE, time.perf_counter() - began
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        duration = _timed(call, 1, device)
+        began = time.perf_counter()
+        outputs = call()
+        duration = time.perf_counter() - began
     held = highest = 0
     for size in _allocations(recorded):
         held += size
         highest = max(highest, held)
-    return highest / MEBIBYTE, duration
+    return outputs, highest / MEBIBYTE, duration
 
 
 def _allocations(recorded: profile) -> list[int]:
