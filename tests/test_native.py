@@ -17,9 +17,6 @@ from stmi_layers.kernels import native
 from stmi_layers.kernels.native import native_attention
 from stmi_layers.kernels.native.__main__ import build
 
-# One worker builds, and only once.
-pytestmark = pytest.mark.xdist_group("native")
-
 NAMES = ("result", "query", "key", "value", "alpha", "beta")
 
 

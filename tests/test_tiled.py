@@ -1,6 +1,7 @@
 """Tiled attention against the float64 specification: any cut into tiles, extreme inputs, every transform of torch."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
+from benchmarks.runner import peak_memory
 from stmi_layers import SegmentationModulatedAttention, modulate_logits, modulated_attention
 from stmi_layers.kernels import native, tiles
 
@@ -226,6 +228,23 @@ def test_no_tensor_of_tokens_by_tokens():
         modulated_attention(*leaves, implementation="tiled").sum().backward()
     largest = max(event.self_cpu_memory_usage for event in profile.events() or [])
     assert 0 < largest <= 4 * tiles.TILE < 4 * tokens**2 / 4
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("tokens", "batch"), [(129, 32), (577, 4), (1025, 2)])
+def test_memory_is_close_to_that_of_plain_attention(tokens, batch, backward):
+    inputs = problem(tokens, 1 / 3, batch=batch, heads=12, head_dim=64, dtype=torch.float32)
+    query, key, value, *_ = (item.requires_grad_(backward and item.is_floating_point()) for item in inputs)
+
+    def peak(attend: Callable[[], Tensor]) -> float:
+        def call() -> tuple[Tensor, ...]:
+            result = attend()
+            return (result, *torch.autograd.grad(result.sum(), (query, key, value))) if backward else (result,)
+
+        return peak_memory(call, "cpu")[1]
+
+    plain = peak(lambda: F.scaled_dot_product_attention(query, key, value))
+    assert 0 < peak(lambda: modulated_attention(*inputs, implementation="tiled")) <= 1.5 * plain
 
 
 @either_form

@@ -18,7 +18,7 @@ from torch import Tensor
 from stmi_layers._precision import at_least_float32
 from stmi_layers.kernels import tiled_backward as tiled_backward  # registers the operator of the backward pass
 from stmi_layers.kernels import tiled_short, tiles
-from stmi_layers.kernels.tiles import Piece, new_buffer, pieces, put_rows, take_rows, tile_in, wide_rows
+from stmi_layers.kernels.tiles import Piece, exponentials, new_buffer, pieces, put_rows, take_rows, tile_in, wide_rows
 
 _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -65,8 +65,8 @@ def _attend_foreground(rows: Tensor, keys: Tensor, values: Tensor, piece: Piece)
         of_rows, modulation = rows[row, head].transpose(0, 1), piece.modulation.of_heads(head)
         tile = torch.bmm(of_rows, keys[head].mT, out=tile_in(buffer, head, row, tokens))
         modulation.apply(tile, tile.amax(dim=-1, keepdim=True), tile.amin(dim=-1, keepdim=True), out=tile)
-        torch.softmax(tile, dim=-1, out=tile)
-        of_rows.copy_(torch.bmm(tile, values[head]))
+        sums = exponentials(tile)
+        torch.div(torch.bmm(tile, values[head]), sums, out=of_rows)
 
 
 def _attend_background(rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:

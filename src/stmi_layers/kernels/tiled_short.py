@@ -43,13 +43,18 @@ def attend(
     result = value.new_empty(batch, tokens, heads, head_dim)
     pairs = Pairs(foreground, alpha, beta, scale)
     for part, (logits,) in _parts(query, buffers=1):
-        rows, keys, values = (_flat(tensor[part]) for tensor in (query, key, value))
-        modulation, _ = pairs.of(part)
-        tile = torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
-        modulation.apply(logits, logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True), out=logits)
-        torch.softmax(tile, dim=-1, out=tile)
-        result[part] = torch.bmm(tile, values).unflatten(0, (-1, heads)).transpose(1, 2)
+        _attend_some(query[part], key[part], value[part], pairs.of(part)[0], logits, out=result[part].transpose(1, 2))
     return result
+
+
+def _attend_some(
+    query: Tensor, key: Tensor, value: Tensor, modulation: tiles.Modulation, logits: Tensor, *, out: Tensor
+) -> None:
+    """Those of a tile, in a function of their own so that nothing of theirs is held while the next are computed."""
+    tile = torch.bmm(_flat(query), _flat(key).mT, out=logits.flatten(0, 1))
+    modulation.apply(logits, logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True), out=logits)
+    sums = tiles.exponentials(logits)
+    torch.div(torch.bmm(tile, _flat(value)).unflatten(0, out.shape[:2]), sums, out=out)
 
 
 def differentiate(
@@ -74,8 +79,8 @@ def differentiate(
         torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
         maximum, minimum = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
         modulation.apply(logits, maximum, minimum, out=weights)
-        torch.softmax(weights, dim=-1, out=weights)
-        to_value[part] = torch.bmm(weights.flatten(0, 1).mT, incoming).unflatten(0, (-1, heads))
+        weights.div_(tiles.exponentials(weights))
+        _put_product(to_value[part], weights.flatten(0, 1).mT, incoming)
         torch.bmm(incoming, values.mT, out=delta.flatten(0, 1))
         tiles.softmax_backward(delta, weights)
         scratch = weights
@@ -89,7 +94,7 @@ def differentiate(
         tiles.add_to_extrema(delta, logits, minimum, modulation.beta * of_constant, scratch)
         of_logits = delta.flatten(0, 1)
         to_query[part] = torch.bmm(of_logits, keys).unflatten(0, (-1, heads)).transpose(1, 2)
-        to_key[part] = torch.bmm(of_logits.mT, rows).unflatten(0, (-1, heads))
+        _put_product(to_key[part], of_logits.mT, rows)
     return to_query.transpose(1, 2), to_key, to_value, scale * to_alpha, scale * to_beta
 
 
@@ -107,3 +112,12 @@ def _parts(query: Tensor, buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
 def _flat(tensor: Tensor) -> Tensor:
     """Samples and heads as one axis, in at least float32."""
     return at_least_float32(tensor).flatten(0, 1)
+
+
+def _put_product(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """Write the product of matrices to where samples and heads are two axes, dense, of any precision."""
+    target = target.flatten(0, 1)
+    if target.dtype is left.dtype:
+        torch.bmm(left, right, out=target)
+    else:
+        target.copy_(torch.bmm(left, right))

@@ -119,6 +119,15 @@ def tile_in(buffer: Tensor, head: slice, row: slice, tokens: int) -> Tensor:
     return buffer[: heads * rows * tokens].view(heads, rows, tokens)
 
 
+def exponentials(logits: Tensor) -> Tensor:
+    """Turn logits into softmax weights that are not normalised yet, in place; return the sums of the rows.
+
+    Torch's softmax takes longer than these calls, and the division can wait for the attended values, which are fewer.
+    """
+    logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
+    return logits.sum(dim=-1, keepdim=True)
+
+
 def softmax_backward(gradient: Tensor, weights: Tensor) -> None:
     """Turn the gradient of the weights into that of their logits, in place."""
     torch.ops.aten._softmax_backward_data.out(gradient, weights, -1, gradient.dtype, grad_input=gradient)
