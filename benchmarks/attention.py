@@ -13,7 +13,7 @@ from stmi_layers.kernels import native
 
 HEADS, HEAD_DIM = 12, 64  # ViT-B
 SIZES = {129: 32, 577: 4, 1025: 2, 2305: 1}  # tokens and batch
-SHARES = (0.0, 0.25, 0.5, 1.0)
+SHARES = (0.0, 0.5, 1.0)
 Attend = Callable[..., Tensor]
 
 

@@ -45,9 +45,9 @@ def _attend(
     for piece in pieces(query, foreground, alpha, beta, scale, most=2 * tiles.TILE // copies):
         of, split = (piece.sample, piece.heads), piece.split
         target = result[piece.sample, :, piece.heads]
-        rows = take_rows(query[of], piece.order).mul_(piece.factor)
-        if rows.dtype is target.dtype:
-            rows = target.copy_(rows)  # gives their own memory back: they wait where the result will be
+        rows = take_rows(query[of], piece.order)
+        # Where the precision allows it, the rows wait where their result will be, and need no memory of their own.
+        rows = torch.mul(rows, piece.factor, out=target if target.dtype is rows.dtype else rows)
         keys, values = wide_rows(key[of]), wide_rows(value[of])
         if split > 0:
             _attend_foreground(rows[:split], keys, values, piece)
