@@ -95,7 +95,7 @@ class Problem:
 
     def __init__(self, device: str, samples: int) -> None:
         torch.manual_seed(0)
-        self.warm_up = device != "cpu"  # there, nothing is compiled and a call takes seconds
+        self.warm_up = device != "cpu"  # on CPU nothing is compiled, and a call takes seconds
         self.images = torch.randn(samples, MODALITIES, 3, *SIZE, device=device)
         self.masks = torch.zeros(samples, MODALITIES, *SIZE, dtype=torch.bool, device=device)
         self.masks[..., 32:224, 32:96] = True
@@ -132,7 +132,8 @@ class Problem:
 
     def _step(self, features: Features) -> Outputs:
         """Forward, loss and backward; an optimizer would cost all of them the same."""
-        pairs = zip(self.losses, features(), strict=False)
+        found = features()
+        pairs = zip(self.losses, found, strict=False)
         loss = torch.stack([criterion(feature.flatten(1), self.labels) for criterion, feature in pairs]).sum()
         loss.backward()
-        return (loss.detach(),)
+        return (loss.detach(), *(feature.detach() for feature in found))

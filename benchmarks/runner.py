@@ -132,7 +132,8 @@ def first_call(name: str, contender: Contender, device: str) -> FirstCall:
 def relative_error(outputs: Outputs, expected: Outputs) -> float:
     """That of the worst of the results; a fast wrong answer is not worth a time."""
     pairs = zip(outputs, expected, strict=True)
-    return max((float((actual.double() - exact).norm() / exact.norm()) for actual, exact in pairs), default=0.0)
+    errors = [(actual.double() - exact).norm() / exact.norm() for actual, exact in pairs]
+    return torch.stack(errors).max().item()  # of torch, which does not overlook NaN
 
 
 def interleave(
@@ -171,8 +172,9 @@ def _summary(times: list[float], base: list[float], first: FirstCall) -> Measure
 
 def peak_memory(call: Callable[[], Outputs], device: str) -> tuple[Outputs, float, float]:
     """What the call returns, the MiB that torch holds at most beyond what it held before, and the seconds it took."""
-    began = time.perf_counter()
     if device != "cpu":
+        synchronize(device)
+        began = time.perf_counter()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         outputs = call()

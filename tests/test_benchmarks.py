@@ -35,9 +35,17 @@ def test_a_wrong_contender_ends_the_run():
         run(comparison(ours=2.0), "cpu", seconds=0, turns=1)
 
 
-def test_nan_is_wrong():
+@pytest.mark.parametrize("values", [(float("nan"), 1.0), (1.0, float("nan"))])
+def test_nan_is_wrong(values):
+    outputs, expected = ([torch.tensor([value]) for value in row] for row in (values, (1.0, 1.0)))
     with pytest.raises(AssertionError, match="relative error is nan"):
-        first_call("ours", Contender(always(float("nan")), always(1.0)), "cpu")
+        first_call("ours", Contender(lambda: tuple(outputs), lambda: tuple(expected)), "cpu")
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_memory_is_that_of_one_call(warm_up):
+    contender = Contender(lambda: (torch.zeros(2**20),), lambda: (torch.zeros(2**20) + 1,), 1.0, warm_up=warm_up)
+    assert first_call("ours", contender, "cpu").mebibytes == pytest.approx(4.0, abs=0.01)
 
 
 @pytest.mark.parametrize(("limit", "status"), [(1e9, 0), (0.0, 1)])

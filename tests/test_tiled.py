@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
-from benchmarks.runner import peak_memory
+from benchmarks.runner import peak_memory, threads
 from stmi_layers import SegmentationModulatedAttention, modulate_logits, modulated_attention
 from stmi_layers.kernels import native, tiles
 
@@ -82,16 +82,37 @@ def assert_equal(inputs: list[Tensor], tolerance: float = 1e-9) -> None:
     strengths=st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5)),
     tile=st.integers(1, 400),
     batch=st.integers(1, 3),
-    heads=st.integers(1, 4),
+    heads=st.integers(1, 7),
+    threads=st.integers(1, 9),
     per_head=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_any_cut_into_tiles(tile, tokens, share, strengths, batch, heads, per_head, seed):
+def test_any_cut_into_tiles(tile, tokens, share, strengths, batch, heads, threads, per_head, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE", tile)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
         assert_equal(
             problem(tokens, share, strengths=strengths, batch=batch, heads=heads, per_head=per_head, seed=seed)
         )
+
+
+@given(
+    heads=st.integers(1, 40),
+    rows=st.integers(1, 60),
+    tokens=st.integers(1, 600),
+    tile=st.integers(1, 20_000),
+    threads=st.integers(1, 64),
+)
+def test_tiles_cover_every_row_once_and_fit_their_buffer(heads, rows, tokens, tile, threads):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "TILE", tile)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        cells = torch.zeros(heads, rows, dtype=torch.int64)
+        room = len(tiles.new_buffer(torch.empty(rows, heads, 1), tokens))
+        for head, row in tiles.cut(heads, rows, tokens):
+            cells[head, row] += 1
+            assert 0 < cells[head, row].numel() * tokens <= room
+    assert (cells == 1).all()
 
 
 def test_equations_loop_by_loop():
@@ -231,8 +252,9 @@ def test_no_tensor_of_tokens_by_tokens():
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize(("tokens", "batch"), [(129, 32), (577, 4), (1025, 2)])
-def test_memory_is_close_to_that_of_plain_attention(tokens, batch, backward):
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize(("tokens", "batch"), [(129, 32), (577, 4), (2305, 1)])
+def test_memory_is_close_to_that_of_plain_attention(tokens, batch, count, backward):
     inputs = problem(tokens, 1 / 3, batch=batch, heads=12, head_dim=64, dtype=torch.float32)
     query, key, value, *_ = (item.requires_grad_(backward and item.is_floating_point()) for item in inputs)
 
@@ -243,8 +265,20 @@ def test_memory_is_close_to_that_of_plain_attention(tokens, batch, backward):
 
         return peak_memory(call, "cpu")[1]
 
-    plain = peak(lambda: F.scaled_dot_product_attention(query, key, value))
-    assert 0 < peak(lambda: modulated_attention(*inputs, implementation="tiled")) <= 1.5 * plain
+    with threads(count):
+        plain = peak(lambda: F.scaled_dot_product_attention(query, key, value))
+        assert 0 < peak(lambda: modulated_attention(*inputs, implementation="tiled")) <= 1.5 * plain
+
+
+@either_form
+def test_a_gradient_that_is_one_number_expanded():
+    leaves = [item.requires_grad_(item.is_floating_point()) for item in problem(30)]
+    learned = [leaf for leaf in leaves if leaf.is_floating_point()]
+    actual, expected = (
+        torch.autograd.grad(modulated_attention(*leaves, implementation=form).sum(), learned)
+        for form in ("tiled", "dense")
+    )
+    torch.testing.assert_close(actual, expected)
 
 
 @either_form

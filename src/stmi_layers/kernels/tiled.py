@@ -1,6 +1,6 @@
 r"""Modulated attention on CPU without a matrix of tokens x tokens; the twin of the dense form in `attention.py`.
 
-One sample at a time, its queries sorted into foreground and background:
+Some heads of one sample at a time, its queries sorted into foreground and background:
 
 - A background query is plain attention at another temperature, since $\beta \min_j A$ is constant along its row:
   torch's own kernel does it, at the speed of plain attention.
@@ -41,7 +41,8 @@ def _attend(
         result = tiled_short.attend(query, key, value, foreground, alpha, beta, scale)
         return result.transpose(1, 2), normaliser
     result = value.new_empty(batch, tokens, heads, head_dim)  # tokens first, as plain attention lays it out
-    copies = 1 if result.dtype is normaliser.dtype else 4  # half precision has its own of rows, keys and values
+    # About two tiles of memory; half precision has its rows, keys, values and what they attend to in float32.
+    copies = 1 if result.dtype is normaliser.dtype else 4
     for piece in pieces(query, foreground, alpha, beta, scale, most=2 * tiles.TILE // copies):
         of, split = (piece.sample, piece.heads), piece.split
         target = result[piece.sample, :, piece.heads]

@@ -82,9 +82,9 @@ def put_rows(target: Tensor, rows: Tensor, place: Tensor) -> None:
 
 
 def cut(heads: int, rows: int, tokens: int) -> Iterator[tuple[slice, slice]]:
-    """Cut heads x rows into tiles, evenly, and with no fewer heads each than there are threads to share them."""
+    """Cut heads x rows into tiles; where it can be, none has fewer heads than there are threads to share them."""
     most_rows = _most_rows(tokens)
-    heads_at_once = _even_heads(heads, most_rows // rows)
+    heads_at_once = max(_even_heads(heads, most_rows // rows), min(heads, torch.get_num_threads()))
     rows_at_once = _even(rows, most_rows // heads_at_once)
     for head in range(0, heads, heads_at_once):
         for row in range(0, rows, rows_at_once):
@@ -92,7 +92,7 @@ def cut(heads: int, rows: int, tokens: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _most_rows(tokens: int) -> int:
-    return max(TILE // tokens, 16)
+    return max(TILE // tokens, 16, torch.get_num_threads())
 
 
 def _even(count: int, most: int) -> int:
@@ -102,8 +102,10 @@ def _even(count: int, most: int) -> int:
 
 
 def _even_heads(heads: int, most: int) -> int:
-    """The same in multiples of the threads, which is what a product of several matrices can be shared by."""
-    threads = min(torch.get_num_threads(), heads)
+    """The same, in multiples of the threads if they are not too many: they share a product of matrices by matrix."""
+    threads = torch.get_num_threads()
+    if heads <= most or most < threads:
+        return _even(heads, most)
     return threads * _even(math.ceil(heads / threads), most // threads)
 
 
@@ -123,6 +125,7 @@ def exponentials(logits: Tensor) -> Tensor:
     """Turn logits into softmax weights that are not normalised yet, in place; return the sums of the rows.
 
     Torch's softmax takes longer than these calls, and the division can wait for the attended values, which are fewer.
+    Like plain attention, that asks for values below the greatest number of the dtype by a factor of the tokens.
     """
     logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
     return logits.sum(dim=-1, keepdim=True)
