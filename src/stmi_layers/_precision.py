@@ -3,7 +3,8 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -16,3 +17,14 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
     device = tensor.device.type
     known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)  # torch 2.6 cannot trace the question
     return torch.autocast(device, enabled=False) if known and torch.is_autocast_enabled(device) else nullcontext()
+
+
+def layer_norm(norm: nn.LayerNorm, tensor: Tensor) -> Tensor:
+    """Apply `norm` in at least float32, and return the dtype of `tensor`.
+
+    In bfloat16 on a CPU, torch sums the gradients of weight and bias one by one in bfloat16: they stop at 256 terms.
+    """
+    with without_autocast(tensor):
+        wide = at_least_float32(tensor)
+        weight, bias = (None if part is None else part.to(wide.dtype) for part in (norm.weight, norm.bias))
+        return F.layer_norm(wide, norm.normalized_shape, weight, bias, norm.eps).to(tensor.dtype)

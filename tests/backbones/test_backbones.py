@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import stmi_layers.kernels.choice
 from stmi_layers import SegmentationModulatedAttention, modulated_attention
 from stmi_layers.backbones import TokenBackbone, modulate, parameter_groups, unmodulate
-from tests.backbone_checks import (
+from tests.backbones.backbone_checks import (
     COLUMNS,
     FAMILIES,
     build,
@@ -28,7 +28,7 @@ from tests.backbone_checks import (
     timm_vit,
     tokens_of,
 )
-from tests.backbone_table import rows
+from tests.backbones.backbone_table import rows
 
 LIBRARIES = ("open_clip", "timm", "transformers")
 SLOW = ("compile", "export", "ONNX")

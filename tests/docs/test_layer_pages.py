@@ -14,7 +14,7 @@ import stmi_layers.backbones
 from docs.figures.layers import attention, foreground, hypergraph, losses, metrics, reallocation
 from docs.figures.layers.__main__ import ASSETS, NAMES, draw
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {page.stem: page.read_text() for page in sorted((DOCS / "layers").glob("*.md"))}
 ALL_PAGES = sorted(DOCS.rglob("*.md"))
 SECTIONS = ["Formula", "Differences", "Cost", "Pitfalls", "Tests", "API"]
@@ -55,7 +55,7 @@ def test_the_snippet_comes_first(page: str):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_tests_a_page_names_exist(page: str):
-    named = re.findall(r"`(tests/\w+\.py)`", PAGES[page])
+    named = re.findall(r"`(tests/[\w/]+\.py)`", PAGES[page])
     assert named
     assert [path for path in named if not (DOCS.parent / path).is_file()] == []
 

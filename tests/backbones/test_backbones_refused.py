@@ -6,7 +6,7 @@ from torch import nn
 
 from stmi_layers.backbones import TokenBackbone, modulate
 from stmi_layers.backbones.modulated import Modulated
-from tests.backbone_checks import CUSTOM, build, example, open_clip_vit, strengths, timm_vit, transformers_vit
+from tests.backbones.backbone_checks import CUSTOM, build, example, open_clip_vit, strengths, timm_vit, transformers_vit
 
 pytest.importorskip("examples.stmi.torchvision_compat")
 for library in ("open_clip", "timm", "transformers"):

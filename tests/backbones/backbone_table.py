@@ -1,15 +1,15 @@
 """Run every check on every family of vision transformers and write the table of the docs.
 
-python -m tests.backbone_table
+python -m tests.backbones.backbone_table
 """
 
 import logging
 import warnings
 from pathlib import Path
 
-from tests.backbone_checks import COLUMNS, FAMILIES, outcome
+from tests.backbones.backbone_checks import COLUMNS, FAMILIES, outcome
 
-TABLE = Path(__file__).parents[1] / "docs/tables/backbones.md"
+TABLE = Path(__file__).parents[2] / "docs/tables/backbones.md"
 
 
 def rows() -> dict[str, dict[str, str]]:

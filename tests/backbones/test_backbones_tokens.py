@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from stmi_layers import token_foreground
 from stmi_layers.backbones import TokenBackbone, modulate, resize_positions
-from tests.backbone_checks import FAMILIES, build, example, open_clip_timm, open_clip_vit, timm_vit, transformers_vit
+from tests.backbones.backbone_checks import (
+    FAMILIES,
+    build,
+    example,
+    open_clip_timm,
+    open_clip_vit,
+    timm_vit,
+    transformers_vit,
+)
 
 pytest.importorskip("examples.stmi.torchvision_compat")
 for library in ("open_clip", "timm", "transformers"):

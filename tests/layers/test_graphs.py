@@ -9,7 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stmi_layers as sl
-from cases import CASES, Fixed, Inputs
+from case import Fixed, Inputs
+from cases import CASES
 
 DIM = 8
 every_layer = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stmi_layers.backbones import TokenBackbone, load_weights, modulate, resize_positions
-from tests.backbone_checks import build, timm_vit, transformers_vit
+from tests.backbones.backbone_checks import build, timm_vit, transformers_vit
 
 pytest.importorskip("examples.stmi.torchvision_compat")
 for library in ("open_clip", "timm", "transformers"):

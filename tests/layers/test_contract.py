@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import stmi_layers
-from cases import CASES, DIM, Case, Drawn, Fixed, Inputs
+from case import DIM, Case, Drawn, Fixed, Inputs
+from cases import CASES
 
 
 def every_case(condition: Callable[[Case], object] = lambda case: True) -> pytest.MarkDecorator:
