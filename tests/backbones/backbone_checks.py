@@ -1,6 +1,7 @@
 """Tiny vision transformers of every family, and a function for each promise of `stmi_layers.backbones`.
 
-`tests/backbones/test_backbones.py` runs them as tests, `python -m tests.backbones.backbone_table` writes their results into the docs.
+`tests/backbones/test_backbones.py` runs them as tests, `python -m tests.backbones.backbone_table` writes their results
+into the docs.
 """
 
 import inspect
