@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.attention import as_written
 from benchmarks.runner import Comparison, Contender, Outputs, Target
-from examples.stmi.vit import VisionTransformer
+from examples.towers.vit import VisionTransformer
 from stmi_layers import (
     CrossModalHypergraph,
     GlobalCrossAttention,

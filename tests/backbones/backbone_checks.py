@@ -36,7 +36,7 @@ CUSTOM = {"block_type": "custom"} | dict.fromkeys(
 
 def import_library(name: str):
     """A library, torchvision made importable beside a CPU build of torch."""
-    import examples.stmi.torchvision_compat  # noqa: F401
+    import stmi_layers.training._torchvision  # noqa: F401
 
     return __import__(name, fromlist=["_"])
 

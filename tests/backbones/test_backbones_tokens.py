@@ -18,7 +18,7 @@ from tests.backbones.backbone_checks import (
     transformers_vit,
 )
 
-pytest.importorskip("examples.stmi.torchvision_compat")
+pytest.importorskip("stmi_layers.training._torchvision")
 for library in ("open_clip", "timm", "transformers"):
     pytest.importorskip(library)
 
