@@ -18,9 +18,15 @@ from stmi_layers.losses import batch_hard_triplet as batch_hard_triplet
 from stmi_layers.metrics import ReIDMetrics as ReIDMetrics
 from stmi_layers.metrics import rank_gallery as rank_gallery
 from stmi_layers.metrics import reid_metrics as reid_metrics
+from stmi_layers.pooling import GlobalPatchReduction as GlobalPatchReduction
+from stmi_layers.pooling import join_patch_mean as join_patch_mean
 from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenReallocation
 from stmi_layers.reallocation import absorbed_cross_attention as absorbed_cross_attention
 from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
+from stmi_layers.subset_readout import SubsetReadout as SubsetReadout
+from stmi_layers.subset_readout import modality_subsets as modality_subsets
+from stmi_layers.subset_readout import subset_attention as subset_attention
+from stmi_layers.subset_readout import subset_presence as subset_presence
 
 __version__ = "0.1.0"
