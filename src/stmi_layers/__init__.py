@@ -3,6 +3,9 @@
 from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
 from stmi_layers.attention import modulate_logits as modulate_logits
 from stmi_layers.attention import modulated_attention as modulated_attention
+from stmi_layers.experts import GatedExperts as GatedExperts
+from stmi_layers.experts import feature_gates as feature_gates
+from stmi_layers.experts import head_experts as head_experts
 from stmi_layers.foreground import MaskPerturbation as MaskPerturbation
 from stmi_layers.foreground import perturb_background as perturb_background
 from stmi_layers.foreground import token_foreground as token_foreground

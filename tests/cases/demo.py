@@ -1,7 +1,10 @@
 """Layers of DeMo."""
 
+import torch
+from torch import Tensor
+
 import stmi_layers as sl
-from case import DIM, Case, Inputs, Source
+from case import DIM, Case, Inputs, Source, affine
 
 
 def reduction_inputs(source: Source, batch: int) -> Inputs:
@@ -16,6 +19,19 @@ def reduction_inputs(source: Source, batch: int) -> Inputs:
 
 def subset_inputs(source: Source, batch: int) -> Inputs:
     return source.normal(batch, 3, source.size(1, 9), DIM), source.flags(batch, 3)
+
+
+def feature_inputs(source: Source, batch: int) -> Inputs:
+    present = source.flags(batch, 3)
+    present[:2] = True  # where fewer than two samples have a feature, batch norm has no statistics of it
+    return source.normal(batch, 3, DIM), present
+
+
+def gated(layer: sl.GatedExperts, features: Tensor, present: Tensor) -> Tensor:
+    features = torch.where(present[..., None], features, 0.0)
+    experts = sl.head_experts(features, layer.expert_weight, layer.expert_bias)
+    experts = layer.norm_experts(experts.flatten(1)).reshape(len(features), 3, 2, -1)
+    return (experts * layer.gates(features, present).mT[..., None]).flatten(2)
 
 
 CASES = {
@@ -59,5 +75,24 @@ CASES = {
             *(f"{part}_bias" for part in ("query", "value", "out")),
         ),
         width="tokens must have num_modalities=3 and width dim=8",
+    ),
+    "GatedExperts": Case(
+        build=lambda device, dtype: sl.GatedExperts(DIM, 3, num_heads=2, device=device, dtype=dtype),
+        inputs=feature_inputs,
+        shape=lambda features, _: features.shape,
+        state=(
+            *affine("join", "norm_joined", "norm_experts"),
+            *(
+                f"{norm}.{name}"
+                for norm in ("norm_joined", "norm_experts")
+                for name in ("running_mean", "running_var", "num_batches_tracked")
+            ),
+            "query_weight",
+            "key_weight",
+            "expert_weight",
+            "expert_bias",
+        ),
+        twin=gated,
+        width="features must have num_features=3 rows of width dim=8",
     ),
 }
