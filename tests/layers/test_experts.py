@@ -62,6 +62,8 @@ def test_experts_give_the_released_numbers(vectors):
 
     before = arrays.under("param.")
     experts.load_state_dict(carried(before))
+    prefixed = {f"fusion.moe.{name}": value for name, value in before.items()} | {"fusion.other": torch.zeros(1)}
+    assert carried(prefixed).keys() == carried(before).keys()
     for mode in ("eval", "train"):
         experts.train(mode == "train").zero_grad()
         gates = experts.eval().gates(features) if mode == "eval" else None
@@ -172,6 +174,19 @@ def test_gates_of_large_logits_stay_finite():
     query, features = torch.full((1, 2), 1e3), torch.full((1, 3, 2), 1e3)
     actual = feature_gates(query, features, torch.eye(2), torch.eye(2), num_heads=1)
     torch.testing.assert_close(actual, torch.full((1, 1, 3), 1 / 3))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_bfloat16_training_keeps_its_gradients(masked):
+    exact = randomise(GatedExperts(8, 3, num_heads=2)).bfloat16().double()
+    half = GatedExperts(8, 3, num_heads=2, dtype=torch.bfloat16)
+    half.load_state_dict(exact.state_dict())
+    features, upstream = (torch.rand(1024, 3, 8).bfloat16() for _ in range(2))
+    present = torch.ones(1024, 3, dtype=torch.bool) if masked else None
+    expected = torch.autograd.grad(exact(features.double(), present), list(exact.parameters()), upstream.double())
+    actual = torch.autograd.grad(half(features, present), list(half.parameters()), upstream)
+    for gradient, right in zip(actual, expected, strict=True):
+        assert (gradient.double() - right).norm() < 0.03 * right.norm()
 
 
 def test_batches_of_one_and_none():
