@@ -134,9 +134,8 @@ class SubsetReadout(nn.Module):
     Differences from the research code:
 
     - The biases of the keys are left out, because they cancel in the softmax.
-    - Any number of modalities; one batched product in the place of a module per subset.
-    - `present` leaves out missing modalities, where the research code reads black images. A subset is read from those
-      of its members that are there; with `incomplete="drop"` it is 0 unless it is complete.
+    - Any number of modalities. `present` leaves out missing ones, where the research code reads black images: a subset
+      is read from the members that are there; with `incomplete="drop"` it is 0 unless all are.
     - The research code gives the heads a width of 64 and drops a tenth of the attention weights in training: set
       `num_heads=dim // 64, dropout=0.1`.
 
@@ -186,24 +185,20 @@ class SubsetReadout(nn.Module):
         self.dropout = nn.Dropout(dropout)
         factory = {"device": device, "dtype": dtype}
         self.register_buffer("subsets", torch.empty_like(members, device=device), persistent=False)
-        square, row = (len(members), dim, dim), (len(members), dim)
-        self.queries = nn.Parameter(torch.empty(row, **factory))
-        self.query_weight = nn.Parameter(torch.empty(square, **factory))
-        self.query_bias = nn.Parameter(torch.empty(row, **factory))
-        self.key_weight = nn.Parameter(torch.empty(square, **factory))
-        self.value_weight = nn.Parameter(torch.empty(square, **factory))
-        self.value_bias = nn.Parameter(torch.empty(row, **factory))
-        self.out_weight = nn.Parameter(torch.empty(square, **factory))
-        self.out_bias = nn.Parameter(torch.empty(row, **factory))
+        weights = (nn.Parameter(torch.empty(len(members), dim, dim, **factory)) for _ in range(4))
+        self.query_weight, self.key_weight, self.value_weight, self.out_weight = weights
+        rows = (nn.Parameter(torch.empty(len(members), dim, **factory)) for _ in range(4))
+        self.queries, self.query_bias, self.value_bias, self.out_bias = rows
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the initial values: those of `nn.MultiheadAttention`, and queries of about unit length."""
         self.subsets.copy_(modality_subsets(self.num_modalities, self.kind))
-        nn.init.normal_(self.queries, std=self.dim**-0.5)
+        unit, xavier = self.dim**-0.5, (1.5 / self.dim) ** 0.5  # Xavier of the three stacked
+        nn.init.normal_(self.queries, std=unit)
         for weight in (self.query_weight, self.key_weight, self.value_weight):
-            nn.init.uniform_(weight, -((1.5 / self.dim) ** 0.5), (1.5 / self.dim) ** 0.5)  # Xavier of the three stacked
-        nn.init.uniform_(self.out_weight, -(self.dim**-0.5), self.dim**-0.5)
+            nn.init.uniform_(weight, -xavier, xavier)
+        nn.init.uniform_(self.out_weight, -unit, unit)
         for bias in (self.query_bias, self.value_bias, self.out_bias):
             nn.init.zeros_(bias)
 
