@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, hypergraph, losses, metrics, model, reallocation, report
+from benchmarks import attention, experts, hypergraph, losses, metrics, model, reallocation, report
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
 TOPICS = {
     "attention": attention,
     "reallocation": reallocation,
+    "experts": experts,
     "hypergraph": hypergraph,
     "losses": losses,
     "metrics": metrics,

@@ -23,8 +23,15 @@ SIGNATURES = {
     ),
     "CrossModalHypergraph.forward": "(tokens, present=None)",
     "CrossModalHypergraph.incidence": "(tokens, present=None)",
+    "ExpertReadout": "(dim, *, num_heads=8, norm=False, device=None, dtype=None)",
+    "ExpertReadout.forward": "(globals, tokens, present=None)",
+    "GatedExperts": "(dim, num_features, *, num_heads=4, device=None, dtype=None)",
+    "GatedExperts.forward": "(features, present=None)",
+    "GatedExperts.gates": "(features, present=None)",
     "GlobalCrossAttention": "(dim, *, num_heads=8, dropout=0.0, device=None, dtype=None)",
     "GlobalCrossAttention.forward": "(globals, tokens, keep=None)",
+    "GlobalPatchReduction": "(dim, num_modalities, *, norm=True, activation='quick_gelu', device=None, dtype=None)",
+    "GlobalPatchReduction.forward": "(globals, patches, keep=None, present=None)",
     "HypergraphConv": (
         "(in_dim, out_dim, *, num_edges=None, num_nodes=None, normalization='row', activation=silu, "
         "device=None, dtype=None)"
@@ -48,13 +55,31 @@ SIGNATURES = {
     "SemanticTokenReallocation": ("(dim, num_tokens=4, *, num_heads=8, mlp_ratio=4.0, device=None, dtype=None)"),
     "SemanticTokenReallocation.attention": "(patches, prior=None)",
     "SemanticTokenReallocation.forward": "(patches, prior=None)",
+    "SharedExperts": "(dim, num_experts=4, *, mlp_ratio=4.0, dropout=0.1, device=None, dtype=None)",
+    "SharedExperts.forward": "(patches, present=None)",
+    "SharedExperts.gates": "(patches, present=None)",
+    "SubsetReadout": (
+        "(dim, num_modalities, *, num_heads=8, dropout=0.0, subsets='all', incomplete='read', device=None, dtype=None)"
+    ),
+    "SubsetReadout.attention": "(tokens, present=None)",
+    "SubsetReadout.forward": "(tokens, present=None)",
+    "TextModulatedExperts": (
+        "(dim, num_modalities, num_experts=4, *, mlp_ratio=4.0, dropout=0.1, text_dim=None, device=None, dtype=None)"
+    ),
+    "TextModulatedExperts.forward": "(patches, text=None, present=None, has_text=None)",
+    "TextModulatedExperts.modulation": "(patches, text=None, present=None, has_text=None)",
     "absorbed_cross_attention": (
         "(query, context, in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads, *, keep=None)"
     ),
     "batch_hard_triplet": "(features, labels, *, margin=None)",
+    "draw_sentences": "(sentences, num_experts, *, p=0.5, generator=None)",
+    "feature_gates": "(query, features, query_weight, key_weight, num_heads, *, present=None)",
+    "head_experts": "(features, weight, bias)",
     "hypergraph_conv": "(nodes, incidence, edge_weight=None, *, normalization='row')",
     "incidence_statistics": "(incidence, num_modalities)",
+    "join_patch_mean": "(globals, patches, *, keep=None, present=None)",
     "k_reciprocal_rerank": "(query, gallery, *, k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)",
+    "modality_subsets": "(num_modalities, subsets='all')",
     "modulate_logits": "(logits, foreground, alpha, beta)",
     "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None, implementation='auto')",
     "perturb_background": "(foreground, p, *, generator=None)",
@@ -71,7 +96,11 @@ SIGNATURES = {
         "5, 10), k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)"
     ),
     "similarity_incidence": "(nodes, threshold, *, similarity='cosine', present=None)",
+    "subset_attention": "(tokens, rows, subsets, *, present=None)",
+    "subset_presence": "(present, subsets, *, incomplete='read')",
+    "text_similarity": "(patches, text)",
     "token_foreground": "(mask, grid, *, threshold=0.5, prefix_tokens=1)",
+    "token_gates": "(tokens, weight, bias)",
 }
 
 

@@ -3,6 +3,10 @@
 from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
 from stmi_layers.attention import modulate_logits as modulate_logits
 from stmi_layers.attention import modulated_attention as modulated_attention
+from stmi_layers.expert_readout import ExpertReadout as ExpertReadout
+from stmi_layers.experts import GatedExperts as GatedExperts
+from stmi_layers.experts import feature_gates as feature_gates
+from stmi_layers.experts import head_experts as head_experts
 from stmi_layers.foreground import MaskPerturbation as MaskPerturbation
 from stmi_layers.foreground import perturb_background as perturb_background
 from stmi_layers.foreground import token_foreground as token_foreground
@@ -18,9 +22,20 @@ from stmi_layers.losses import batch_hard_triplet as batch_hard_triplet
 from stmi_layers.metrics import ReIDMetrics as ReIDMetrics
 from stmi_layers.metrics import rank_gallery as rank_gallery
 from stmi_layers.metrics import reid_metrics as reid_metrics
+from stmi_layers.pooling import GlobalPatchReduction as GlobalPatchReduction
+from stmi_layers.pooling import join_patch_mean as join_patch_mean
 from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenReallocation
 from stmi_layers.reallocation import absorbed_cross_attention as absorbed_cross_attention
 from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
+from stmi_layers.sentences import draw_sentences as draw_sentences
+from stmi_layers.shared_experts import SharedExperts as SharedExperts
+from stmi_layers.shared_experts import token_gates as token_gates
+from stmi_layers.subset_readout import SubsetReadout as SubsetReadout
+from stmi_layers.subset_readout import modality_subsets as modality_subsets
+from stmi_layers.subset_readout import subset_attention as subset_attention
+from stmi_layers.subset_readout import subset_presence as subset_presence
+from stmi_layers.text_experts import TextModulatedExperts as TextModulatedExperts
+from stmi_layers.text_experts import text_similarity as text_similarity
 
 __version__ = "0.1.0"
