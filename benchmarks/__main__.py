@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, hypergraph, losses, metrics, model, reallocation, report
+from benchmarks import attention, deformable, hypergraph, losses, metrics, model, reallocation, report
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
@@ -21,6 +21,7 @@ TOPICS = {
     "attention": attention,
     "reallocation": reallocation,
     "hypergraph": hypergraph,
+    "deformable": deformable,
     "losses": losses,
     "metrics": metrics,
     "model": model,

@@ -17,12 +17,20 @@ ITEMS = {
 
 # Whatever changes here changes other people's code: it belongs into CHANGELOG.md.
 SIGNATURES = {
+    "CaptionPrompts": "(num_prompts, dim, *, first=5, std=0.02, device=None, dtype=None)",
+    "CaptionPrompts.forward": "(embeddings)",
     "CrossModalHypergraph": (
         "(dim, num_nodes, *, num_layers=1, threshold=0.5, similarity='cosine', normalization='row', "
         "device=None, dtype=None)"
     ),
     "CrossModalHypergraph.forward": "(tokens, present=None)",
     "CrossModalHypergraph.incidence": "(tokens, present=None)",
+    "DeformableReadout": (
+        "(dim, num_modalities, grid, *, max_offset=(4.0, 4.0), kernel=4, stride=2, offsets='shared', "
+        "reference='centred', num_heads=1, device=None, dtype=None)"
+    ),
+    "DeformableReadout.forward": "(queries, patches, present=None, query_present=None)",
+    "DeformableReadout.positions": "(patches, present=None)",
     "GlobalCrossAttention": "(dim, *, num_heads=8, dropout=0.0, device=None, dtype=None)",
     "GlobalCrossAttention.forward": "(globals, tokens, keep=None)",
     "HypergraphConv": (
@@ -48,6 +56,8 @@ SIGNATURES = {
     "SemanticTokenReallocation": ("(dim, num_tokens=4, *, num_heads=8, mlp_ratio=4.0, device=None, dtype=None)"),
     "SemanticTokenReallocation.attention": "(patches, prior=None)",
     "SemanticTokenReallocation.forward": "(patches, prior=None)",
+    "TextInversion": "(text_dim, dim, *, hidden=None, dropout=0.1, device=None, dtype=None)",
+    "TextInversion.forward": "(text, has_text=None)",
     "absorbed_cross_attention": (
         "(query, context, in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads, *, keep=None)"
     ),
@@ -58,6 +68,7 @@ SIGNATURES = {
     "modulate_logits": "(logits, foreground, alpha, beta)",
     "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None, implementation='auto')",
     "perturb_background": "(foreground, p, *, generator=None)",
+    "prompted_text_feature": "(tokens, ids, num_prompts, *, first=5)",
     "rank_gallery": (
         "(query, gallery, query_ids, gallery_ids, *, k=10, query_groups=None, gallery_groups=None, "
         "metric='euclidean', chunk_size=64)"
@@ -69,6 +80,10 @@ SIGNATURES = {
     "reranked_metrics": (
         "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
         "5, 10), k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)"
+    ),
+    "sampled_cross_attention": (
+        "(queries, patches, positions, grid, in_proj_weight, in_proj_bias, out_weight, out_bias, *, num_heads=1, "
+        "present=None)"
     ),
     "similarity_incidence": "(nodes, threshold, *, similarity='cosine', present=None)",
     "token_foreground": "(mask, grid, *, threshold=0.5, prefix_tokens=1)",

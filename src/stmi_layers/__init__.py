@@ -3,6 +3,8 @@
 from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
 from stmi_layers.attention import modulate_logits as modulate_logits
 from stmi_layers.attention import modulated_attention as modulated_attention
+from stmi_layers.deformable_readout import DeformableReadout as DeformableReadout
+from stmi_layers.deformable_readout import sampled_cross_attention as sampled_cross_attention
 from stmi_layers.foreground import MaskPerturbation as MaskPerturbation
 from stmi_layers.foreground import perturb_background as perturb_background
 from stmi_layers.foreground import token_foreground as token_foreground
@@ -22,5 +24,8 @@ from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenR
 from stmi_layers.reallocation import absorbed_cross_attention as absorbed_cross_attention
 from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
+from stmi_layers.text_inversion import CaptionPrompts as CaptionPrompts
+from stmi_layers.text_inversion import TextInversion as TextInversion
+from stmi_layers.text_inversion import prompted_text_feature as prompted_text_feature
 
 __version__ = "0.1.0"
