@@ -17,6 +17,8 @@ ITEMS = {
 
 # Whatever changes here changes other people's code: it belongs into CHANGELOG.md.
 SIGNATURES = {
+    "AsymmetricAdapter": "(in_dim, dim, *, hidden=None, device=None, dtype=None)",
+    "AsymmetricAdapter.forward": "(features)",
     "CaptionPrompts": "(num_prompts, dim, *, first=5, std=0.02, device=None, dtype=None)",
     "CaptionPrompts.forward": "(embeddings)",
     "CrossModalHypergraph": (
@@ -40,14 +42,24 @@ SIGNATURES = {
     "HypergraphConv.forward": "(nodes, incidence)",
     "IdentityHead": "(dim, num_identities, *, device=None, dtype=None)",
     "IdentityHead.forward": "(features)",
+    "ImageTextAlignment": "(temperature=0.07, *, device=None, dtype=None)",
+    "ImageTextAlignment.forward": "(image, text, labels=None, present=None)",
     "MaskPerturbation": "(p)",
     "MaskPerturbation.forward": "(foreground)",
+    "ParallelAdapter": ("(dim, *, hidden=None, activation='quick_gelu', zero_init=True, device=None, dtype=None)"),
+    "ParallelAdapter.forward": "(tokens)",
     "ReIDLoss": (
         "(dim, num_identities, *, smoothing=0.1, margin=None, identity_weight=1.0, triplet_weight=1.0, "
         "device=None, dtype=None)"
     ),
     "ReIDLoss.forward": "(features, labels)",
     "ReIDMetrics": "(mAP, cmc, mINP, average_precision, num_queries, num_skipped)",
+    "ResidualPrompts": (
+        "(dim, num_modalities, *, num_prompts=4, hidden=None, carries=True, std=0.02, device=None, dtype=None)"
+    ),
+    "ResidualPrompts.forward": "(carried=None)",
+    "SegmentationGuidedPooling": ("(dim, grid, *, scales=(1, 2, 4), num_heads=8, beta=0.1, device=None, dtype=None)"),
+    "SegmentationGuidedPooling.forward": "(queries, patches, mask=None, present=None)",
     "SegmentationModulatedAttention": (
         "(dim, num_heads, *, qkv_bias=True, alpha=0.1, beta=0.1, per_head=False, perturbation=0.0, "
         "implementation='auto', device=None, dtype=None)"
@@ -58,13 +70,19 @@ SIGNATURES = {
     "SemanticTokenReallocation.forward": "(patches, prior=None)",
     "TextInversion": "(text_dim, dim, *, hidden=None, dropout=0.1, device=None, dtype=None)",
     "TextInversion.forward": "(text, has_text=None)",
+    "TokenIdentityLoss": "(temperature=0.07, *, coupling=1.0)",
+    "TokenIdentityLoss.forward": "(query_tokens, target_tokens, labels, patches, mask, present=None)",
     "absorbed_cross_attention": (
         "(query, context, in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads, *, keep=None)"
     ),
     "batch_hard_triplet": "(features, labels, *, margin=None)",
     "hypergraph_conv": "(nodes, incidence, edge_weight=None, *, normalization='row')",
+    "image_text_alignment_loss": "(image, text, labels=None, *, temperature=0.07, present=None)",
     "incidence_statistics": "(incidence, num_modalities)",
     "k_reciprocal_rerank": "(query, gallery, *, k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)",
+    "mask_coupling_loss": "(tokens, patches, mask, *, present=None)",
+    "mask_loss": "(logits, mask, *, bce_weight=2.0, dice_weight=0.5, smoothing=1.0, present=None)",
+    "mask_pooled_cells": "(patches, mask, grid, scale)",
     "modulate_logits": "(logits, foreground, alpha, beta)",
     "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None, implementation='auto')",
     "perturb_background": "(foreground, p, *, generator=None)",
@@ -87,6 +105,9 @@ SIGNATURES = {
     ),
     "similarity_incidence": "(nodes, threshold, *, similarity='cosine', present=None)",
     "token_foreground": "(mask, grid, *, threshold=0.5, prefix_tokens=1)",
+    "token_identity_loss": (
+        "(query_tokens, target_tokens, query_labels, target_labels, *, temperature=0.07, present=None)"
+    ),
 }
 
 
