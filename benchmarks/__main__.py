@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, experts, hypergraph, losses, metrics, model, reallocation, report
+from benchmarks import attention, deformable, experts, hypergraph, losses, metrics, model, reallocation, report
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
@@ -22,6 +22,7 @@ TOPICS = {
     "reallocation": reallocation,
     "experts": experts,
     "hypergraph": hypergraph,
+    "deformable": deformable,
     "losses": losses,
     "metrics": metrics,
     "model": model,

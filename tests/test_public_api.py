@@ -17,6 +17,10 @@ ITEMS = {
 
 # Whatever changes here changes other people's code: it belongs into CHANGELOG.md.
 SIGNATURES = {
+    "AsymmetricAdapter": "(in_dim, dim, *, hidden=None, device=None, dtype=None)",
+    "AsymmetricAdapter.forward": "(features)",
+    "CaptionPrompts": "(num_prompts, dim, *, first=5, std=0.02, device=None, dtype=None)",
+    "CaptionPrompts.forward": "(embeddings)",
     "CrossModalHypergraph": (
         "(dim, num_nodes, *, num_layers=1, threshold=0.5, similarity='cosine', normalization='row', "
         "device=None, dtype=None)"
@@ -28,6 +32,12 @@ SIGNATURES = {
     "GatedExperts": "(dim, num_features, *, num_heads=4, device=None, dtype=None)",
     "GatedExperts.forward": "(features, present=None)",
     "GatedExperts.gates": "(features, present=None)",
+    "DeformableReadout": (
+        "(dim, num_modalities, grid, *, max_offset=(4.0, 4.0), kernel=4, stride=2, offsets='shared', "
+        "reference='centred', num_heads=1, device=None, dtype=None)"
+    ),
+    "DeformableReadout.forward": "(queries, patches, present=None, query_present=None)",
+    "DeformableReadout.positions": "(patches, present=None)",
     "GlobalCrossAttention": "(dim, *, num_heads=8, dropout=0.0, device=None, dtype=None)",
     "GlobalCrossAttention.forward": "(globals, tokens, keep=None)",
     "GlobalPatchReduction": "(dim, num_modalities, *, norm=True, activation='quick_gelu', device=None, dtype=None)",
@@ -39,14 +49,24 @@ SIGNATURES = {
     "HypergraphConv.forward": "(nodes, incidence)",
     "IdentityHead": "(dim, num_identities, *, device=None, dtype=None)",
     "IdentityHead.forward": "(features)",
+    "ImageTextAlignment": "(temperature=0.07, *, device=None, dtype=None)",
+    "ImageTextAlignment.forward": "(image, text, labels=None, present=None)",
     "MaskPerturbation": "(p)",
     "MaskPerturbation.forward": "(foreground)",
+    "ParallelAdapter": ("(dim, *, hidden=None, activation='quick_gelu', zero_init=True, device=None, dtype=None)"),
+    "ParallelAdapter.forward": "(tokens)",
     "ReIDLoss": (
         "(dim, num_identities, *, smoothing=0.1, margin=None, identity_weight=1.0, triplet_weight=1.0, "
         "device=None, dtype=None)"
     ),
     "ReIDLoss.forward": "(features, labels)",
     "ReIDMetrics": "(mAP, cmc, mINP, average_precision, num_queries, num_skipped)",
+    "ResidualPrompts": (
+        "(dim, num_modalities, *, num_prompts=4, hidden=None, carries=True, std=0.02, device=None, dtype=None)"
+    ),
+    "ResidualPrompts.forward": "(carried=None)",
+    "SegmentationGuidedPooling": ("(dim, grid, *, scales=(1, 2, 4), num_heads=8, beta=0.1, device=None, dtype=None)"),
+    "SegmentationGuidedPooling.forward": "(queries, patches, mask=None, present=None)",
     "SegmentationModulatedAttention": (
         "(dim, num_heads, *, qkv_bias=True, alpha=0.1, beta=0.1, per_head=False, perturbation=0.0, "
         "implementation='auto', device=None, dtype=None)"
@@ -68,6 +88,10 @@ SIGNATURES = {
     ),
     "TextModulatedExperts.forward": "(patches, text=None, present=None, has_text=None)",
     "TextModulatedExperts.modulation": "(patches, text=None, present=None, has_text=None)",
+    "TextInversion": "(text_dim, dim, *, hidden=None, dropout=0.1, device=None, dtype=None)",
+    "TextInversion.forward": "(text, has_text=None)",
+    "TokenIdentityLoss": "(temperature=0.07, *, coupling=1.0)",
+    "TokenIdentityLoss.forward": "(query_tokens, target_tokens, labels, patches, mask, present=None)",
     "absorbed_cross_attention": (
         "(query, context, in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads, *, keep=None)"
     ),
@@ -76,13 +100,18 @@ SIGNATURES = {
     "feature_gates": "(query, features, query_weight, key_weight, num_heads, *, present=None)",
     "head_experts": "(features, weight, bias)",
     "hypergraph_conv": "(nodes, incidence, edge_weight=None, *, normalization='row')",
+    "image_text_alignment_loss": "(image, text, labels=None, *, temperature=0.07, present=None)",
     "incidence_statistics": "(incidence, num_modalities)",
     "join_patch_mean": "(globals, patches, *, keep=None, present=None)",
     "k_reciprocal_rerank": "(query, gallery, *, k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)",
     "modality_subsets": "(num_modalities, subsets='all')",
+    "mask_coupling_loss": "(tokens, patches, mask, *, present=None)",
+    "mask_loss": "(logits, mask, *, bce_weight=2.0, dice_weight=0.5, smoothing=1.0, present=None)",
+    "mask_pooled_cells": "(patches, mask, grid, scale)",
     "modulate_logits": "(logits, foreground, alpha, beta)",
     "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None, implementation='auto')",
     "perturb_background": "(foreground, p, *, generator=None)",
+    "prompted_text_feature": "(tokens, ids, num_prompts, *, first=5)",
     "rank_gallery": (
         "(query, gallery, query_ids, gallery_ids, *, k=10, query_groups=None, gallery_groups=None, "
         "metric='euclidean', chunk_size=64)"
@@ -95,12 +124,19 @@ SIGNATURES = {
         "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
         "5, 10), k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)"
     ),
+    "sampled_cross_attention": (
+        "(queries, patches, positions, grid, in_proj_weight, in_proj_bias, out_weight, out_bias, *, num_heads=1, "
+        "present=None)"
+    ),
     "similarity_incidence": "(nodes, threshold, *, similarity='cosine', present=None)",
     "subset_attention": "(tokens, rows, subsets, *, present=None)",
     "subset_presence": "(present, subsets, *, incomplete='read')",
     "text_similarity": "(patches, text)",
     "token_foreground": "(mask, grid, *, threshold=0.5, prefix_tokens=1)",
     "token_gates": "(tokens, weight, bias)",
+    "token_identity_loss": (
+        "(query_tokens, target_tokens, query_labels, target_labels, *, temperature=0.07, present=None)"
+    ),
 }
 
 
