@@ -14,6 +14,12 @@ NAMES = (
     "losses",
     "metrics",
     "backbones",
+    "pooling",
+    "subset_readout",
+    "experts",
+    "expert_readout",
+    "deformable_readout",
+    "text_inversion",
 )
 
 

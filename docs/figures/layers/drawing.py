@@ -54,6 +54,32 @@ def picture(height: float, title: str, description: str, *parts: str, width: flo
     return "\n".join(lines) + "\n"
 
 
+def heat(
+    left: float,
+    top: float,
+    weights: list[list[float]],
+    *,
+    cell: tuple[float, float] = (16, 16),
+    fill: str = BLUE,
+    most: float | None = None,
+) -> list[str]:
+    """Rows of cells, the fuller the greater the weight; `most` is full, the greatest weight by default."""
+    most = most or max(max(row) for row in weights) or 1.0
+    parts = []
+    for y, row in enumerate(weights):
+        for x, weight in enumerate(row):
+            box = (left + cell[0] * x, top + cell[1] * y, cell[0] - 2, cell[1] - 2)
+            parts.append(rect(*box, fill=PAPER, stroke=EDGE, thick=0.5))
+            if weight > 0:
+                parts.append(rect(*box, fill=fill, opacity=weight / most))
+    return parts
+
+
+def lines(x: float, y: float, *contents: str, anchor: str = "middle") -> list[str]:
+    """Small lines of text below each other: the caption of a picture."""
+    return [text(x, y + 16 * row, content, size=12, fill=SOFT, anchor=anchor) for row, content in enumerate(contents)]
+
+
 def _dark() -> str:
     """Style of a dark page: each light colour becomes its dark counterpart."""
     rules = [
