@@ -48,10 +48,13 @@ SIGNATURES = {
     "SemanticTokenReallocation": ("(dim, num_tokens=4, *, num_heads=8, mlp_ratio=4.0, device=None, dtype=None)"),
     "SemanticTokenReallocation.attention": "(patches, prior=None)",
     "SemanticTokenReallocation.forward": "(patches, prior=None)",
+    "TokenPermutation": "(dim, num_modalities, *, num_heads=8, mlp_ratio=4.0, device=None, dtype=None)",
+    "TokenPermutation.forward": "(globals, patches, present=None)",
     "absorbed_cross_attention": (
         "(query, context, in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads, *, keep=None)"
     ),
     "batch_hard_triplet": "(features, labels, *, margin=None)",
+    "cyclic_readout": "(queries, patches, query_weight, key_weight, value_weight, num_heads, *, shift=1)",
     "hypergraph_conv": "(nodes, incidence, edge_weight=None, *, normalization='row')",
     "incidence_statistics": "(incidence, num_modalities)",
     "k_reciprocal_rerank": "(query, gallery, *, k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)",

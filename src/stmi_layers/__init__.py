@@ -22,5 +22,7 @@ from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenR
 from stmi_layers.reallocation import absorbed_cross_attention as absorbed_cross_attention
 from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
+from stmi_layers.token_permutation import TokenPermutation as TokenPermutation
+from stmi_layers.token_permutation import cyclic_readout as cyclic_readout
 
 __version__ = "0.1.0"
