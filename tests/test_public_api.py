@@ -23,6 +23,12 @@ SIGNATURES = {
     ),
     "CrossModalHypergraph.forward": "(tokens, present=None)",
     "CrossModalHypergraph.incidence": "(tokens, present=None)",
+    "CrossModalReconstruction": (
+        "(dim, num_modalities, *, num_heads=8, depth=1, mlp_ratio=4.0, device=None, dtype=None)"
+    ),
+    "CrossModalReconstruction.forward": "(tokens, present=None)",
+    "CrossModalReconstruction.loss": "(tokens, present=None, *, detach_targets=False)",
+    "CrossModalReconstruction.translate": "(tokens, source, target)",
     "GlobalCrossAttention": "(dim, *, num_heads=8, dropout=0.0, device=None, dtype=None)",
     "GlobalCrossAttention.forward": "(globals, tokens, keep=None)",
     "HypergraphConv": (
@@ -65,6 +71,7 @@ SIGNATURES = {
         "(query, gallery, query_ids, gallery_ids, *, k=10, query_groups=None, gallery_groups=None, "
         "metric='euclidean', chunk_size=64)"
     ),
+    "reconstruction_loss": "(reconstructed, targets, counted=None)",
     "reid_metrics": (
         "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
         "5, 10), metric='euclidean', chunk_size=256)"

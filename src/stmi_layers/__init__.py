@@ -20,6 +20,8 @@ from stmi_layers.metrics import rank_gallery as rank_gallery
 from stmi_layers.metrics import reid_metrics as reid_metrics
 from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenReallocation
 from stmi_layers.reallocation import absorbed_cross_attention as absorbed_cross_attention
+from stmi_layers.reconstruction import CrossModalReconstruction as CrossModalReconstruction
+from stmi_layers.reconstruction import reconstruction_loss as reconstruction_loss
 from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
 from stmi_layers.token_permutation import TokenPermutation as TokenPermutation
