@@ -17,6 +17,10 @@ ITEMS = {
 
 # Whatever changes here changes other people's code: it belongs into CHANGELOG.md.
 SIGNATURES = {
+    "CentreAlignment": (
+        "(dim, num_identities, num_modalities, *, rate=0.8, start='mean', device=None, dtype=None)"
+    ),
+    "CentreAlignment.forward": "(features, labels, present=None)",
     "CrossModalHypergraph": (
         "(dim, num_nodes, *, num_layers=1, threshold=0.5, similarity='cosine', normalization='row', "
         "device=None, dtype=None)"
@@ -40,6 +44,12 @@ SIGNATURES = {
     "IdentityHead.forward": "(features)",
     "MaskPerturbation": "(p)",
     "MaskPerturbation.forward": "(foreground)",
+    "MaskedAggregation": (
+        "(dim, num_modalities, *, num_heads=8, mlp_ratio=4.0, max_kept=None, device=None, dtype=None)"
+    ),
+    "MaskedAggregation.across": "(tokens, keep, present=None)",
+    "MaskedAggregation.forward": "(tokens, keep, present=None)",
+    "MaskedAggregation.within": "(tokens, keep, present=None)",
     "ReIDLoss": (
         "(dim, num_identities, *, smoothing=0.1, margin=None, identity_weight=1.0, triplet_weight=1.0, "
         "device=None, dtype=None)"
@@ -59,13 +69,18 @@ SIGNATURES = {
     "absorbed_cross_attention": (
         "(query, context, in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads, *, keep=None)"
     ),
+    "attention_rollout": "(*maps, prefix_tokens=1)",
+    "background_consistency": "(patches, keep, present=None)",
     "batch_hard_triplet": "(features, labels, *, margin=None)",
+    "centre_alignment": "(features, labels, centres, present=None)",
     "cyclic_readout": "(queries, patches, query_weight, key_weight, value_weight, num_heads, *, shift=1)",
     "hypergraph_conv": "(nodes, incidence, edge_weight=None, *, normalization='row')",
     "incidence_statistics": "(incidence, num_modalities)",
     "k_reciprocal_rerank": "(query, gallery, *, k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)",
+    "masked_self_attention": "(tokens, keep, in_proj_weight, out_weight, num_heads)",
     "modulate_logits": "(logits, foreground, alpha, beta)",
     "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None, implementation='auto')",
+    "move_centres": "(centres, seen, features, labels, *, rate=0.8, present=None)",
     "perturb_background": "(foreground, p, *, generator=None)",
     "rank_gallery": (
         "(query, gallery, query_ids, gallery_ids, *, k=10, query_groups=None, gallery_groups=None, "
@@ -80,6 +95,7 @@ SIGNATURES = {
         "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
         "5, 10), k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)"
     ),
+    "select_tokens": "(scores, num, present=None)",
     "similarity_incidence": "(nodes, threshold, *, similarity='cosine', present=None)",
     "token_foreground": "(mask, grid, *, threshold=0.5, prefix_tokens=1)",
 }

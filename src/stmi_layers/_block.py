@@ -26,7 +26,8 @@ def self_attention(
 
 def _mask(keep: Tensor, query: Tensor) -> Tensor:
     """What is added to the logits. Finite, because a row of nothing but -inf is NaN on some runtimes."""
-    return torch.where(keep, 0.0, torch.finfo(query.dtype).min / 2)[:, None, None, :].to(query.dtype)
+    nothing = torch.zeros_like(keep, dtype=query.dtype)
+    return nothing.masked_fill(~keep, torch.finfo(query.dtype).min / 2)[:, None, None, :]
 
 
 class Block(nn.Module):
