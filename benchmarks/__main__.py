@@ -13,13 +13,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, hypergraph, losses, metrics, model, reallocation, report
+from benchmarks import attention, hypergraph, losses, masked, metrics, model, permutation, reallocation, report
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
 TOPICS = {
     "attention": attention,
     "reallocation": reallocation,
+    "permutation": permutation,
+    "masked": masked,
     "hypergraph": hypergraph,
     "losses": losses,
     "metrics": metrics,
