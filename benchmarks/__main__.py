@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import attention, deformable, experts, hypergraph, losses, metrics, model, reallocation, report
+from benchmarks import attention, hypergraph, losses, masked, metrics, model, permutation, reallocation, report
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
@@ -21,6 +22,8 @@ TOPICS = {
     "attention": attention,
     "reallocation": reallocation,
     "experts": experts,
+    "permutation": permutation,
+    "masked": masked,
     "hypergraph": hypergraph,
     "deformable": deformable,
     "losses": losses,

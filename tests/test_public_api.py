@@ -21,6 +21,10 @@ SIGNATURES = {
     "AsymmetricAdapter.forward": "(features)",
     "CaptionPrompts": "(num_prompts, dim, *, first=5, std=0.02, device=None, dtype=None)",
     "CaptionPrompts.forward": "(embeddings)",
+    "CentreAlignment": (
+        "(dim, num_identities, num_modalities, *, rate=0.8, start='mean', device=None, dtype=None)"
+    ),
+    "CentreAlignment.forward": "(features, labels, present=None)",
     "CrossModalHypergraph": (
         "(dim, num_nodes, *, num_layers=1, threshold=0.5, similarity='cosine', normalization='row', "
         "device=None, dtype=None)"
@@ -38,6 +42,12 @@ SIGNATURES = {
     ),
     "DeformableReadout.forward": "(queries, patches, present=None, query_present=None)",
     "DeformableReadout.positions": "(patches, present=None)",
+    "CrossModalReconstruction": (
+        "(dim, num_modalities, *, num_heads=8, depth=1, mlp_ratio=4.0, device=None, dtype=None)"
+    ),
+    "CrossModalReconstruction.forward": "(tokens, present=None)",
+    "CrossModalReconstruction.loss": "(tokens, present=None, *, detach_targets=False)",
+    "CrossModalReconstruction.translate": "(tokens, source, target)",
     "GlobalCrossAttention": "(dim, *, num_heads=8, dropout=0.0, device=None, dtype=None)",
     "GlobalCrossAttention.forward": "(globals, tokens, keep=None)",
     "GlobalPatchReduction": "(dim, num_modalities, *, norm=True, activation='quick_gelu', device=None, dtype=None)",
@@ -55,6 +65,12 @@ SIGNATURES = {
     "MaskPerturbation.forward": "(foreground)",
     "ParallelAdapter": ("(dim, *, hidden=None, activation='quick_gelu', zero_init=True, device=None, dtype=None)"),
     "ParallelAdapter.forward": "(tokens)",
+    "MaskedAggregation": (
+        "(dim, num_modalities, *, num_heads=8, mlp_ratio=4.0, max_kept=None, device=None, dtype=None)"
+    ),
+    "MaskedAggregation.across": "(tokens, keep, present=None)",
+    "MaskedAggregation.forward": "(tokens, keep, present=None)",
+    "MaskedAggregation.within": "(tokens, keep, present=None)",
     "ReIDLoss": (
         "(dim, num_identities, *, smoothing=0.1, margin=None, identity_weight=1.0, triplet_weight=1.0, "
         "device=None, dtype=None)"
@@ -92,13 +108,19 @@ SIGNATURES = {
     "TextInversion.forward": "(text, has_text=None)",
     "TokenIdentityLoss": "(temperature=0.07, *, coupling=1.0)",
     "TokenIdentityLoss.forward": "(query_tokens, target_tokens, labels, patches, mask, present=None)",
+    "TokenPermutation": "(dim, num_modalities, *, num_heads=8, mlp_ratio=4.0, device=None, dtype=None)",
+    "TokenPermutation.forward": "(globals, patches, present=None)",
     "absorbed_cross_attention": (
         "(query, context, in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads, *, keep=None)"
     ),
+    "attention_rollout": "(*maps, prefix_tokens=1)",
+    "background_consistency": "(patches, keep, present=None)",
     "batch_hard_triplet": "(features, labels, *, margin=None)",
     "draw_sentences": "(sentences, num_experts, *, p=0.5, generator=None)",
     "feature_gates": "(query, features, query_weight, key_weight, num_heads, *, present=None)",
     "head_experts": "(features, weight, bias)",
+    "centre_alignment": "(features, labels, centres, present=None)",
+    "cyclic_readout": "(queries, patches, query_weight, key_weight, value_weight, num_heads, *, shift=1)",
     "hypergraph_conv": "(nodes, incidence, edge_weight=None, *, normalization='row')",
     "image_text_alignment_loss": "(image, text, labels=None, *, temperature=0.07, present=None)",
     "incidence_statistics": "(incidence, num_modalities)",
@@ -108,14 +130,17 @@ SIGNATURES = {
     "mask_coupling_loss": "(tokens, patches, mask, *, present=None)",
     "mask_loss": "(logits, mask, *, bce_weight=2.0, dice_weight=0.5, smoothing=1.0, present=None)",
     "mask_pooled_cells": "(patches, mask, grid, scale)",
+    "masked_self_attention": "(tokens, keep, in_proj_weight, out_weight, num_heads)",
     "modulate_logits": "(logits, foreground, alpha, beta)",
     "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None, implementation='auto')",
+    "move_centres": "(centres, seen, features, labels, *, rate=0.8, present=None)",
     "perturb_background": "(foreground, p, *, generator=None)",
     "prompted_text_feature": "(tokens, ids, num_prompts, *, first=5)",
     "rank_gallery": (
         "(query, gallery, query_ids, gallery_ids, *, k=10, query_groups=None, gallery_groups=None, "
         "metric='euclidean', chunk_size=64)"
     ),
+    "reconstruction_loss": "(reconstructed, targets, counted=None)",
     "reid_metrics": (
         "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
         "5, 10), metric='euclidean', chunk_size=256)"
@@ -128,6 +153,7 @@ SIGNATURES = {
         "(queries, patches, positions, grid, in_proj_weight, in_proj_bias, out_weight, out_bias, *, num_heads=1, "
         "present=None)"
     ),
+    "select_tokens": "(scores, num, present=None)",
     "similarity_incidence": "(nodes, threshold, *, similarity='cosine', present=None)",
     "subset_attention": "(tokens, rows, subsets, *, present=None)",
     "subset_presence": "(present, subsets, *, incomplete='read')",

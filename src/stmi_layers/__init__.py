@@ -12,6 +12,10 @@ from stmi_layers.expert_readout import ExpertReadout as ExpertReadout
 from stmi_layers.experts import GatedExperts as GatedExperts
 from stmi_layers.experts import feature_gates as feature_gates
 from stmi_layers.experts import head_experts as head_experts
+from stmi_layers.centres import CentreAlignment as CentreAlignment
+from stmi_layers.centres import centre_alignment as centre_alignment
+from stmi_layers.centres import move_centres as move_centres
+from stmi_layers.consistency import background_consistency as background_consistency
 from stmi_layers.foreground import MaskPerturbation as MaskPerturbation
 from stmi_layers.foreground import perturb_background as perturb_background
 from stmi_layers.foreground import token_foreground as token_foreground
@@ -26,6 +30,8 @@ from stmi_layers.losses import ReIDLoss as ReIDLoss
 from stmi_layers.losses import batch_hard_triplet as batch_hard_triplet
 from stmi_layers.mask_losses import mask_coupling_loss as mask_coupling_loss
 from stmi_layers.mask_losses import mask_loss as mask_loss
+from stmi_layers.masked_aggregation import MaskedAggregation as MaskedAggregation
+from stmi_layers.masked_aggregation import masked_self_attention as masked_self_attention
 from stmi_layers.metrics import ReIDMetrics as ReIDMetrics
 from stmi_layers.metrics import rank_gallery as rank_gallery
 from stmi_layers.metrics import reid_metrics as reid_metrics
@@ -35,6 +41,8 @@ from stmi_layers.pooling import GlobalPatchReduction as GlobalPatchReduction
 from stmi_layers.pooling import join_patch_mean as join_patch_mean
 from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenReallocation
 from stmi_layers.reallocation import absorbed_cross_attention as absorbed_cross_attention
+from stmi_layers.reconstruction import CrossModalReconstruction as CrossModalReconstruction
+from stmi_layers.reconstruction import reconstruction_loss as reconstruction_loss
 from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
 from stmi_layers.sentences import draw_sentences as draw_sentences
@@ -53,5 +61,9 @@ from stmi_layers.text_experts import text_similarity as text_similarity
 from stmi_layers.text_inversion import CaptionPrompts as CaptionPrompts
 from stmi_layers.text_inversion import TextInversion as TextInversion
 from stmi_layers.text_inversion import prompted_text_feature as prompted_text_feature
+from stmi_layers.rollout import attention_rollout as attention_rollout
+from stmi_layers.rollout import select_tokens as select_tokens
+from stmi_layers.token_permutation import TokenPermutation as TokenPermutation
+from stmi_layers.token_permutation import cyclic_readout as cyclic_readout
 
 __version__ = "0.1.0"
