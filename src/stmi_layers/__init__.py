@@ -6,16 +6,16 @@ from stmi_layers.adapters import ResidualPrompts as ResidualPrompts
 from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
 from stmi_layers.attention import modulate_logits as modulate_logits
 from stmi_layers.attention import modulated_attention as modulated_attention
+from stmi_layers.centres import CentreAlignment as CentreAlignment
+from stmi_layers.centres import centre_alignment as centre_alignment
+from stmi_layers.centres import move_centres as move_centres
+from stmi_layers.consistency import background_consistency as background_consistency
 from stmi_layers.deformable_readout import DeformableReadout as DeformableReadout
 from stmi_layers.deformable_readout import sampled_cross_attention as sampled_cross_attention
 from stmi_layers.expert_readout import ExpertReadout as ExpertReadout
 from stmi_layers.experts import GatedExperts as GatedExperts
 from stmi_layers.experts import feature_gates as feature_gates
 from stmi_layers.experts import head_experts as head_experts
-from stmi_layers.centres import CentreAlignment as CentreAlignment
-from stmi_layers.centres import centre_alignment as centre_alignment
-from stmi_layers.centres import move_centres as move_centres
-from stmi_layers.consistency import background_consistency as background_consistency
 from stmi_layers.foreground import MaskPerturbation as MaskPerturbation
 from stmi_layers.foreground import perturb_background as perturb_background
 from stmi_layers.foreground import token_foreground as token_foreground
@@ -45,6 +45,8 @@ from stmi_layers.reconstruction import CrossModalReconstruction as CrossModalRec
 from stmi_layers.reconstruction import reconstruction_loss as reconstruction_loss
 from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
+from stmi_layers.rollout import attention_rollout as attention_rollout
+from stmi_layers.rollout import select_tokens as select_tokens
 from stmi_layers.sentences import draw_sentences as draw_sentences
 from stmi_layers.shared_experts import SharedExperts as SharedExperts
 from stmi_layers.shared_experts import token_gates as token_gates
@@ -61,8 +63,6 @@ from stmi_layers.text_experts import text_similarity as text_similarity
 from stmi_layers.text_inversion import CaptionPrompts as CaptionPrompts
 from stmi_layers.text_inversion import TextInversion as TextInversion
 from stmi_layers.text_inversion import prompted_text_feature as prompted_text_feature
-from stmi_layers.rollout import attention_rollout as attention_rollout
-from stmi_layers.rollout import select_tokens as select_tokens
 from stmi_layers.token_permutation import TokenPermutation as TokenPermutation
 from stmi_layers.token_permutation import cyclic_readout as cyclic_readout
 
