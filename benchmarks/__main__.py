@@ -13,8 +13,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, deformable, experts, hypergraph, losses, metrics, model, reallocation, report
-from benchmarks import attention, hypergraph, losses, masked, metrics, model, permutation, reallocation, report
+from benchmarks import (
+    attention,
+    deformable,
+    experts,
+    hypergraph,
+    losses,
+    masked,
+    metrics,
+    model,
+    permutation,
+    reallocation,
+    report,
+)
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 

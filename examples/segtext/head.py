@@ -33,15 +33,16 @@ class SegTextHead(nn.Module):
         mask: Tensor | None,  # (batch modalities patches), share of each patch that is foreground
         text: Tensor,  # (batch text_dim)
         present: Tensor | None = None,  # (batch modalities)
+        has_text: Tensor | None = None,  # (batch)
     ) -> tuple[Tensor, Tensor]:
-        """One feature of all images of a sample, and one of its caption: (batch dim) each."""
-        if present is not None:
-            class_tokens = torch.where(present[..., None], class_tokens, 0.0)
-        read = self.pooling(self.of_images(class_tokens), patches, mask, present)
-        if present is None:
-            return read.mean(dim=1), self.of_texts(text[:, None])[:, 0]
-        there = present[..., None].to(read.dtype)
-        return (read * there).sum(dim=1) / there.sum(dim=1).clamp(min=1), self.of_texts(text[:, None])[:, 0]
+        """One feature of all images of a sample, and one of its caption: (batch dim) each; 0 for what is missing."""
+        present = class_tokens.new_ones(class_tokens.shape[:2], dtype=torch.bool) if present is None else present
+        has_text = present.new_ones(len(text)) if has_text is None else has_text
+        there, said = present[..., None], has_text[:, None]
+        read = self.pooling(self.of_images(torch.where(there, class_tokens, 0.0)), patches, mask, present)
+        image = torch.where(there, read, 0.0).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+        caption = self.of_texts(torch.where(said, text, 0.0)[:, None])[:, 0]
+        return image, torch.where(said, caption, 0.0)
 
     def losses(
         self,

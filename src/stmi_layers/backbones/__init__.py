@@ -4,6 +4,8 @@ Importing this needs none of these libraries; each is imported when one of its m
 installs it when it cannot be.
 """
 
+from stmi_layers.backbones.adapt import adapt as adapt
+from stmi_layers.backbones.adapt import unadapt as unadapt
 from stmi_layers.backbones.modulation import modulate as modulate
 from stmi_layers.backbones.modulation import parameter_groups as parameter_groups
 from stmi_layers.backbones.modulation import unmodulate as unmodulate

@@ -33,6 +33,7 @@ CLOSED = {
 class Family(Protocol):
     """What each of those files holds."""
 
+    ADAPTED: Mapping[type[nn.Module], type[nn.Module]]
     MODULATED: Mapping[type[nn.Module], type[nn.Module]]
     blocks: Callable[[nn.Module], Sequence[nn.Module]]
     attention: Callable[[nn.Module], nn.Module]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from stmi_layers.attention import SegmentationModulatedAttention
+from stmi_layers.backbones.adapted import added_names
 from stmi_layers.backbones.families import (
     find_towers,
     load_family,
@@ -133,6 +134,8 @@ def unmodulate(model: Model) -> Model:
 def parameter_groups(model: nn.Module, *, backbone: nn.Module | None = None) -> dict[str, list[nn.Parameter]]:
     """Split the parameters for an optimiser: pretrained weights, modulation strengths, everything new.
 
+    Adapters and prompts are new, wherever they stand.
+
     Args:
         model: a modulated model, or a whole system around one.
         backbone: the module whose parameters are pretrained; by default the known vision transformers in `model`, or
@@ -158,7 +161,9 @@ def parameter_groups(model: nn.Module, *, backbone: nn.Module | None = None) -> 
         if strength is not None
     }
     towers = [backbone] if backbone is not None else _pretrained(model)
-    pretrained = {id(parameter) for tower in towers for parameter in tower.parameters()}
+    added = added_names(model)
+    new = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in added}
+    pretrained = {id(parameter) for tower in towers for parameter in tower.parameters()} - new
     groups: dict[str, list[nn.Parameter]] = {"backbone": [], "strengths": [], "rest": []}
     for parameter in model.parameters():
         known = "backbone" if id(parameter) in pretrained else "rest"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stmi_layers.attention import SegmentationModulatedAttention
+from stmi_layers.backbones.adapted import added_names
 from stmi_layers.backbones.modulated import Modulated
 from stmi_layers.backbones.positions import GRID_NAME, position_grids, resize_positions, square_grid
 from stmi_layers.backbones.weight_files import read_weight_file
@@ -31,7 +32,7 @@ class LoadReport:
         prefix: what stands before the names in the file, such as "visual.".
         loaded: names in the model whose values come from the file.
         resized: those among them that are positions of another grid, with the old and the new grid.
-        missing: names that are not in the file and keep their values: strengths of the modulation.
+        missing: names that are not in the file and keep their values: strengths of the modulation, adapters, prompts.
         unexpected: names in the file that the model has no place for.
         activation: what is known about QuickGELU.
     """
@@ -89,7 +90,7 @@ def load_weights(
             people you would take a program from.
 
     Returns:
-        The account. Names it calls missing are strengths of the modulation; everything else must be in the file.
+        The account. Names it calls missing are what `modulate` and `adapt` add; all else must be in the file.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -118,7 +119,7 @@ def load_weights(
     in_file = {_in_memory(name.removeprefix(prefix), own): name for name in file.tensors if name.startswith(prefix)}
     weights = {name: file.tensors[in_file[name]] for name in own if name in in_file}
     missing = tuple(name for name in own if name not in weights)
-    _refuse_missing(set(missing) - _strengths(model), own, path)
+    _refuse_missing(set(missing) - _added(model), own, path)
     resized = {}
     for name, new_grid in position_grids(model).items():
         if weights[name].ndim != own[name].ndim:
@@ -157,14 +158,15 @@ def _in_memory(name: str, own: Iterable[str]) -> str:
     return name
 
 
-def _strengths(model: nn.Module) -> set[str]:
+def _added(model: nn.Module) -> set[str]:
     """Names of what the layers here add to a model, which no pretrained file has."""
-    return {
+    strengths = {
         f"{prefix}.{name}".removeprefix(".")
         for prefix, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, Modulated | SegmentationModulatedAttention)
         for name in ("alpha", "beta")
     }
+    return strengths | added_names(model)
 
 
 def _old_grid(
