@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, hypergraph, losses, metrics, model, reallocation, report
+from benchmarks import alignment, attention, hypergraph, losses, metrics, model, reallocation, report, selection
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
@@ -21,7 +21,9 @@ TOPICS = {
     "attention": attention,
     "reallocation": reallocation,
     "hypergraph": hypergraph,
+    "selection": selection,
     "losses": losses,
+    "alignment": alignment,
     "metrics": metrics,
     "model": model,
 }

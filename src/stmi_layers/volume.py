@@ -52,30 +52,11 @@ def gram_volume(
         raise ValueError(f"features must hold at least 2 modalities; received shape {tuple(features.shape)}")
     if not 0 <= anchor < modalities:
         raise ValueError(f"anchor must count the modalities from 0 to {modalities - 1}; received {anchor}")
-    rest = [modality for modality in range(modalities) if modality != anchor]
     with without_autocast(features):
         features = at_least_float32(features)
-        there = None
         if present is not None:
             features = torch.where(present[..., None], features, 0.0)
-            there = [present[:, modality] for modality in rest]
-        each = features.unbind(1)
-        vectors, counts = _differences([each[modality] for modality in rest], there)
-        arguments = each[anchor], vectors, counts, None if present is None else present[:, anchor]
         # A compiler wants plain operations, which it fuses itself.
-        plain = torch.compiler.is_compiling() or not features.requires_grad
-        return (exchanged_volumes if plain else ExchangedVolumes.apply)(*arguments)[0]
-
-
-def _differences(others: list[Tensor], there: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
-    """Subtract the first of the vectors that is there, the base, from the others; the base comes first."""
-    if there is None:
-        base, *rest = others
-        return torch.stack([base, *(vector - base for vector in rest)]), None
-    counts = torch.stack(there)
-    vectors = torch.stack(others)
-    first = counts & (counts.cumsum(dim=0) == 1)
-    base = (vectors * first[..., None]).sum(dim=0, keepdim=True)
-    rest = counts & ~first
-    vectors = torch.cat([base, torch.where(rest[..., None], vectors - base, 0.0)])
-    return vectors, torch.cat([counts.any(dim=0, keepdim=True), rest])
+        if features.requires_grad and not torch.compiler.is_compiling():
+            return ExchangedVolumes.apply(features, anchor, present)[0]
+        return exchanged_volumes(features, anchor, present)[0]

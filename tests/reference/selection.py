@@ -1,4 +1,4 @@
-"""Selection and interaction of Signal as loops (eq. 5-18): what `selection.py` and `interaction.py` are tested against."""
+"""Selection and interaction of Signal as loops over single patches (eq. 5-18)."""
 
 import math
 
