@@ -23,8 +23,19 @@ SIGNATURES = {
     ),
     "CrossModalHypergraph.forward": "(tokens, present=None)",
     "CrossModalHypergraph.incidence": "(tokens, present=None)",
+    "DeformableSampling": (
+        "(dim, *, kernel_size=4, stride=4, offset_range=2.0, offset_channels=2, points='inside', device=None,"
+        " dtype=None)"
+    ),
+    "DeformableSampling.forward": "(tokens)",
+    "DeformableSampling.positions": "(tokens)",
     "GlobalCrossAttention": "(dim, *, num_heads=8, dropout=0.0, device=None, dtype=None)",
     "GlobalCrossAttention.forward": "(globals, tokens, keep=None)",
+    "GramAlignment": (
+        "(temperature=0.07, *, anchor=None, smoothing=0.1, equalise=True, min_temperature=0.01, "
+        "learn_temperature=True, device=None, dtype=None)"
+    ),
+    "GramAlignment.forward": "(patches, present=None, labels=None)",
     "HypergraphConv": (
         "(in_dim, out_dim, *, num_edges=None, num_nodes=None, normalization='row', activation=silu, "
         "device=None, dtype=None)"
@@ -32,6 +43,11 @@ SIGNATURES = {
     "HypergraphConv.forward": "(nodes, incidence)",
     "IdentityHead": "(dim, num_identities, *, device=None, dtype=None)",
     "IdentityHead.forward": "(features)",
+    "LocalAlignment": (
+        "(dim, num_modalities, grid, *, kernel_size=4, stride=4, offset_range=2.0, offset_channels=2, "
+        "points='inside', device=None, dtype=None)"
+    ),
+    "LocalAlignment.forward": "(patches, present=None)",
     "MaskPerturbation": "(p)",
     "MaskPerturbation.forward": "(foreground)",
     "ReIDLoss": (
@@ -45,16 +61,26 @@ SIGNATURES = {
         "implementation='auto', device=None, dtype=None)"
     ),
     "SegmentationModulatedAttention.forward": "(tokens, foreground)",
+    "SelectiveInteraction": "(dim, *, num_heads=8, mlp_ratio=2.0, unselected='hidden', device=None, dtype=None)",
+    "SelectiveInteraction.forward": "(class_tokens, patches, gates=None, present=None)",
     "SemanticTokenReallocation": ("(dim, num_tokens=4, *, num_heads=8, mlp_ratio=4.0, device=None, dtype=None)"),
     "SemanticTokenReallocation.attention": "(patches, prior=None)",
     "SemanticTokenReallocation.forward": "(patches, prior=None)",
+    "TokenSelection": "(dim, keep, *, straight_through=True, device=None, dtype=None)",
+    "TokenSelection.forward": "(patches, class_tokens, present=None)",
     "absorbed_cross_attention": (
         "(query, context, in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads, *, keep=None)"
     ),
     "batch_hard_triplet": "(features, labels, *, margin=None)",
+    "deformable_positions": "(offsets, reference, grid, *, reach=None)",
+    "gram_alignment_loss": (
+        "(features, temperature, *, anchor=None, present=None, labels=None, smoothing=0.1, equalise=True)"
+    ),
+    "gram_volume": "(features, *, anchor=0, present=None)",
     "hypergraph_conv": "(nodes, incidence, edge_weight=None, *, normalization='row')",
     "incidence_statistics": "(incidence, num_modalities)",
     "k_reciprocal_rerank": "(query, gallery, *, k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)",
+    "local_alignment_loss": "(samples, present=None)",
     "modulate_logits": "(logits, foreground, alpha, beta)",
     "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None, implementation='auto')",
     "perturb_background": "(foreground, p, *, generator=None)",
@@ -62,6 +88,7 @@ SIGNATURES = {
         "(query, gallery, query_ids, gallery_ids, *, k=10, query_groups=None, gallery_groups=None, "
         "metric='euclidean', chunk_size=64)"
     ),
+    "reference_positions": "(grid, points, *, kernel_size=4, stride=4, released=False, device=None)",
     "reid_metrics": (
         "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
         "5, 10), metric='euclidean', chunk_size=256)"
@@ -70,8 +97,11 @@ SIGNATURES = {
         "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
         "5, 10), k1=20, k2=6, weight=0.3, metric='euclidean', chunk_size=64)"
     ),
+    "sample_tokens": "(tokens, positions)",
+    "select_across": "(scores, num, *, present=None)",
     "similarity_incidence": "(nodes, threshold, *, similarity='cosine', present=None)",
     "token_foreground": "(mask, grid, *, threshold=0.5, prefix_tokens=1)",
+    "top_tokens": "(scores, num)",
 }
 
 
