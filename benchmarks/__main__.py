@@ -26,6 +26,7 @@ from benchmarks import (
     reallocation,
     report,
 )
+from benchmarks import alignment, attention, hypergraph, losses, metrics, model, reallocation, report, selection
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
@@ -37,7 +38,9 @@ TOPICS = {
     "masked": masked,
     "hypergraph": hypergraph,
     "deformable": deformable,
+    "selection": selection,
     "losses": losses,
+    "alignment": alignment,
     "metrics": metrics,
     "model": model,
 }

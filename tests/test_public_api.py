@@ -52,6 +52,19 @@ SIGNATURES = {
     "GlobalCrossAttention.forward": "(globals, tokens, keep=None)",
     "GlobalPatchReduction": "(dim, num_modalities, *, norm=True, activation='quick_gelu', device=None, dtype=None)",
     "GlobalPatchReduction.forward": "(globals, patches, keep=None, present=None)",
+    "DeformableSampling": (
+        "(dim, *, kernel_size=4, stride=4, offset_range=2.0, offset_channels=2, points='inside', device=None,"
+        " dtype=None)"
+    ),
+    "DeformableSampling.forward": "(tokens)",
+    "DeformableSampling.positions": "(tokens)",
+    "GlobalCrossAttention": "(dim, *, num_heads=8, dropout=0.0, device=None, dtype=None)",
+    "GlobalCrossAttention.forward": "(globals, tokens, keep=None)",
+    "GramAlignment": (
+        "(temperature=0.07, *, anchor=None, smoothing=0.1, equalise=True, min_temperature=0.01, "
+        "learn_temperature=True, device=None, dtype=None)"
+    ),
+    "GramAlignment.forward": "(patches, present=None, labels=None)",
     "HypergraphConv": (
         "(in_dim, out_dim, *, num_edges=None, num_nodes=None, normalization='row', activation=silu, "
         "device=None, dtype=None)"
@@ -61,6 +74,11 @@ SIGNATURES = {
     "IdentityHead.forward": "(features)",
     "ImageTextAlignment": "(temperature=0.07, *, device=None, dtype=None)",
     "ImageTextAlignment.forward": "(image, text, labels=None, present=None)",
+    "LocalAlignment": (
+        "(dim, num_modalities, grid, *, kernel_size=4, stride=4, offset_range=2.0, offset_channels=2, "
+        "points='inside', device=None, dtype=None)"
+    ),
+    "LocalAlignment.forward": "(patches, present=None)",
     "MaskPerturbation": "(p)",
     "MaskPerturbation.forward": "(foreground)",
     "ParallelAdapter": ("(dim, *, hidden=None, activation='quick_gelu', zero_init=True, device=None, dtype=None)"),
@@ -88,6 +106,8 @@ SIGNATURES = {
         "implementation='auto', device=None, dtype=None)"
     ),
     "SegmentationModulatedAttention.forward": "(tokens, foreground)",
+    "SelectiveInteraction": "(dim, *, num_heads=8, mlp_ratio=2.0, unselected='hidden', device=None, dtype=None)",
+    "SelectiveInteraction.forward": "(class_tokens, patches, gates=None, present=None)",
     "SemanticTokenReallocation": ("(dim, num_tokens=4, *, num_heads=8, mlp_ratio=4.0, device=None, dtype=None)"),
     "SemanticTokenReallocation.attention": "(patches, prior=None)",
     "SemanticTokenReallocation.forward": "(patches, prior=None)",
@@ -110,6 +130,8 @@ SIGNATURES = {
     "TokenIdentityLoss.forward": "(query_tokens, target_tokens, labels, patches, mask, present=None)",
     "TokenPermutation": "(dim, num_modalities, *, num_heads=8, mlp_ratio=4.0, device=None, dtype=None)",
     "TokenPermutation.forward": "(globals, patches, present=None)",
+    "TokenSelection": "(dim, keep, *, straight_through=True, device=None, dtype=None)",
+    "TokenSelection.forward": "(patches, class_tokens, present=None)",
     "absorbed_cross_attention": (
         "(query, context, in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads, *, keep=None)"
     ),
@@ -121,6 +143,11 @@ SIGNATURES = {
     "head_experts": "(features, weight, bias)",
     "centre_alignment": "(features, labels, centres, present=None)",
     "cyclic_readout": "(queries, patches, query_weight, key_weight, value_weight, num_heads, *, shift=1)",
+    "deformable_positions": "(offsets, reference, grid, *, reach=None)",
+    "gram_alignment_loss": (
+        "(features, temperature, *, anchor=None, present=None, labels=None, smoothing=0.1, equalise=True)"
+    ),
+    "gram_volume": "(features, *, anchor=0, present=None)",
     "hypergraph_conv": "(nodes, incidence, edge_weight=None, *, normalization='row')",
     "image_text_alignment_loss": "(image, text, labels=None, *, temperature=0.07, present=None)",
     "incidence_statistics": "(incidence, num_modalities)",
@@ -131,6 +158,7 @@ SIGNATURES = {
     "mask_loss": "(logits, mask, *, bce_weight=2.0, dice_weight=0.5, smoothing=1.0, present=None)",
     "mask_pooled_cells": "(patches, mask, grid, scale)",
     "masked_self_attention": "(tokens, keep, in_proj_weight, out_weight, num_heads)",
+    "local_alignment_loss": "(samples, present=None)",
     "modulate_logits": "(logits, foreground, alpha, beta)",
     "modulated_attention": "(query, key, value, foreground, alpha, beta, *, scale=None, implementation='auto')",
     "move_centres": "(centres, seen, features, labels, *, rate=0.8, present=None)",
@@ -141,6 +169,7 @@ SIGNATURES = {
         "metric='euclidean', chunk_size=64)"
     ),
     "reconstruction_loss": "(reconstructed, targets, counted=None)",
+    "reference_positions": "(grid, points, *, kernel_size=4, stride=4, released=False, device=None)",
     "reid_metrics": (
         "(query, gallery, query_ids, gallery_ids, *, query_groups=None, gallery_groups=None, ranks=(1, "
         "5, 10), metric='euclidean', chunk_size=256)"
@@ -154,6 +183,8 @@ SIGNATURES = {
         "present=None)"
     ),
     "select_tokens": "(scores, num, present=None)",
+    "sample_tokens": "(tokens, positions)",
+    "select_across": "(scores, num, *, present=None)",
     "similarity_incidence": "(nodes, threshold, *, similarity='cosine', present=None)",
     "subset_attention": "(tokens, rows, subsets, *, present=None)",
     "subset_presence": "(present, subsets, *, incomplete='read')",
@@ -163,6 +194,7 @@ SIGNATURES = {
     "token_identity_loss": (
         "(query_tokens, target_tokens, query_labels, target_labels, *, temperature=0.07, present=None)"
     ),
+    "top_tokens": "(scores, num)",
 }
 
 

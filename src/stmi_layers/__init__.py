@@ -16,6 +16,15 @@ from stmi_layers.expert_readout import ExpertReadout as ExpertReadout
 from stmi_layers.experts import GatedExperts as GatedExperts
 from stmi_layers.experts import feature_gates as feature_gates
 from stmi_layers.experts import head_experts as head_experts
+from stmi_layers.alignment import GramAlignment as GramAlignment
+from stmi_layers.alignment import gram_alignment_loss as gram_alignment_loss
+from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
+from stmi_layers.attention import modulate_logits as modulate_logits
+from stmi_layers.attention import modulated_attention as modulated_attention
+from stmi_layers.deformable import DeformableSampling as DeformableSampling
+from stmi_layers.deformable import deformable_positions as deformable_positions
+from stmi_layers.deformable import reference_positions as reference_positions
+from stmi_layers.deformable import sample_tokens as sample_tokens
 from stmi_layers.foreground import MaskPerturbation as MaskPerturbation
 from stmi_layers.foreground import perturb_background as perturb_background
 from stmi_layers.foreground import token_foreground as token_foreground
@@ -25,6 +34,9 @@ from stmi_layers.hypergraph import HypergraphConv as HypergraphConv
 from stmi_layers.hypergraph import hypergraph_conv as hypergraph_conv
 from stmi_layers.incidence import incidence_statistics as incidence_statistics
 from stmi_layers.incidence import similarity_incidence as similarity_incidence
+from stmi_layers.interaction import SelectiveInteraction as SelectiveInteraction
+from stmi_layers.local_alignment import LocalAlignment as LocalAlignment
+from stmi_layers.local_alignment import local_alignment_loss as local_alignment_loss
 from stmi_layers.losses import IdentityHead as IdentityHead
 from stmi_layers.losses import ReIDLoss as ReIDLoss
 from stmi_layers.losses import batch_hard_triplet as batch_hard_triplet
@@ -65,5 +77,9 @@ from stmi_layers.text_inversion import TextInversion as TextInversion
 from stmi_layers.text_inversion import prompted_text_feature as prompted_text_feature
 from stmi_layers.token_permutation import TokenPermutation as TokenPermutation
 from stmi_layers.token_permutation import cyclic_readout as cyclic_readout
+from stmi_layers.selection import TokenSelection as TokenSelection
+from stmi_layers.selection import select_across as select_across
+from stmi_layers.selection import top_tokens as top_tokens
+from stmi_layers.volume import gram_volume as gram_volume
 
 __version__ = "0.1.0"
