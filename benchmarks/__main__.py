@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    alignment,
     attention,
     deformable,
     experts,
@@ -25,8 +26,8 @@ from benchmarks import (
     permutation,
     reallocation,
     report,
+    selection,
 )
-from benchmarks import alignment, attention, hypergraph, losses, metrics, model, reallocation, report, selection
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 

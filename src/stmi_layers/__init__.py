@@ -3,6 +3,8 @@
 from stmi_layers.adapters import AsymmetricAdapter as AsymmetricAdapter
 from stmi_layers.adapters import ParallelAdapter as ParallelAdapter
 from stmi_layers.adapters import ResidualPrompts as ResidualPrompts
+from stmi_layers.alignment import GramAlignment as GramAlignment
+from stmi_layers.alignment import gram_alignment_loss as gram_alignment_loss
 from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
 from stmi_layers.attention import modulate_logits as modulate_logits
 from stmi_layers.attention import modulated_attention as modulated_attention
@@ -10,21 +12,16 @@ from stmi_layers.centres import CentreAlignment as CentreAlignment
 from stmi_layers.centres import centre_alignment as centre_alignment
 from stmi_layers.centres import move_centres as move_centres
 from stmi_layers.consistency import background_consistency as background_consistency
+from stmi_layers.deformable import DeformableSampling as DeformableSampling
+from stmi_layers.deformable import deformable_positions as deformable_positions
+from stmi_layers.deformable import reference_positions as reference_positions
+from stmi_layers.deformable import sample_tokens as sample_tokens
 from stmi_layers.deformable_readout import DeformableReadout as DeformableReadout
 from stmi_layers.deformable_readout import sampled_cross_attention as sampled_cross_attention
 from stmi_layers.expert_readout import ExpertReadout as ExpertReadout
 from stmi_layers.experts import GatedExperts as GatedExperts
 from stmi_layers.experts import feature_gates as feature_gates
 from stmi_layers.experts import head_experts as head_experts
-from stmi_layers.alignment import GramAlignment as GramAlignment
-from stmi_layers.alignment import gram_alignment_loss as gram_alignment_loss
-from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
-from stmi_layers.attention import modulate_logits as modulate_logits
-from stmi_layers.attention import modulated_attention as modulated_attention
-from stmi_layers.deformable import DeformableSampling as DeformableSampling
-from stmi_layers.deformable import deformable_positions as deformable_positions
-from stmi_layers.deformable import reference_positions as reference_positions
-from stmi_layers.deformable import sample_tokens as sample_tokens
 from stmi_layers.foreground import MaskPerturbation as MaskPerturbation
 from stmi_layers.foreground import perturb_background as perturb_background
 from stmi_layers.foreground import token_foreground as token_foreground
@@ -59,6 +56,9 @@ from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
 from stmi_layers.rollout import attention_rollout as attention_rollout
 from stmi_layers.rollout import select_tokens as select_tokens
+from stmi_layers.selection import TokenSelection as TokenSelection
+from stmi_layers.selection import select_across as select_across
+from stmi_layers.selection import top_tokens as top_tokens
 from stmi_layers.sentences import draw_sentences as draw_sentences
 from stmi_layers.shared_experts import SharedExperts as SharedExperts
 from stmi_layers.shared_experts import token_gates as token_gates
@@ -77,9 +77,6 @@ from stmi_layers.text_inversion import TextInversion as TextInversion
 from stmi_layers.text_inversion import prompted_text_feature as prompted_text_feature
 from stmi_layers.token_permutation import TokenPermutation as TokenPermutation
 from stmi_layers.token_permutation import cyclic_readout as cyclic_readout
-from stmi_layers.selection import TokenSelection as TokenSelection
-from stmi_layers.selection import select_across as select_across
-from stmi_layers.selection import top_tokens as top_tokens
 from stmi_layers.volume import gram_volume as gram_volume
 
 __version__ = "0.1.0"
