@@ -20,6 +20,15 @@ NAMES = (
     "expert_readout",
     "deformable_readout",
     "text_inversion",
+    "token_permutation",
+    "reconstruction",
+    "rollout",
+    "masked_aggregation",
+    "consistency",
+    "multiscale",
+    "text_alignment",
+    "mask_losses",
+    "adapters",
 )
 
 
