@@ -24,6 +24,7 @@ SIGNATURES = {
     "CentreAlignment": (
         "(dim, num_identities, num_modalities, *, rate=0.8, start='mean', device=None, dtype=None)"
     ),
+    "CentreAlignment": ("(dim, num_identities, num_modalities, *, rate=0.8, start='mean', device=None, dtype=None)"),
     "CentreAlignment.forward": "(features, labels, present=None)",
     "CrossModalHypergraph": (
         "(dim, num_nodes, *, num_layers=1, threshold=0.5, similarity='cosine', normalization='row', "
