@@ -11,7 +11,13 @@ NAMES = (
     "reallocation",
     "hypergraph",
     "fusion",
+    "deformable_readout",
+    "text_inversion",
+    "text_alignment",
+    "multiscale",
+    "adapters",
     "losses",
+    "mask_losses",
     "metrics",
     "backbones",
 )
