@@ -2,7 +2,7 @@
 
 from docs.figures.layers.drawing import BLUE, EDGE, GREEN, INK, RGB, SOFT, circle, code, path, picture, rect, text
 
-WORDS = ("An", "image", "of", "a", "X", "X", "person", "end")
+WORDS = ("An", "image", "of", "a", "X", "X", "car", "end")
 
 
 def draw() -> str:
