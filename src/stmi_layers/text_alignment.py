@@ -116,8 +116,9 @@ def _cross_entropy(logits: Tensor, right: Tensor, rows: Tensor | None, columns: 
     """Mean over `rows` of the cross-entropy with targets even over what is `right`, among `columns`."""
     if columns is not None:
         logits, right = logits.masked_fill(~columns, torch.finfo(logits.dtype).min), right & columns
-    target = right / right.sum(dim=-1, keepdim=True).clamp(min=1)
-    losses = -(target.to(logits.dtype) * logits.log_softmax(dim=-1)).sum(dim=-1)
+    # Not 0 times the logarithm: some runtimes have -inf for a column left out.
+    logs = torch.where(right, logits.log_softmax(dim=-1), 0.0)
+    losses = -logs.sum(dim=-1) / right.sum(dim=-1).clamp(min=1)
     if rows is None:
         rows = torch.ones_like(losses, dtype=torch.bool)
     return torch.where(rows, losses, 0.0).sum() / rows.sum().clamp(min=1)
