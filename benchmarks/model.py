@@ -19,7 +19,7 @@ from stmi_layers import (
     modulated_attention,
 )
 from stmi_layers.kernels import native
-from stmi_layers.kernels.choice import Implementation
+from stmi_layers.kernels.dispatch import Implementation
 
 Features = Callable[[], list[Tensor]]
 SIZE, DIM, HEADS, MODALITIES, IDENTITIES = (256, 128), 768, 12, 3, 171

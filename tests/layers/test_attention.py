@@ -429,7 +429,11 @@ def test_strengths_shared_between_blocks():
         ({"dim": 8, "num_heads": 3}, "num_heads must divide dim; received dim=8, num_heads=3"),
         ({"dim": 8, "num_heads": 0}, "num_heads must divide dim; received dim=8, num_heads=0"),
         ({"dim": 0, "num_heads": 1}, "num_heads must divide dim; received dim=0, num_heads=1"),
-        ({"dim": 8, "num_heads": 2, "perturbation": 2.0}, r"p must be a probability in \[0, 1\]; received 2.0"),
+        ({"dim": 8, "num_heads": 2, "implementation": "tield"}, "implementation must be one of .*; received 'tield'"),
+        (
+            {"dim": 8, "num_heads": 2, "perturbation": 2.0},
+            r"perturbation must be a probability in \[0, 1\]; received 2.0",
+        ),
     ],
 )
 def test_layer_refuses(arguments, message):

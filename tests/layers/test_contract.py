@@ -165,10 +165,11 @@ def test_pickle_and_deepcopy(case):
 
 @every_case()
 def test_repr_can_be_pasted_back(case):
-    layer = case.build("cpu", torch.float32)
-    twin = eval(f"stmi_layers.{type(layer).__name__}({layer.extra_repr()})")
+    layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
+    twin = eval(f"stmi_layers.{type(layer).__name__}({layer.extra_repr()})").eval()
     assert repr(twin) == repr(layer)
     layer.load_state_dict(twin.state_dict(), strict=True)
+    assert torch.equal(layer(*inputs), twin(*inputs))
 
 
 @every_case(lambda case: case.twin)
