@@ -19,13 +19,12 @@ from examples.stmi.figures.attention import draw_class_token, draw_semantic, pic
 from examples.stmi.figures.hyperedges import distinct_edges, draw_hyperedges, place_nodes
 from examples.stmi.figures.inside import look
 from examples.stmi.figures.maps import STYLES, choose_styles, perplexity, principal_components, tsne
-from examples.stmi.figures.weights import attention_layers, heads_of, recording
 from examples.stmi.model import build_stmi
 from examples.stmi.pretrained import PretrainedBackbone
 from examples.stmi.train import train
 from examples.stmi.vit import VisionTransformer
 from stmi_layers import SemanticTokenReallocation
-from stmi_layers.backbones import TokenBackbone, modulate
+from stmi_layers.backbones import TokenBackbone, attention_layers, heads_of, modulate, recording
 from test_train import tiny, write_set
 
 SIZE = (32, 16)

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from examples.stmi.items import Item
 from examples.stmi.sampling import query_gallery
-from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics
-from stmi_layers.reranking import reranked_metrics
+from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics, reranked_metrics
 
 RANKS = (1, 5, 10)
 # Everywhere else the camera, or the view that stands for it.

@@ -1,4 +1,4 @@
-r"""How well a gallery is ranked: mean average precision, cumulative matching, mean inverse negative penalty.
+r"""Retrieval scores: mean average precision, cumulative matching, mean inverse negative penalty.
 
 The protocol of re-identification: gallery entries with a query's identity *and* its group are dropped from
 the ranking. The group is the camera (RGBNT201, RGBNT100) or the scene (MSVR310).
@@ -49,7 +49,8 @@ def reid_metrics(
 
     $r_{qk}$ is the rank of the $k$-th of the $P_q$ positives of query $q$, counted from 1 among the allowed
     entries. Entries at equal distance are ranked by their index in the gallery. A query without a positive is
-    skipped and counted; $Q$ holds the others. Distances are computed in at least float32.
+    skipped and counted; $Q$ holds the others. Distances are computed in at least float32. No identity has a meaning of
+    its own: junk, which Market-1501 marks by -1, is to be left out of query and gallery before the call.
 
     Args:
         query: one representation per query. On features of unit length both metrics rank alike.

@@ -156,9 +156,8 @@ def test_multihead_attention_alone(batch_first: bool, bias: bool):
     # The weights are those that the output was made with.
     projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).unflatten(-1, (3, 2, 4))
     value = projected[:, :, 2].transpose(1, 2)
-    torch.testing.assert_close(
-        attention.out_proj((weights @ value).transpose(1, 2).flatten(2)), twin(tokens, foreground)
-    )
+    attended = (weights @ value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention.out_proj(attended), twin(tokens, foreground))
     mean = attention(given, given, given, foreground=foreground)[1]
     torch.testing.assert_close(mean, weights.mean(dim=1))
     assert attention(given, given, given, foreground=foreground, need_weights=False)[1] is None

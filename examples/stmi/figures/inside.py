@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from examples.stmi.data import Batch, collate
 from examples.stmi.evaluate import Trained, patches_and_prior
-from examples.stmi.figures.weights import attention_layers, heads_of, recording
 from examples.stmi.model import SemanticFusion
 from stmi_layers import CrossModalHypergraph, incidence_statistics
+from stmi_layers.backbones import attention_layers, heads_of, recording
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,10 @@ Importing this needs none of these libraries; each is imported when one of its m
 installs it when it cannot be.
 """
 
+from stmi_layers.backbones.attention_maps import Heads as Heads
+from stmi_layers.backbones.attention_maps import attention_layers as attention_layers
+from stmi_layers.backbones.attention_maps import heads_of as heads_of
+from stmi_layers.backbones.attention_maps import recording as recording
 from stmi_layers.backbones.modulate import modulate as modulate
 from stmi_layers.backbones.modulate import unmodulate as unmodulate
 from stmi_layers.backbones.parameters import parameter_groups as parameter_groups
