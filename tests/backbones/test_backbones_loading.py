@@ -108,9 +108,7 @@ def test_a_file_with_several_models_needs_a_choice(tmp_path: Path):
     assert torch.equal(model.weight, teacher.weight)
     assert report.prefix == "teacher.backbone."
     assert len(report.unexpected) == 4
-    with pytest.raises(
-        ValueError, match=r"prefix must begin .*; received 'ema\.'\. Prefixes that fit: '.*backbone"
-    ):
+    with pytest.raises(ValueError, match=r"prefix must begin .*; received 'ema\.'\. Prefixes that fit: '.*backbone"):
         load_weights(model, tmp_path / "w.pt", prefix="ema.")
 
 
