@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.figures.weights import attention_layers, heads_of, recording
 from examples.stmi.evaluate import Trained, patches_and_prior
 from examples.stmi.model import SemanticFusion
 from stmi_layers import CrossModalHypergraph, incidence_statistics
+from stmi_layers.backbones import attention_layers, heads_of, recording
 from stmi_layers.training.dataset import Batch, collate
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.towers.clip_text import ClipCaptionEncoder, import_library
-from stmi_layers.backbones import TokenBackbone
-from stmi_layers.backbones.weights import LoadReport, load_weights
+from stmi_layers.backbones import LoadReport, TokenBackbone, load_weights
 
 
 class ClipTowers(NamedTuple):

@@ -17,7 +17,6 @@ from examples.figures.attention import draw_class_token, draw_semantic, pictures
 from examples.figures.hyperedges import distinct_edges, draw_hyperedges, place_nodes
 from examples.figures.inside import look
 from examples.figures.maps import STYLES, choose_styles, perplexity, principal_components, tsne
-from examples.figures.weights import attention_layers, heads_of, recording
 from examples.stmi.evaluate import restore
 from examples.stmi.model import build_stmi
 from examples.stmi.train import train
@@ -26,7 +25,7 @@ from examples.towers.pretrained import PretrainedBackbone
 from examples.towers.vit import VisionTransformer
 from sets import tiny, write_set
 from stmi_layers import SemanticTokenReallocation
-from stmi_layers.backbones import TokenBackbone, modulate
+from stmi_layers.backbones import TokenBackbone, attention_layers, heads_of, modulate, recording
 
 SIZE = (32, 16)
 

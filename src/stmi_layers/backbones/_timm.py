@@ -9,7 +9,7 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
-from stmi_layers.backbones.modulated import Modulated, split_heads
+from stmi_layers.backbones.mixin import Modulated, split_heads
 from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token, refuse_patch_dropout, run_block
 
 

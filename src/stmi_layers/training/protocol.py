@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics
-from stmi_layers.reranking import reranked_metrics
+from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics, reranked_metrics
 from stmi_layers.training.record import Item
 from stmi_layers.training.sampler import query_gallery
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -30,8 +30,9 @@ CLOSED = {
 }
 
 
+@runtime_checkable
 class Family(Protocol):
-    """What each of those files holds."""
+    """Contents of the files that know the models of one library."""
 
     MODULATED: Mapping[type[nn.Module], type[nn.Module]]
     blocks: Callable[[nn.Module], Sequence[nn.Module]]
@@ -55,7 +56,8 @@ def _walk(model: nn.Module) -> Iterator[nn.Module]:
 def load_family(model: nn.Module) -> Family:
     """The file that knows `model`, one of `find_towers`, with its library."""
     found = _known(model)
-    assert found is not None
+    if found is None:
+        raise unknown_model(model, "load_family")
     name, extra = found
     try:
         return import_module(f"stmi_layers.backbones.{name}")  # pyright: ignore[reportReturnType]

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from stmi_layers._typing import typed
-from stmi_layers.backbones.families import find_towers, load_family, unknown_model
-from stmi_layers.backbones.modulated import Modulated
+from stmi_layers.backbones.known_models import find_towers, load_family, unknown_model
+from stmi_layers.backbones.mixin import Modulated
 from stmi_layers.backbones.positions import GRID_NAME, resize_positions
 from stmi_layers.backbones.tower import Colour, Grid, Tower
 from stmi_layers.foreground import token_foreground
@@ -107,6 +107,7 @@ class TokenBackbone(nn.Module):
         if image_size is not None:
             self._resize(image_size)
         self.image_size = (self.grid[0] * self.patch_size[0], self.grid[1] * self.patch_size[1])
+        self.register_buffer(GRID_NAME, self._grid_on(next(self.tower.parameters()).device))
         self.num_cameras, self.camera_scale = num_cameras, camera_scale
         self.camera_embedding = None if num_cameras is None else self._new_cameras(num_cameras)
 
@@ -173,10 +174,9 @@ class TokenBackbone(nn.Module):
         offset = table[torch.where(seen, cameras, len(self.camera_embedding))]
         return self.camera_scale * offset.repeat_interleave(modalities, dim=0)
 
-    @property
-    def position_grid(self) -> Tensor:
-        """The grid as the state dict holds it, on the CPU."""
-        return torch.tensor(self.grid, device="cpu")
+    def _grid_on(self, device: torch.device) -> Tensor:
+        """Return the grid as the state dict holds it: rows, columns."""
+        return torch.tensor(self.grid, device=device)
 
     def _new_cameras(self, num_cameras: int) -> nn.Parameter:
         if num_cameras < 1:
@@ -213,9 +213,9 @@ class TokenBackbone(nn.Module):
         return resized.reshape(*positions.shape[:-2], *resized.shape)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
-        """Add the grid: an entry and no buffer, which would follow devices and stay empty on the meta device."""
+        """Write the grid as it is: the buffer is empty after `to_empty`."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}{GRID_NAME}"] = self.position_grid
+        destination[f"{prefix}{GRID_NAME}"] = self._grid_on(destination[f"{prefix}{GRID_NAME}"].device)
 
     def _load_from_state_dict(
         self,
@@ -228,12 +228,11 @@ class TokenBackbone(nn.Module):
     ) -> None:
         """Resize the position embeddings of a checkpoint from its own grid, before the modules inside load them."""
         name, positions = f"{prefix}{GRID_NAME}", f"{prefix}tower.{self.tower.positions}"
-        grid = state_dict.pop(name, None)
-        if grid is None:
-            missing_keys.extend([name] * strict)
-        elif positions in state_dict:
-            rows, columns = grid.tolist()
-            state_dict[positions] = self._resized(state_dict[positions], (rows, columns))
+        if name in state_dict:
+            grid = self.grid if state_dict[name].is_meta else tuple(state_dict[name].tolist())
+            if grid != self.grid and positions in state_dict:
+                state_dict[positions] = self._resized(state_dict[positions], grid)
+            state_dict[name] = self._grid_on(state_dict[name].device)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
 
     def extra_repr(self) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 class ReadTokens(torch.autograd.Function):
     r"""$\operatorname{softmax}(\text{rows}\,\text{tokens}^\top)\,\text{tokens}$ and the weights, in float32 or float64.
 
-    The readable twin is `_read` in `reallocation.py`, which itself takes over in half precision, under autocast, where
-    the tokens need no gradient and while a graph is captured.
+    The readable twin is `_read` in `cross_attention.py`, which itself takes over in half precision, under autocast,
+    where the tokens need no gradient and while a graph is captured.
     """
 
     generate_vmap_rule = True
