@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, experts, hypergraph, losses, metrics, model, reallocation, report
+from benchmarks import attention, experts, hypergraph, losses, masked, metrics, model, permutation, reallocation, report
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
@@ -21,6 +21,8 @@ TOPICS = {
     "attention": attention,
     "reallocation": reallocation,
     "experts": experts,
+    "permutation": permutation,
+    "masked": masked,
     "hypergraph": hypergraph,
     "losses": losses,
     "metrics": metrics,

@@ -4,6 +4,10 @@ from stmi_layers._typing import typed as typed
 from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
 from stmi_layers.attention import modulate_logits as modulate_logits
 from stmi_layers.attention import modulated_attention as modulated_attention
+from stmi_layers.centres import CentreAlignment as CentreAlignment
+from stmi_layers.centres import centre_alignment as centre_alignment
+from stmi_layers.centres import move_centres as move_centres
+from stmi_layers.consistency import background_consistency as background_consistency
 from stmi_layers.convolution import hypergraph_conv as hypergraph_conv
 from stmi_layers.cross_attention import absorbed_cross_attention as absorbed_cross_attention
 from stmi_layers.expert_readout import ExpertReadout as ExpertReadout
@@ -21,14 +25,20 @@ from stmi_layers.incidence import similarity_incidence as similarity_incidence
 from stmi_layers.losses import IdentityHead as IdentityHead
 from stmi_layers.losses import ReIDLoss as ReIDLoss
 from stmi_layers.losses import batch_hard_triplet as batch_hard_triplet
+from stmi_layers.masked_aggregation import MaskedAggregation as MaskedAggregation
+from stmi_layers.masked_aggregation import masked_self_attention as masked_self_attention
 from stmi_layers.metrics import ReIDMetrics as ReIDMetrics
 from stmi_layers.metrics import rank_gallery as rank_gallery
 from stmi_layers.metrics import reid_metrics as reid_metrics
 from stmi_layers.pooling import GlobalPatchReduction as GlobalPatchReduction
 from stmi_layers.pooling import join_patch_mean as join_patch_mean
 from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenReallocation
+from stmi_layers.reconstruction import CrossModalReconstruction as CrossModalReconstruction
+from stmi_layers.reconstruction import reconstruction_loss as reconstruction_loss
 from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
+from stmi_layers.rollout import attention_rollout as attention_rollout
+from stmi_layers.rollout import select_tokens as select_tokens
 from stmi_layers.search import nearest as nearest
 from stmi_layers.sentences import draw_sentences as draw_sentences
 from stmi_layers.shared_experts import SharedExperts as SharedExperts
@@ -39,5 +49,7 @@ from stmi_layers.subset_readout import subset_attention as subset_attention
 from stmi_layers.subset_readout import subset_presence as subset_presence
 from stmi_layers.text_experts import TextModulatedExperts as TextModulatedExperts
 from stmi_layers.text_experts import text_similarity as text_similarity
+from stmi_layers.token_permutation import TokenPermutation as TokenPermutation
+from stmi_layers.token_permutation import cyclic_readout as cyclic_readout
 
 __version__ = "0.1.0"

@@ -46,6 +46,8 @@ def scalar(output: Tensor) -> Tensor:
 
 def gradients(layer: nn.Module, output: Tensor) -> dict[str, Tensor]:
     parameters = {name: value for name, value in layer.named_parameters() if value.requires_grad}
+    if not parameters:  # buffers alone
+        return {}
     return dict(zip(parameters, torch.autograd.grad(scalar(output), list(parameters.values())), strict=True))
 
 
