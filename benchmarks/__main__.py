@@ -13,7 +13,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, experts, hypergraph, losses, masked, metrics, model, permutation, reallocation, report
+from benchmarks import (
+    alignment,
+    attention,
+    experts,
+    hypergraph,
+    losses,
+    masked,
+    metrics,
+    model,
+    permutation,
+    reallocation,
+    report,
+    selection,
+)
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
@@ -24,7 +37,9 @@ TOPICS = {
     "permutation": permutation,
     "masked": masked,
     "hypergraph": hypergraph,
+    "selection": selection,
     "losses": losses,
+    "alignment": alignment,
     "metrics": metrics,
     "model": model,
 }

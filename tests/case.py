@@ -67,6 +67,7 @@ class Case:
         per_sample: samples do not see each other in evaluation.
         random: two results differ in training.
         half_result: dtype of the result for half-precision inputs; None for that of the inputs.
+        detached: the gradient goes to the parameters alone.
     """
 
     build: Callable[..., nn.Module]
@@ -78,6 +79,7 @@ class Case:
     per_sample: bool = True
     random: bool = False
     half_result: torch.dtype | None = None
+    detached: bool = False
 
 
 @dataclass(frozen=True)

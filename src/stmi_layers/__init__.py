@@ -1,6 +1,8 @@
 """Typed PyTorch layers for multi-modal object re-identification: the STMI system as composable parts."""
 
 from stmi_layers._typing import typed as typed
+from stmi_layers.alignment import GramAlignment as GramAlignment
+from stmi_layers.alignment import gram_alignment_loss as gram_alignment_loss
 from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
 from stmi_layers.attention import modulate_logits as modulate_logits
 from stmi_layers.attention import modulated_attention as modulated_attention
@@ -10,6 +12,10 @@ from stmi_layers.centres import move_centres as move_centres
 from stmi_layers.consistency import background_consistency as background_consistency
 from stmi_layers.convolution import hypergraph_conv as hypergraph_conv
 from stmi_layers.cross_attention import absorbed_cross_attention as absorbed_cross_attention
+from stmi_layers.deformable import DeformableSampling as DeformableSampling
+from stmi_layers.deformable import deformable_positions as deformable_positions
+from stmi_layers.deformable import reference_positions as reference_positions
+from stmi_layers.deformable import sample_tokens as sample_tokens
 from stmi_layers.expert_readout import ExpertReadout as ExpertReadout
 from stmi_layers.experts import GatedExperts as GatedExperts
 from stmi_layers.experts import feature_gates as feature_gates
@@ -22,6 +28,9 @@ from stmi_layers.hypergraph import CrossModalHypergraph as CrossModalHypergraph
 from stmi_layers.hypergraph import HypergraphConv as HypergraphConv
 from stmi_layers.incidence import incidence_statistics as incidence_statistics
 from stmi_layers.incidence import similarity_incidence as similarity_incidence
+from stmi_layers.interaction import SelectiveInteraction as SelectiveInteraction
+from stmi_layers.local_alignment import LocalAlignment as LocalAlignment
+from stmi_layers.local_alignment import local_alignment_loss as local_alignment_loss
 from stmi_layers.losses import IdentityHead as IdentityHead
 from stmi_layers.losses import ReIDLoss as ReIDLoss
 from stmi_layers.losses import batch_hard_triplet as batch_hard_triplet
@@ -40,6 +49,9 @@ from stmi_layers.reranking import reranked_metrics as reranked_metrics
 from stmi_layers.rollout import attention_rollout as attention_rollout
 from stmi_layers.rollout import select_tokens as select_tokens
 from stmi_layers.search import nearest as nearest
+from stmi_layers.selection import TokenSelection as TokenSelection
+from stmi_layers.selection import select_across as select_across
+from stmi_layers.selection import top_tokens as top_tokens
 from stmi_layers.sentences import draw_sentences as draw_sentences
 from stmi_layers.shared_experts import SharedExperts as SharedExperts
 from stmi_layers.shared_experts import token_gates as token_gates
@@ -51,5 +63,6 @@ from stmi_layers.text_experts import TextModulatedExperts as TextModulatedExpert
 from stmi_layers.text_experts import text_similarity as text_similarity
 from stmi_layers.token_permutation import TokenPermutation as TokenPermutation
 from stmi_layers.token_permutation import cyclic_readout as cyclic_readout
+from stmi_layers.volume import gram_volume as gram_volume
 
 __version__ = "0.1.0"
