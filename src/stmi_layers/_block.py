@@ -1,4 +1,4 @@
-"""Pre-norm transformer block that several layers are made of; tokens left out are zero and seen by no other."""
+"""Pre-norm transformer block that several layers are made of; tokens left out are seen by no other."""
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +66,8 @@ class Block(nn.Module):
                 layer.reset_parameters()
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return tokens of the same shape; those that are not kept must be zero, and stay zero."""
+        """Return tokens of the same shape; what stands in the place of those that are not kept has no meaning."""
         output = self.out_proj
         normed = layer_norm(self.norm_attention, tokens)
         tokens = tokens + self_attention(normed, self.in_proj_weight, output.weight, output.bias, self.num_heads, keep)
-        change = self.ffn(layer_norm(self.norm_ffn, tokens))
-        return tokens + (change if keep is None else torch.where(keep[..., None], change, 0.0))
+        return tokens + self.ffn(layer_norm(self.norm_ffn, tokens))

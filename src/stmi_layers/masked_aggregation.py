@@ -198,8 +198,9 @@ def _on_kept(
     width = _width(keep, max_kept)
     if width >= keep.shape[1]:
         return torch.where(keep[..., None], function(tokens, keep), 0.0).to(tokens.dtype)
-    # Kept tokens first, in their order, then as many others as fit.
-    order = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
+    # Kept tokens first, in their order, then as many others as fit; no two keys are equal.
+    keys = torch.arange(keep.shape[1], device=keep.device) + torch.where(keep, 0, keep.shape[1])
+    order = keys.topk(width, dim=1, largest=False).indices
     rows = (order + torch.arange(keep.shape[0], device=keep.device)[:, None] * keep.shape[1]).flatten()
     packed = tokens.flatten(0, 1).index_select(0, rows).unflatten(0, order.shape)
     kept = keep.gather(1, order)

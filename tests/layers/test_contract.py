@@ -252,7 +252,16 @@ def test_export_with_a_dynamic_batch(case):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["SegmentationModulatedAttention", "CrossModalHypergraph"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SegmentationModulatedAttention",
+        "CrossModalHypergraph",
+        "TokenPermutation",
+        "CrossModalReconstruction",
+        "MaskedAggregation with a bound",
+    ],
+)
 def test_onnx(name):
     pytest.importorskip("onnxscript")
     evaluator = pytest.importorskip("onnx.reference")
