@@ -85,7 +85,7 @@ def _smallest(distance: Tensor, count: int, entries: Tensor) -> Tensor:
     value, place = distance.topk(count, dim=1, largest=False)
     if int(distance.le(value[:, -1:]).sum(dim=1).amax()) > count:  # a tie with an entry that was left out
         index_bits = (1 << (len(entries) - 1).bit_length()) - 1
-        # The bits of a distance order as it does (+ 0.0 turns -0.0 into 0.0), and the index in the last ones settles ties.
+        # The bits of a distance order as it does, and the index in the last ones settles ties. + 0.0 mends -0.0.
         keys = distance.double().add_(0.0).view(torch.int64).bitwise_and_(~index_bits).bitwise_or_(entries)
         return keys.topk(count, dim=1, largest=False).values & index_bits
     place, order = place.sort(dim=1)
