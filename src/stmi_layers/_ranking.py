@@ -1,8 +1,7 @@
 """Ranking of a gallery by distance, in what metrics, re-ranking and search share: checks, features, scores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,27 +11,6 @@ from stmi_layers._checks import check_choice
 from stmi_layers.kernels.ranking import positive_ranks
 
 Metric = Literal["euclidean", "cosine"]
-
-
-@dataclass(frozen=True)
-class ReIDMetrics:
-    """Scores of a ranking, as [`reid_metrics`][stmi_layers.metrics.reid_metrics] returns them; all between 0 and 1.
-
-    Attributes:
-        mAP: mean average precision.
-        cmc: for each asked rank, the share of queries with a positive at that rank or before.
-        mINP: mean inverse negative penalty: the number of positives over the rank of the last one.
-        average_precision: one score per query, float64; NaN where the query was skipped.
-        num_queries: number of queries, skipped ones included.
-        num_skipped: number of queries without a positive among their allowed gallery entries.
-    """
-
-    mAP: float
-    cmc: dict[int, float]
-    mINP: float
-    average_precision: Tensor = field(repr=False, compare=False)
-    num_queries: int
-    num_skipped: int
 
 
 class Positives:
@@ -78,8 +56,8 @@ def score_rows(distance: Tensor, entry: Tensor, positive: Tensor) -> Tensor:
     return torch.stack([(hits / rank).sum(dim=1) / count, rank[:, 0], count / last])
 
 
-def average_scores(scores: Tensor, ranks: Sequence[int]) -> ReIDMetrics:
-    """Average the scores of all queries, (3 queries), over those that have a positive."""
+def average_scores(scores: Tensor, ranks: Sequence[int]) -> dict[str, Any]:
+    """Average the scores of all queries, (3 queries), over those that have a positive: the fields of `ReIDMetrics`."""
     average_precision, first, inverse_penalty = scores
     evaluated = ~average_precision.isnan()
     num_queries, num_evaluated = len(evaluated), int(evaluated.sum())
@@ -88,14 +66,14 @@ def average_scores(scores: Tensor, ranks: Sequence[int]) -> ReIDMetrics:
             f"no query has a positive in the gallery: received {num_queries} queries, none with an entry of "
             "its identity in another group; check query_ids, gallery_ids and the groups"
         )
-    return ReIDMetrics(
-        mAP=average_precision[evaluated].mean().item(),
-        cmc={rank: (first[evaluated] <= rank).double().mean().item() for rank in ranks},
-        mINP=inverse_penalty[evaluated].mean().item(),
-        average_precision=average_precision,
-        num_queries=num_queries,
-        num_skipped=num_queries - num_evaluated,
-    )
+    return {
+        "mAP": average_precision[evaluated].mean().item(),
+        "cmc": {rank: (first[evaluated] <= rank).double().mean().item() for rank in ranks},
+        "mINP": inverse_penalty[evaluated].mean().item(),
+        "average_precision": average_precision,
+        "num_queries": num_queries,
+        "num_skipped": num_queries - num_evaluated,
+    }
 
 
 def check_ranks(ranks: Sequence[int]) -> None:

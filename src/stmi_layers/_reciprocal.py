@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stmi_layers._checks import check_choice, check_positive, check_probability
 from stmi_layers._precision import without_autocast
-from stmi_layers._ranking import centre_of, comparable
+from stmi_layers._ranking import centre_of, comparable, squared_norms
 
 Reading = Literal["paper", "authors"]
 
@@ -47,7 +47,8 @@ def reciprocal_distances(
     features = torch.cat(comparable(query, gallery, metric))
     if metric == "euclidean":
         features -= centre_of(features)
-    near, farthest = _nearest(features, max(k1, k2 - 1), chunk_size)
+    norms = squared_norms(features)
+    near, farthest = _nearest(features, norms, max(k1, k2 - 1), chunk_size)
     members = _encode(features, near[:, : k1 + 1], k1, farthest, reading == "authors", chunk_size)
     encoding = _mean_rows(members, near[:, :k2], chunk_size)
     of_gallery = _transpose(encoding, len(query))
@@ -55,32 +56,40 @@ def reciprocal_distances(
     for rows in torch.arange(len(query), device=query.device).split(chunk_size):
         shared = _shared(encoding, of_gallery, rows, len(gallery))
         jaccard = 1 - shared / (total[rows, None] + total[len(query) :] - shared)
-        distance = _squared_distance(features[rows], features[len(query) :]) / farthest[rows, None]
+        distance = _squared_distance(features[rows], features[len(query) :], norms[len(query) :]) / farthest[rows, None]
         yield ((1 - weight) * jaccard + weight * distance).clamp_(0, 1)
 
 
-def _squared_distance(rows: Tensor, columns: Tensor) -> Tensor:
+def _squared_distance(rows: Tensor, columns: Tensor, norms: Tensor) -> Tensor:
+    """Return (rows columns); `norms` are the squared lengths of the columns."""
     with without_autocast(rows):
-        products = torch.addmm(columns.square().sum(dim=1), rows, columns.T, alpha=-2)
+        products = torch.addmm(norms, rows, columns.T, alpha=-2)
     return products.add_(rows.square().sum(dim=1, keepdim=True)).clamp_(min=0)
 
 
-def _nearest(features: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Every entry and its `k` nearest others, and the distance of the farthest one, 1 where all are equal."""
+def _nearest(features: Tensor, norms: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Return every entry and its `k` nearest others, and the distance of the farthest one, 1 where all are equal."""
     entries = torch.arange(len(features), device=features.device)
-    index_bits = (1 << (len(features) - 1).bit_length()) - 1
     near = entries.new_empty(len(features), 1 + min(k, len(features) - 1))
     radius = features.new_empty(len(features))
     for rows in entries.split(chunk_size):
-        distance = _squared_distance(features[rows], features)
+        distance = _squared_distance(features[rows], features, norms)
         radius[rows] = distance.amax(dim=1)
-        # The bits of a distance order as it does, and the index in the last ones settles ties.
-        keys = distance.double().view(torch.int64).bitwise_and_(~index_bits).bitwise_or_(entries)
-        # The entry itself goes first, before others at distance zero.
-        keys.scatter_(1, rows[:, None], torch.iinfo(torch.int64).min)
-        near[rows] = keys.topk(near.shape[1], dim=1, largest=False).values & index_bits
-        near[rows, 0] = rows
+        distance.scatter_(1, rows[:, None], -1.0)  # the entry itself goes first, before others at distance zero
+        near[rows] = _smallest(distance, near.shape[1], entries)
     return near, radius.where(radius > 0, 1.0)
+
+
+def _smallest(distance: Tensor, count: int, entries: Tensor) -> Tensor:
+    """Return the places of the `count` smallest numbers of every row, those of equal ones by their order."""
+    value, place = distance.topk(count, dim=1, largest=False)
+    if int(distance.le(value[:, -1:]).sum(dim=1).amax()) > count:  # a tie with an entry that was left out
+        index_bits = (1 << (len(entries) - 1).bit_length()) - 1
+        # The bits of a distance order as it does, and the index in the last ones settles ties. + 0.0 mends -0.0.
+        keys = distance.double().add_(0.0).view(torch.int64).bitwise_and_(~index_bits).bitwise_or_(entries)
+        return keys.topk(count, dim=1, largest=False).values & index_bits
+    place, order = place.sort(dim=1)
+    return place.gather(1, value.gather(1, order).sort(dim=1, stable=True).indices)
 
 
 def _mutual(near: Tensor, chunk_size: int) -> Tensor:
@@ -99,7 +108,8 @@ def _encode(features: Tensor, near: Tensor, k1: int, farthest: Tensor, authors: 
         core = near[rows].masked_fill(~mutual[rows], none)
         joined = near[near[rows], : half + 1]
         known = mutual_half[near[rows]] & (core < none)[..., None]
-        common = known & (joined[..., None] == core[:, None, None, :]).any(dim=3)
+        among = (joined.int()[..., None] == core.int()[:, None, None, :]).any(dim=3)  # half the memory to run through
+        common = known & among
         excess = 3 * common.sum(dim=2) - 2 * known.sum(dim=2)
         known &= (excess > 0 if authors else excess >= 0)[..., None]
         members = torch.cat([core, joined.masked_fill(~known, none).flatten(1)], dim=1).sort(dim=1).values

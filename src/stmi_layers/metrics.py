@@ -6,6 +6,7 @@ the ranking. The group is the camera (RGBNT201, RGBNT100) or the scene (MSVR310)
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +24,29 @@ from stmi_layers._ranking import (
     comparable,
     score_rows,
 )
-from stmi_layers._ranking import ReIDMetrics as ReIDMetrics
 from stmi_layers._typing import typed
 from stmi_layers.kernels.ranking import BEHIND_ALL, sort_keys
+
+
+@dataclass(frozen=True)
+class ReIDMetrics:
+    """Scores of a ranking, as [`reid_metrics`][stmi_layers.metrics.reid_metrics] returns them; all between 0 and 1.
+
+    Attributes:
+        mAP: mean average precision.
+        cmc: for each asked rank, the share of queries with a positive at that rank or before.
+        mINP: mean inverse negative penalty: the number of positives over the rank of the last one.
+        average_precision: one score per query, float64; NaN where the query was skipped.
+        num_queries: number of queries, skipped ones included.
+        num_skipped: number of queries without a positive among their allowed gallery entries.
+    """
+
+    mAP: float
+    cmc: dict[int, float]
+    mINP: float
+    average_precision: Tensor = field(repr=False, compare=False)
+    num_queries: int
+    num_skipped: int
 
 
 @typed
@@ -87,7 +108,7 @@ def reid_metrics(
     # Queries with similar numbers of positives share a chunk, for little padding.
     for rows in positives.chunks(chunk_size):
         scores[:, rows] = score_rows(_distances(query[rows], gallery, offset), *positives.of(rows))
-    return average_scores(scores, ranks)
+    return ReIDMetrics(**average_scores(scores, ranks))
 
 
 @typed

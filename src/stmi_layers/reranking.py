@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stmi_layers._ranking import Metric, Positives, ReIDMetrics, average_scores, check_groups, check_ranks, score_rows
+from stmi_layers._ranking import Metric, Positives, average_scores, check_groups, check_ranks, score_rows
 from stmi_layers._reciprocal import Reading, reciprocal_distances
 from stmi_layers._typing import typed
+from stmi_layers.metrics import ReIDMetrics
 
 
 @typed
@@ -126,4 +127,4 @@ def reranked_metrics(
         rows = torch.arange(first, first + len(distance), device=distance.device)
         scores.append(score_rows(distance, *positives.of(rows)))
         first += len(distance)
-    return average_scores(torch.cat(scores, dim=1), ranks)
+    return ReIDMetrics(**average_scores(torch.cat(scores, dim=1), ranks))

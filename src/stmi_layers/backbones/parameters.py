@@ -18,6 +18,7 @@ def parameter_groups(model: nn.Module, *, backbone: nn.Module | None = None) -> 
         modules share it; a list may be empty.
 
     Examples:
+        >>> import torch
         >>> from stmi_layers.backbones import modulate
         >>> system = nn.Sequential(modulate(nn.MultiheadAttention(8, 2)), nn.Linear(8, 4))
         >>> groups = parameter_groups(system, backbone=system[0])

@@ -171,7 +171,8 @@ class TokenBackbone(nn.Module):
         cameras = cameras.long()  # a narrow type cannot hold the number of all cameras
         seen = (cameras >= 0) & (cameras < len(self.camera_embedding))
         table = torch.cat([self.camera_embedding, mean])
-        offset = table[torch.where(seen, cameras, len(self.camera_embedding))]
+        # Not by square brackets: on a CPU their gradient sums one by one in half precision, and stops at 256.
+        offset = table.index_select(0, torch.where(seen, cameras, len(self.camera_embedding)))
         return self.camera_scale * offset.repeat_interleave(modalities, dim=0)
 
     def _grid_on(self, device: torch.device) -> Tensor:
