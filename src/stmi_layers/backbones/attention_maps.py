@@ -1,7 +1,7 @@
-"""Attention weights, recomputed from what reached a layer and from its own parameters.
+"""Attention weights of a tower, recomputed from what reached a layer and from its own parameters.
 
-Layers that are fast never hold their weights. A hook records what went in, and the weights are those of the equations:
-the softmax over `modulate_logits`, or over plain logits where there was no mask.
+Fast layers never hold their weights. A hook records what went in, and the weights are those of the equations: the
+softmax over `modulate_logits`, or over plain logits where there was no mask.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stmi_layers import SegmentationModulatedAttention, modulate_logits
+from stmi_layers.attention import SegmentationModulatedAttention, modulate_logits
 
 
 class Heads(NamedTuple):
@@ -28,7 +28,19 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @contextmanager
 def recording(layers: list[nn.Module]) -> Iterator[list[list[Call]]]:
-    """The arguments of every call of each layer, while the block lasts."""
+    """Record the arguments of every call of each layer, while the block lasts.
+
+    Args:
+        layers: those of `attention_layers`.
+
+    Examples:
+        >>> from stmi_layers import SegmentationModulatedAttention
+        >>> layer, tokens = SegmentationModulatedAttention(8, num_heads=2), torch.randn(1, 5, 8)
+        >>> with recording([layer]) as calls:
+        ...     _ = layer(tokens, None)
+        >>> attention_heads(layer, calls[0][0]).weights.shape
+        torch.Size([1, 2, 5, 5])
+    """
     calls: list[list[Call]] = [[] for _ in layers]
 
     def hook(into: list[Call]) -> Any:
@@ -45,12 +57,12 @@ def recording(layers: list[nn.Module]) -> Iterator[list[list[Call]]]:
 
 
 def attention_layers(backbone: nn.Module) -> list[nn.Module]:
-    """The self-attentions of a backbone, first block first, of the kinds that `heads_of` knows."""
+    """Return the self-attentions of a tower, first block first, of the kinds that `attention_heads` knows."""
     return [layer for layer in backbone.modules() if _is_stacked(layer) or _is_timm(layer)]
 
 
-def heads_of(layer: Any, call: Call) -> Heads:
-    """Weights and values of one call of one of `attention_layers`, computed in at least float32."""
+def attention_heads(layer: Any, call: Call) -> Heads:
+    """Compute weights and values of one call of one of `attention_layers`, the weights in at least float32."""
     tokens, foreground = call[0][0], _foreground(layer, call)
     if not getattr(layer, "batch_first", True):  # only nn.MultiheadAttention can be otherwise
         tokens = tokens.transpose(0, 1)
@@ -69,12 +81,12 @@ def heads_of(layer: Any, call: Call) -> Heads:
 
 
 def _is_stacked(layer: nn.Module) -> bool:
-    """With the three projections in one matrix: the small ViT, and the default blocks of open_clip."""
+    """Whether the three projections are one matrix, as in SFM and the default blocks of open_clip."""
     return isinstance(layer, SegmentationModulatedAttention | nn.MultiheadAttention)
 
 
 def _is_timm(layer: nn.Module) -> bool:
-    """The attention of timm's `VisionTransformer`; those with rotary embeddings turn their queries by position."""
+    """Whether it is the attention of timm's `VisionTransformer`; rotary ones turn their queries by position."""
     ancestors = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(layer).__mro__}
     return "timm.layers.attention.Attention" in ancestors
 
