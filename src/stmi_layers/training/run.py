@@ -86,6 +86,8 @@ def start_run(model: nn.Module, num_identities: int, schedule: Schedule, keep: M
         raise ValueError(f"headline must be one of the features, {list(model.widths)}; received {model.headline!r}")
     refuse_sharded(model)
     objective = Objective(model.widths, num_identities, schedule)
+    if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        objective.double()
     optimizer = build_optimizer(model, model.parameter_groups(), objective, schedule)
     records = {name: plain_record(record) for name, record in {**keep, "schedule": schedule}.items()}
     return Run(model, objective, optimizer, records)
