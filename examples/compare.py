@@ -24,7 +24,7 @@ from examples.methods import load_method
 from examples.preset import Column, Preset, Result, Row
 from examples.robustness import finished, score_under
 from examples.run import Run, run_differences, run_of, settings_of
-from stmi_layers.training import write_text
+from stmi_layers.training.files import write_text
 
 Key = tuple[str, int]
 DOCS = Path("docs")

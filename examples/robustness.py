@@ -14,7 +14,8 @@ import tyro
 from examples import cli
 from examples.preset import Result, Row
 from examples.restore import Computer, describe_test, restore
-from stmi_layers.training import Machine, as_numbers, score, write_text
+from stmi_layers.training import Machine, as_numbers, score
+from stmi_layers.training.files import write_text
 
 Masks = Literal["", "given", "ones", "empty", "eroded", "dilated", "shuffled"]
 

@@ -19,7 +19,8 @@ from examples.figures.maps import draw_maps
 from examples.figures.style import spread
 from examples.methods import load_method
 from examples.restore import Computer, OtherData, Trained, describe_test, restore
-from stmi_layers.training import collate, score, shorten
+from stmi_layers.training import collate, score
+from stmi_layers.training.messages import shorten
 
 
 @dataclass(frozen=True)
