@@ -108,7 +108,7 @@ def _recipe_in(line: Sequence[str]) -> str:
 
 def _recipe_type(names: tuple[str, ...]) -> Any:
     help_text = "Take the values of this recipe (recipes.py of the method) wherever the command line gives none."
-    return Annotated[Literal[names] | None if names else None, tyro.conf.arg(help=help_text)]  
+    return Annotated[Literal[names] | None if names else None, tyro.conf.arg(help=help_text)]
 
 
 def _group(record: Any, name: str) -> tuple[Any, Any]:

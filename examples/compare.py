@@ -129,7 +129,9 @@ def refuse_other_settings(run: Run, out: Path) -> None:
     except (OSError, ValueError):
         return
     if changed := run_differences(run_of(records), run):
-        raise ValueError(f"{out} was made with other settings; choose another --out or remove it:\n  " + "\n  ".join(changed))
+        raise ValueError(
+            f"{out} was made with other settings; choose another --out or remove it:\n  " + "\n  ".join(changed)
+        )
 
 
 def run_all(run: Run, options: Options, rows: tuple[Row, ...]) -> dict[Key, Result]:

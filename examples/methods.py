@@ -63,9 +63,7 @@ def load_method(name: str) -> Method:
             f"finds; received {name!r}"
         )
     recipes = _import_if_there(f"{package}.recipes")
-    return Method(
-        name, package, settings.Settings, getattr(recipes, "DEFAULT", {}), getattr(recipes, "RECIPES", {})
-    )
+    return Method(name, package, settings.Settings, getattr(recipes, "DEFAULT", {}), getattr(recipes, "RECIPES", {}))
 
 
 def _import_if_there(module: str) -> Any:

@@ -111,14 +111,16 @@ def restore(
     content, device = read_checkpoint(checkpoint), choose_device(machine.device)
     try:
         run = run_of(content.records).changed(changes or {})
-        facts = {name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()}
+        facts = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()
+        }
         model = load_method(run.method).build(run.own, Facts(**facts), run.tower)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
     load_weights(model, content.model, "model")
     model = model.to(device).eval()
     dataset = load_split(run.data, "test", seed=run.schedule.seed)
-    protocol = protocol_for(dataset.items, run.data.query_cameras, match=run.data.match, drop=run.data.drop)
+    protocol = protocol_for(dataset.items, run.data)
     if keep:
         dataset = reduced(dataset, run, keep)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Score a trained model as it might be in use: with other masks, or without some modalities.
 
-    python -m examples.robustness --checkpoint runs/NAME/checkpoint.pt --masks eroded --keep RGB NI
+python -m examples.robustness --checkpoint runs/NAME/checkpoint.pt --masks eroded --keep RGB NI
 """
 
 import json

@@ -14,7 +14,6 @@ import torch
 
 from examples import cli
 from examples.methods import load_method
-from examples.restore import joined_as
 from examples.run import Run, deviations
 from examples.towers.tower import check_weights, fill_towers
 from stmi_layers import ReIDMetrics
@@ -55,7 +54,7 @@ def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics
     if not checkpoint.exists():
         check_weights(run.tower)
     dataset, test = load_splits(run)
-    protocol = protocol_for(test.items, run.data.query_cameras, match=run.data.match, drop=run.data.drop)
+    protocol = protocol_for(test.items, run.data)
     facts = facts_of(dataset, run.data.modalities)
     # A checkpoint holds all weights: the pretrained file may be gone when a run continues.
     model, loaded = build_model(run, facts, pretrained=not checkpoint.exists())
@@ -80,7 +79,7 @@ def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics
     device = next(model.parameters()).device
     descriptors = describe(model, test, device=device, workers=run.machine.workers, amp=run.machine.amp)
     if rank() == 0:
-        report(run, out, test, protocol, joined_as(descriptors, model.headline)[model.headline], model.headline, metrics)
+        report(run, out, test, protocol, descriptors[model.headline], model.headline, metrics)
     return metrics
 
 

@@ -39,7 +39,9 @@ def pictures(dataset: MultiModalDataset, indices: Sequence[int]) -> list[Picture
     ]
 
 
-def draw_class_token(looks: ClassToken, shown: Sequence[Picture], modalities: Sequence[str], threshold: float) -> Figure:
+def draw_class_token(
+    looks: ClassToken, shown: Sequence[Picture], modalities: Sequence[str], threshold: float
+) -> Figure:
     """The class token's attention in every block, without and with the mask; `threshold` is that of the foreground."""
     states = sorted(looks.weights)
     blocks = spread(looks.weights[False].shape[2], BLOCKS)

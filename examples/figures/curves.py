@@ -22,7 +22,7 @@ def curves(history: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(4.4 * count, 3.6), layout="constrained")
     learning, retrieval, *watched = figure.subplots(1, count)
     epochs = [entry["epoch"] for entry in history]
-    learning.plot(epochs, [entry["loss"] for entry in history], color=QUERY)
+    learning.plot(epochs, [entry["loss"] for entry in history], "o-", markersize=3, color=QUERY)
     learning.set(title="training loss (line) and learning rate (dashes)", xlabel="epoch", ylabel="loss")
     rate = learning.twinx()
     rate.plot(epochs, [entry["learning_rate"] for entry in history], color="#999999", linestyle="--")
@@ -49,7 +49,9 @@ def draw_watched(axis: Any, history: Sequence[dict[str, Any]], families: Sequenc
         for index, name in enumerate(own):
             points = [(entry["epoch"], entry["watch"][name]) for entry in history if name in entry["watch"]]
             label = name.partition("/")[2] or name if single else family if index == 0 else None
-            look = {"color": COLORS[index % len(COLORS)]} if single else {"color": color, "alpha": (index + 1) / len(own)}
-            axis.plot(*zip(*points, strict=True), label=label, **look)
+            look = (
+                {"color": COLORS[index % len(COLORS)]} if single else {"color": color, "alpha": (index + 1) / len(own)}
+            )
+            axis.plot(*zip(*points, strict=True), "o-", markersize=3, label=label, **look)
     axis.set(title=", ".join(families) + ("" if single else ", pale: first block"), xlabel="epoch")
     axis.legend(loc="best", fontsize=7)

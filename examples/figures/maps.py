@@ -89,7 +89,10 @@ def choose_styles(identities: Sequence[int | str]) -> dict[int | str, tuple[str,
 
 
 def _scatter(
-    axis: Axes, points: NDArray[np.float64], identities: Sequence[int | str], styles: Mapping[int | str, tuple[str, str]]
+    axis: Axes,
+    points: NDArray[np.float64],
+    identities: Sequence[int | str],
+    styles: Mapping[int | str, tuple[str, str]],
 ) -> None:
     rest = np.array([identity not in styles for identity in identities])
     axis.scatter(*points[rest].T, s=6, color=PALE, linewidths=0)

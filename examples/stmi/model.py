@@ -18,12 +18,7 @@ from examples.stmi.settings import Fusion, Settings
 from examples.towers.clip_text import build_clip_text
 from examples.towers.text import CaptionEncoder
 from examples.towers.tower import Tower, build_tower, strengths_of, tower_tokens, trunk_of
-from stmi_layers import (
-    CrossModalHypergraph,
-    GlobalCrossAttention,
-    SemanticTokenReallocation,
-    incidence_statistics,
-)
+from stmi_layers import CrossModalHypergraph, GlobalCrossAttention, SemanticTokenReallocation, incidence_statistics
 from stmi_layers.backbones import parameter_groups
 from stmi_layers.training import Batch, Facts, Outputs, joined
 
@@ -35,12 +30,8 @@ def build(settings: Settings, facts: Facts, tower: Tower) -> "STMI":
     if facts.words and settings.text_encoder == "words":
         text_encoder = CaptionEncoder(facts.words, backbone.dim, num_heads=settings.num_heads)
     elif facts.words:
-        text_encoder = build_clip_text(
-            tower.architecture,
-            backbone.dim,
-            overflow=settings.caption_overflow,
-            project=settings.text_projection,
-        )
+        options = {"overflow": settings.caption_overflow, "project": settings.text_projection}
+        text_encoder = build_clip_text(tower.architecture, backbone.dim, **options)
     return STMI(
         backbone,
         len(facts.modalities),
@@ -91,35 +82,34 @@ class STMI(nn.Module):
     ) -> None:
         super().__init__()
         dim, nodes = backbone.dim, num_modalities * (num_tokens + (text_encoder is not None))
-        self.backbone, self.text_encoder = backbone, text_encoder
-        self.interaction = self.reallocations = self.readout = None
-        self.cross_modal = fusion != "concatenation"
-        if reallocation and fusion == "hypergraph":
-            self.interaction = CrossModalHypergraph(dim, nodes, threshold=threshold, similarity=similarity)
-        elif reallocation and fusion == "self-attention":
-            self.interaction = SelfAttentionInteraction(dim, num_heads)
-        elif reallocation and fusion == "mlp":
-            self.interaction = TokenMixing(nodes)
+        self.backbone, self.cross_modal = backbone, fusion != "concatenation"
+        self.reallocations = self.interaction = self.readout = None
         if reallocation:
+            interaction = build_interaction(fusion, dim, nodes, num_heads, threshold, similarity)
             # Equal at the start: unrelated queries and projections would put the tokens of the modalities in unrelated
             # directions, and no hyperedge would ever reach from one modality to another.
             first = SemanticTokenReallocation(dim, num_tokens, num_heads=num_heads)
             self.reallocations = nn.ModuleList(copy.deepcopy(first) for _ in range(num_modalities))
+            self.interaction = interaction
             self.readout = GlobalCrossAttention(dim, num_heads=num_heads)
+        self.text_encoder = text_encoder
         width = num_modalities * dim
-        self.widths = {"G": width} | ({"U": width} if reallocation else {}) | ({"T": dim} if text_encoder is not None else {})
+        self.widths = (
+            {"G": width} | ({"U": width} if reallocation else {}) | ({"T": dim} if text_encoder is not None else {})
+        )
         self.headline = headline(descriptor, self.widths)
         self._seen: tuple[Tensor, Tensor | None] | None = None  # tokens of a batch, for `watch`
         self._look = True
 
     def forward(self, batch: Batch) -> Outputs:
         """G, U and T of a batch; the part of G and U that belongs to an absent modality is 0."""
-        present = batch.present  # (b m) or None
+        present, prior, fused = batch.present, None, None  # (b m) or None
         patches, globals_ = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
-        features, prior = {"G": globals_.flatten(1)}, None  # (b m*d)
         if self.text_encoder is not None:
             if batch.texts is None:
-                raise ValueError("batch must hold texts, made by encode, because the model reads captions; received None")
+                raise ValueError(
+                    "batch must hold texts, made by encode, because the model reads captions; received None"
+                )
             prior = self.text_encoder(batch.texts, batch.has_text)  # (b d)
         if self.reallocations is not None:
             tokens = self.semantic_tokens(patches, prior)  # (b m k d), the prior's last
@@ -127,8 +117,9 @@ class STMI(nn.Module):
             if self.interaction is not None:
                 tokens = self.interaction(tokens, present)  # (b m k d)
             fused = self.read(globals_, tokens, present)  # (b m d)
-            if present is not None:
-                fused = torch.where(present[..., None], fused, 0.0)
+        features = {"G": globals_.flatten(1)}  # (b m*d)
+        if fused is not None:
+            fused = fused if present is None else torch.where(present[..., None], fused, 0.0)
             features["U"] = fused.flatten(1)  # (b m*d)
         if prior is None:
             return Outputs(features)
@@ -182,6 +173,17 @@ class STMI(nn.Module):
     def _remember(self, tokens: Tensor, present: Tensor | None) -> None:
         if self._look and not torch.compiler.is_compiling():
             self._seen, self._look = (tokens.detach(), present), False
+
+
+def build_interaction(
+    fusion: Fusion, dim: int, nodes: int, num_heads: int, threshold: float, similarity: Literal["cosine", "euclidean"]
+) -> nn.Module | None:
+    """CHI, or what Table 4 puts in its place; None leaves the tokens apart."""
+    if fusion == "hypergraph":
+        return CrossModalHypergraph(dim, nodes, threshold=threshold, similarity=similarity)
+    if fusion == "self-attention":
+        return SelfAttentionInteraction(dim, num_heads)
+    return TokenMixing(nodes) if fusion == "mlp" else None
 
 
 def headline(descriptor: str, widths: dict[str, int]) -> str:

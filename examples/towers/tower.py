@@ -218,9 +218,7 @@ def fill_towers(tower: Tower, model: nn.Module) -> str:
     """
     towers = pretrained_towers(model)
     if tower.weights is not None:
-        reports = load_pretrained(
-            model, tower.weights, old_grid=tower.weights_grid, trust_pickle=tower.trust_pickle
-        )
+        reports = load_pretrained(model, tower.weights, old_grid=tower.weights_grid, trust_pickle=tower.trust_pickle)
         return "\n".join(f"{name}: {report}" for name, report in reports.items())
     if towers and not tower.random_weights:
         raise ValueError(

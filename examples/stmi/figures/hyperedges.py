@@ -17,7 +17,9 @@ from examples.stmi.figures.semantic import SemanticTokens
 Members = tuple[int, ...]
 
 
-def draw_hyperedges(looks: SemanticTokens, shown: Sequence[Picture], modalities: Sequence[str], *, prior: bool) -> Figure:
+def draw_hyperedges(
+    looks: SemanticTokens, shown: Sequence[Picture], modalities: Sequence[str], *, prior: bool
+) -> Figure:
     """A row per item: its semantic tokens where they look, joined by hyperedges, and the incidence."""
     assert looks.incidence is not None
     height, width = shown[0].masks.shape[1:]
