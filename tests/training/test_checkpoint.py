@@ -62,9 +62,7 @@ def test_the_damaged_record_is_named(tmp_path: Path):
     raw = bytearray(path.read_bytes())
     raw[raw.find(checkpoint().model["layer3.weight"].numpy().tobytes()) + 100] ^= 1
     path.write_bytes(bytes(raw))
-    with pytest.raises(
-        ValueError, match=r"checkpoint\.pt is damaged.*checksum of its record archive/data/3 is wrong"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged.*checksum of its record archive/data/3 is wrong"):
         read_checkpoint(path)
 
 

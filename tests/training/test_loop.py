@@ -181,7 +181,9 @@ def test_what_does_not_resume_is_named(folder: Path, tmp_path: Path):
     older = {**kept.records["schedule"], "momentum": 0.9}
     del older["margin"]
     save_checkpoint(path, kept._replace(records={**kept.records, "schedule": older}))
-    with pytest.raises(ValueError, match="schedule.margin is missing in the checkpoint\n  schedule.momentum is unknown"):
+    with pytest.raises(
+        ValueError, match="schedule.margin is missing in the checkpoint\n  schedule.momentum is unknown"
+    ):
         train_toy(folder, tmp_path, schedule=replace(SCHEDULE, epochs=1), resume=True)
     save_checkpoint(path, kept._replace(optimizer={"state": {}, "param_groups": []}))
     with pytest.raises(ValueError, match=r"checkpoint\.pt must hold the state of this optimizer; received another"):
@@ -355,7 +357,10 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth():
         ({"optimizer": "sgd"}, "optimizer must be one of 'adamw', 'adam'; received 'sgd'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive, or None for no clipping; received 0"),
         ({"rates": {"new": -1.0}}, r"rates\['new'\] must be finite and at least 0; received -1"),
-        ({"feature_weights": {"U": float("nan")}}, r"feature_weights\['U'\] must be finite and at least 0; received nan"),
+        (
+            {"feature_weights": {"U": float("nan")}},
+            r"feature_weights\['U'\] must be finite and at least 0; received nan",
+        ),
         ({"learning_rate": float("inf")}, "learning_rate must be finite and at least 0; received inf"),
     ],
 )

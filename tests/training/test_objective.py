@@ -19,7 +19,9 @@ def outputs(**changes) -> Outputs:
 
 def copies(objective: Objective) -> dict[str, ReIDLoss]:
     """The losses as they would be built by hand, with the same heads."""
-    losses = {name: ReIDLoss(width, 3, smoothing=0.2, margin=0.3, identity_weight=0.5) for name, width in WIDTHS.items()}
+    losses = {
+        name: ReIDLoss(width, 3, smoothing=0.2, margin=0.3, identity_weight=0.5) for name, width in WIDTHS.items()
+    }
     for name, loss in losses.items():
         loss.load_state_dict(objective.losses[name].state_dict())
     return losses
@@ -79,7 +81,9 @@ def test_it_learns_a_head_per_feature():
 
 
 def test_weights_of_unknown_features_are_refused():
-    with pytest.raises(ValueError, match=r"feature_weights must be by names among \['text', 'whole'\]; received \['U'\]"):
+    with pytest.raises(
+        ValueError, match=r"feature_weights must be by names among \['text', 'whole'\]; received \['U'\]"
+    ):
         build(feature_weights={"U": 1.0})
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from stmi_layers.training.dataset import MultiModalDataset
 from stmi_layers.training.distributed import mean_over_processes, num_processes, rank
 from stmi_layers.training.dropout import drop_modalities, modality_draws
-from stmi_layers.training.layouts.layout import shorten
+from stmi_layers.training.messages import shorten
 from stmi_layers.training.optimisation import Ledger, gradient_norm, rate, set_rate
 from stmi_layers.training.run import Entry, Run
 from stmi_layers.training.schedule import Schedule

@@ -14,7 +14,7 @@ from stmi_layers.training.contract import Batch
 from stmi_layers.training.dataset import collate
 from stmi_layers.training.device import half_precision
 from stmi_layers.training.distributed import interleave, join, num_processes, rank
-from stmi_layers.training.layouts.layout import shorten
+from stmi_layers.training.messages import shorten
 from stmi_layers.training.protocol import Protocol
 from stmi_layers.training.record import Item
 from stmi_layers.training.schedule import Machine

@@ -88,7 +88,9 @@ def check_modalities(modalities: Collection[str]) -> None:
 def check_ranges(ranges: Mapping[str, Range]) -> None:
     """Refuse ranges of counts that do not rise."""
     for name, bounds in ranges.items():
-        if bounds != "image" and not (len(bounds) == 2 and float("-inf") < bounds[0] < bounds[1] < float("inf")):
+        if bounds != "image" and not (
+            isinstance(bounds, tuple) and len(bounds) == 2 and float("-inf") < bounds[0] < bounds[1] < float("inf")
+        ):
             raise ValueError(f'ranges must be a lowest and a highest count, or "image"; received {bounds!r} for {name}')
 
 
@@ -166,4 +168,6 @@ def _first_that_fits(value: Any, hints: Collection[Any], where: str) -> Any:
             return _restore(value, hint, where)
         except ValueError:
             continue
-    raise ValueError(f"{where} must be {' or '.join(str(getattr(hint, '__name__', hint)) for hint in hints)}; received {value!r}")
+    raise ValueError(
+        f"{where} must be {' or '.join(str(getattr(hint, '__name__', hint)) for hint in hints)}; received {value!r}"
+    )
