@@ -11,7 +11,8 @@ import tyro
 from examples import cli
 from examples.restore import Computer, OtherData, describe_test, restore
 from stmi_layers import ReIDMetrics
-from stmi_layers.training import as_numbers, score, table, write_features, write_metrics
+from stmi_layers.training import score, table, write_features, write_metrics
+from stmi_layers.training.report import as_numbers
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from stmi_layers.training import (
     Machine,
     MultiModalDataset,
     Protocol,
-    choose_device,
     concatenate,
     describe,
     load_split,
@@ -25,6 +24,7 @@ from stmi_layers.training import (
     protocol_for,
     read_checkpoint,
 )
+from stmi_layers.training.device import choose_device
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import tyro
 from examples import cli
 from examples.preset import Result, Row
 from examples.restore import Computer, describe_test, restore
-from stmi_layers.training import Machine, as_numbers, score
+from stmi_layers.training import Machine, score
 from stmi_layers.training.files import write_text
+from stmi_layers.training.report import as_numbers
 
 Masks = Literal["", "given", "ones", "empty", "eroded", "dilated", "shuffled"]
 

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from examples.figures.style import QUERY, RIGHT, WRONG, outline
-from stmi_layers.training import MultiModalDataset, Protocol, column
+from stmi_layers.training import MultiModalDataset, Protocol
+from stmi_layers.training.protocol import column
 
 
 def ranked_lists(dataset: MultiModalDataset, descriptor: Tensor, name: str, protocol: Protocol) -> Figure:

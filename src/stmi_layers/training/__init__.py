@@ -1,20 +1,19 @@
 """What every ReID experiment writes again, for any model that keeps the contract; may change until 1.0.
 
-Functions over a few records: layouts, datasets, P x K batches and protocols of multi-modal sets, objective, loop,
-evaluation and checkpoint. Needs the extra `training`. `import stmi_layers` does not load it.
+Functions over a few records: layouts, datasets, P x K batches and protocols of multi-modal sets; objective, loop,
+checkpoint, evaluation and report. Needs the extra `training`. `import stmi_layers` does not load it.
 """
 
 from stmi_layers.training.checkpoint import Checkpoint, load_weights, read_checkpoint, save_checkpoint
 from stmi_layers.training.contract import Batch, Facts, Outputs, ReIDModel
 from stmi_layers.training.dataset import MultiModalDataset, collate, facts_of, load_split
-from stmi_layers.training.device import choose_device
-from stmi_layers.training.distributed import whole_batch
+from stmi_layers.training.distributed import join, whole_batch
 from stmi_layers.training.evaluation import concatenate, describe, evaluate, score
 from stmi_layers.training.loop import fit
 from stmi_layers.training.objective import Objective
-from stmi_layers.training.protocol import Protocol, column, protocol_for
+from stmi_layers.training.protocol import Protocol, protocol_for
 from stmi_layers.training.record import Item, Panel, joined, unlabelled
-from stmi_layers.training.report import as_numbers, table, write_features, write_metrics
+from stmi_layers.training.report import table, write_features, write_metrics
 from stmi_layers.training.sampler import IdentitySampler
 from stmi_layers.training.schedule import Machine, Schedule
 from stmi_layers.training.settings import Data, differences, from_dict, to_dict
@@ -37,10 +36,7 @@ __all__ = [
     "Protocol",
     "ReIDModel",
     "Schedule",
-    "as_numbers",
-    "choose_device",
     "collate",
-    "column",
     "concatenate",
     "describe",
     "differences",
@@ -48,6 +44,7 @@ __all__ = [
     "facts_of",
     "fit",
     "from_dict",
+    "join",
     "joined",
     "load_split",
     "load_weights",

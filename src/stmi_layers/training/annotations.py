@@ -23,7 +23,7 @@ from stmi_layers.training.tables import read_csv
 def read_captions(
     root: Path, splits: Sequence[str], modalities: Sequence[str], names: Collection[str], *, required: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Captions by name: one common caption, or one per modality with "" where it is missing; items without are left out.
+    """Captions by name: one common caption, or one per modality, "" where it is missing; items without are left out.
 
     Args:
         root: folder of the set.
@@ -120,16 +120,16 @@ def read_columns(root: Path, names: Collection[str]) -> dict[str, dict[str, str]
     taken = sorted({field.name for field in fields(Item)}.intersection(header))
     if taken:
         raise ValueError(
-            f"{file} must have the column item and others with names of their own; it has {printable(', '.join(header))}"
-            f", of which {', '.join(taken)} is known from the file names"
+            f"{file} must have the column item and others with names of their own; it has "
+            f"{printable(', '.join(header))}, of which {', '.join(taken)} is known from the file names"
         )
     known = set(names)
-    stems = [_name(row["item"] or "", known) for row in rows]
+    stems = [_name(row["item"], known) for row in rows]
     twice = [name for name, count in Counter(stems).items() if count > 1]
     if twice:
         raise ValueError(f"{file}: {len(twice)} items have several lines: {shorten(twice)}")
     columns = {stem: {key: row[key] for key in header if key != "item"} for stem, row in zip(stems, rows, strict=True)}
-    missing = [name for name in names if None in columns.get(name, {"": None}).values()]
+    missing = [name for name in names if name not in columns]
     if missing:
-        raise ValueError(f"{file}: {len(missing)} items have no line, or an incomplete one: {shorten(missing)}")
-    return {name: {key: value or "" for key, value in columns[name].items()} for name in names}
+        raise ValueError(f"{file}: {len(missing)} items have no line: {shorten(missing)}")
+    return {name: columns[name] for name in names}

@@ -92,14 +92,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path} cannot be read as a checkpoint: damaged, or not written by this trainer") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this trainer (no format {FORMAT!r})")
-    problems = [f"lacks {name!r}" for name in TYPES if name not in content]
-    problems += [f"has an unknown entry {name!r}" for name in content if name not in TYPES]
-    problems += [
-        f"must hold {name!r} as {kind.__name__}, and holds {type(content[name]).__name__}"
-        for name, kind in TYPES.items()
-        if name in content and type(content[name]) is not (kind if kind is not dict else type(content[name]))
-    ]
-    problems += [problem for name in ("records", "model", "objective") for problem in _wrong_values(content, name)]
+    problems = _wrong_entries(content)
     if problems:
         raise ValueError(f"{path} is no whole checkpoint: it {'; it '.join(problems[:5])}")
     return Checkpoint(**content)
@@ -117,17 +110,27 @@ def _check_sums(path: Path) -> None:
         raise ValueError(f"{damaged}: the checksum of its record {record} is wrong. Take another copy, or train anew")
 
 
-def _wrong_values(content: dict[str, Any], name: str) -> list[str]:
-    """Say which values of an entry have the wrong type."""
-    held, kind = content.get(name), dict if name == "records" else Tensor
-    if name not in content or isinstance(held, Mapping):
-        values = (held or {}).items()
-        return [
-            f"must hold a {kind.__name__} as {name}[{key!r}], and holds {type(value).__name__}"
-            for key, value in values
-            if not isinstance(key, str) or not isinstance(value, kind)
-        ]
-    return [f"must hold {name!r} as dict, and holds {type(held).__name__}"]
+def _wrong_entries(content: dict[str, Any]) -> list[str]:
+    """Say which entries are missing, unknown, or hold something else than they should."""
+    problems = [f"lacks {name!r}" for name in TYPES if name not in content]
+    problems += [f"has an unknown entry {name!r}" for name in content if name not in TYPES]
+    held = {name: content[name] for name in TYPES if name in content}
+    problems += [
+        f"must hold {name!r} as {TYPES[name].__name__}, and holds {type(value).__name__}"
+        for name, value in held.items()
+        if not isinstance(value, TYPES[name]) or isinstance(value, bool)
+    ]
+    if problems:
+        return problems
+    if content["epoch"] < 0:
+        problems.append(f"must hold 'epoch' from 0 on, and holds {content['epoch']}")
+    kinds = {"records": dict, "model": Tensor, "objective": Tensor, "history": dict}
+    return problems + [
+        f"must hold a {kind.__name__} as {name}[{key!r}], and holds {type(value).__name__}"
+        for name, kind in kinds.items()
+        for key, value in (enumerate(content[name]) if name == "history" else content[name].items())
+        if not isinstance(value, kind)
+    ]
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

@@ -80,7 +80,7 @@ def _look_at_image(source: Source, bounds: Range | None) -> Look:
     if bits > 8 and bounds is None:
         return Look(f"{deep_message(bits)} (mode {mode})", notes=(*notes, "deep"))
     whole = read_image(path, bounds)
-    if bits > 8 and bounds not in (None, "image"):
+    if bits > 8 and isinstance(bounds, tuple):
         low, high = bounds
         counts = read_counts(path, opened)
         notes += ("clipped",) * bool(((counts < low) | (counts > high)).mean() > CLIPPED)

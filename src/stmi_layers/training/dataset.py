@@ -1,7 +1,6 @@
 """From items on disk to batches: one geometry per sample, masks that stay on their images.
 
-Everything random depends on a seed, the epoch and the index of the sample, and on nothing else: not on the number of
-workers, nor on what else draws random numbers.
+Everything random depends on a seed, the epoch and the index of the sample alone, not on the number of workers.
 """
 
 from collections import Counter
@@ -22,7 +21,7 @@ from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Item, joined, split_words
 from stmi_layers.training.seeds import derange, mix_seed
 from stmi_layers.training.settings import Data, Masks, Range
-from stmi_layers.training.splits import read_split
+from stmi_layers.training.splits import read_split, refuse_missing_masks
 from stmi_layers.training.transforms import GREY, Augmentation, dilate, erase, erode, move
 
 # Masks that are read from files; the others are made.
@@ -30,7 +29,7 @@ FROM_FILES = ("given", "eroded", "dilated", "shuffled", "blank", "blank+given")
 
 
 class Sample(NamedTuple):
-    """One item of a dataset; `Batch` explains the fields."""
+    """One item of a dataset, with the fields of `Batch`."""
 
     images: Float[Tensor, "modalities 3 height width"]
     masks: Bool[Tensor, "modalities height width"] | None
@@ -77,9 +76,8 @@ class MultiModalDataset(Dataset[Sample]):
             none, "blank+given" does both.
         missing_masks: policy where masks are needed and an image has none; "ones" makes all of it foreground.
         ranges: counts of deep images that become black and white, one entry per modality, None where there is none.
-        cache: keep decoded and resized images in one block of memory, modalities * 3 * height * width bytes per item,
-            and masks in another of modalities * height * width, in every worker. Only lasting
-            (`persistent_workers=True`) or no workers profit.
+        cache: keep decoded images, modalities * 3 * height * width bytes per item, and masks, height * width bytes
+            per file, in every worker. Only lasting (`persistent_workers=True`) or no workers profit.
 
     Attributes:
         identities: the identity behind each label.
@@ -117,7 +115,7 @@ class MultiModalDataset(Dataset[Sample]):
         self.texts: Tensor | None = None
         self._mask_of = derange(len(items), seed) if masks == "shuffled" else list(range(len(items)))
         if missing_masks == "error" and masks in FROM_FILES:
-            self._refuse_missing_masks()
+            refuse_missing_masks(items)
         self._ranges = list(ranges) if ranges else [None] * len(items[0].images)
         self._pixels = Pixels(items, size, masks=masks in FROM_FILES, keep=cache)
         # Shared, so that it reaches workers that outlive an epoch.
@@ -186,18 +184,6 @@ class MultiModalDataset(Dataset[Sample]):
             masks = (erode if self.masks == "eroded" else dilate)(masks, round(min(self.size) / 16))
         return images, masks
 
-    def _refuse_missing_masks(self) -> None:
-        missing = [
-            item.name
-            for item in self.items
-            if any(image is not None and mask is None for image, mask in zip(item.images, item.masks, strict=True))
-        ]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(self.items)} items lack a mask in mask/ or mask_<MODALITY>/: "
-                f"{shorten(missing)}; add them, or pass missing_masks='ones', masks='ones' or masks='none'"
-            )
-
 
 def _number(value: int | None) -> int:
     return -1 if value is None else value
@@ -206,14 +192,18 @@ def _number(value: int | None) -> int:
 def load_split(
     data: Data, split: str, *, augment: Augmentation | bool = False, seed: int = 0, cache: bool = False
 ) -> MultiModalDataset:
-    """The dataset of a split, as the settings say.
+    """Load a split as the settings say.
 
     Args:
         data: the set, and how it is read.
         split: `train`, `test`, or any other split that the set has.
         augment: variation of the images; False in evaluation.
         seed: of the augmentation, and of shuffled masks and captions.
-        cache: keep decoded images in memory. Evaluation reads each image once, and wins nothing by it.
+        cache: keep decoded images in memory; evaluation reads each image once, and wins nothing by it.
+
+    Raises:
+        FileNotFoundError: when the set, the split, a modality or required captions are not there.
+        ValueError: when files break the layout, or a training item has no identity.
     """
     items = read_split(
         data.root,
@@ -224,8 +214,10 @@ def load_split(
         damaged=data.damaged,
         ranges=data.ranges,
     )
-    if split == "train" and data.junk:
+    if split == "train":
         items = [item for item in items if item.identity not in data.junk]
+        if nameless := [item.name for item in items if item.identity is None]:
+            raise ValueError(f"{data.root}: {len(nameless)} items to train on have no identity: {shorten(nameless)}")
     if data.shuffled_captions:
         others = [items[index].captions for index in derange(len(items), seed)]
         items = [replace(item, captions=captions) for item, captions in zip(items, others, strict=True)]

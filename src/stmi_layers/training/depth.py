@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ImageFile, ImageOps
 
-Open = Callable[[Path], AbstractContextManager[Image.Image]]
+Open = Callable[[Path], AbstractContextManager[ImageFile.ImageFile]]
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 # Where Pillow finds the high and the low byte of a channel, by its name for the layout of the bytes.
 _NATIVE = "16L" if sys.byteorder == "little" else "16B"
 _SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if _NATIVE == "16L" else "16L"}
 
 
-def bits_of(image: Image.Image, path: Path) -> int:
+def bits_of(image: ImageFile.ImageFile, path: Path) -> int:
     """Bits per channel of an opened image file."""
     if image.mode.startswith("F"):
         return 32
@@ -43,7 +43,7 @@ def _read(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def _maximum(image: Image.Image) -> int:
+def _maximum(image: ImageFile.ImageFile) -> int:
     """The highest value of a portable map."""
     arguments = image.tile[0].args
     if isinstance(arguments, tuple):
@@ -67,7 +67,7 @@ def _bits_of_avif(head: bytes) -> int:
     return 8 if not head[start + 6] & 0x40 else 12 if head[start + 6] & 0x20 else 10
 
 
-def read_counts(path: Path, opened: Open) -> NDArray[np.generic]:
+def read_counts(path: Path, opened: Open) -> NDArray[Any]:
     """Counts of a deep image, (height width) or (height width 3), upright and without transparency.
 
     Raises:
@@ -104,7 +104,7 @@ def _decode(path: Path, opened: Open, rename: Callable[[str], str]) -> NDArray[n
     """Decode with another layout of the bytes than the one Pillow has chosen."""
     with opened(path) as image:
         arguments = [
-            rename(tile.args) if isinstance(tile.args, str) else (rename(tile.args[0]), *tile.args[1:])
+            rename(tile.args) if isinstance(tile.args, str) else (rename(_layout(tile.args)), *(tile.args or ())[1:])
             for tile in image.tile
         ]
         image.tile = [tile._replace(args=new) for tile, new in zip(image.tile, arguments, strict=True)]
@@ -112,7 +112,7 @@ def _decode(path: Path, opened: Open, rename: Callable[[str], str]) -> NDArray[n
         return np.array(ImageOps.exif_transpose(image))
 
 
-def _portable_counts(image: Image.Image, path: Path) -> NDArray[np.generic]:
+def _portable_counts(image: ImageFile.ImageFile, path: Path) -> NDArray[Any]:
     """Counts of a binary portable map, which Pillow would scale to 16 or to 8 bits."""
     tile, channels = image.tile[0], 3 if image.mode == "RGB" else 1
     if tile.codec_name == "ppm_plain":
@@ -127,7 +127,7 @@ def _portable_counts(image: Image.Image, path: Path) -> NDArray[np.generic]:
     return counts.astype(np.uint16) if channels == 3 else counts[..., 0].astype(np.uint16)
 
 
-def _finite(counts: NDArray[np.generic]) -> NDArray[np.generic]:
+def _finite(counts: NDArray[Any]) -> NDArray[Any]:
     if counts.dtype.kind == "f" and not np.isfinite(counts).all():
         raise ValueError(f"has {int((~np.isfinite(counts)).sum())} counts that are no finite numbers")
     return counts

@@ -13,10 +13,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from stmi_layers.training.depth import bits_of, read_counts
 from stmi_layers.training.record import Panel, Source, path_of
@@ -44,7 +45,7 @@ class UnreadableError(ValueError):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """Open an image without decoding its pixels.
 
     Raises:
@@ -91,7 +92,7 @@ def deep_message(bits: int) -> str:
     return f"has {bits} bits per channel; state the counts that become black and white as the range of its modality"
 
 
-def scale_counts(counts: NDArray[np.generic], bounds: Range) -> NDArray[np.uint8]:
+def scale_counts(counts: NDArray[Any], bounds: Range) -> NDArray[np.uint8]:
     """Counts as bytes: the lowest bound becomes 0, the highest 255, what lies beyond is clipped.
 
     >>> scale_counts(np.array([[6000, 7000, 8000, 9000, 9999]]), (7000, 9000)).tolist()
@@ -123,7 +124,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return levels >= 0.5 if levels.dtype.kind == "f" and levels.max() <= 1 else levels > 127
 
 
-def read_levels(path: Path) -> NDArray[np.generic]:
+def read_levels(path: Path) -> NDArray[Any]:
     """Values of a mask: Bool, 0 ... 1 as floating numbers, or 0 ... 255."""
     if path.suffix.lower() == ".npy":
         return _array_levels(path)
@@ -145,7 +146,7 @@ def read_levels(path: Path) -> NDArray[np.generic]:
     return np.array(upright.convert("RGB").convert("L"))
 
 
-def _array_levels(path: Path) -> NDArray[np.generic]:
+def _array_levels(path: Path) -> NDArray[Any]:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("is no file")
     # Mapped, so that a header that promises terabytes is refused before memory is.

@@ -32,7 +32,9 @@ class Objective(nn.Module):
 
     def __init__(self, widths: Mapping[str, int], num_identities: int, schedule: Schedule) -> None:
         super().__init__()
-        unusable = [name for name in widths if not name.isidentifier() or name == "all" or hasattr(nn.ModuleDict, name)]
+        unusable = [
+            name for name in widths if not name.isidentifier() or name == "all" or hasattr(nn.ModuleDict(), name)
+        ]
         if unusable or not widths:
             raise ValueError(
                 "widths must name at least one feature, each by a word of letters, digits and underscores that is "

@@ -88,7 +88,9 @@ def check_modalities(modalities: Collection[str]) -> None:
 def check_ranges(ranges: Mapping[str, Range]) -> None:
     """Refuse ranges of counts that do not rise."""
     for name, bounds in ranges.items():
-        if bounds != "image" and not (len(bounds) == 2 and float("-inf") < bounds[0] < bounds[1] < float("inf")):
+        if bounds != "image" and not (
+            isinstance(bounds, tuple) and len(bounds) == 2 and float("-inf") < bounds[0] < bounds[1] < float("inf")
+        ):
             raise ValueError(f'ranges must be a lowest and a highest count, or "image"; received {bounds!r} for {name}')
 
 

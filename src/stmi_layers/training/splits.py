@@ -161,6 +161,20 @@ def _without_damaged(
     return kept
 
 
+def refuse_missing_masks(items: Sequence[Item]) -> None:
+    """Refuse items with an image that has no mask."""
+    missing = [
+        item.name
+        for item in items
+        if any(image is not None and mask is None for image, mask in zip(item.images, item.masks, strict=True))
+    ]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(items)} items lack a mask in mask/ or mask_<MODALITY>/: {shorten(missing)}; "
+            "add them, or pass missing_masks='ones', masks='ones' or masks='none'"
+        )
+
+
 def shown(file: Path, root: Path) -> str:
     """Path of a file in messages, relative to the set."""
     return printable(file.relative_to(root) if file.is_relative_to(root) else file)

@@ -1,17 +1,17 @@
 """Tables about items: CSV and Parquet, read as text or refused with the file and the reason."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stmi_layers.training.messages import printable
 
-Rows = list[Mapping[str, str | None]]
+Rows = Sequence[Mapping[str, str]]
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_csv(file: Path, key: str) -> tuple[list[str], Rows]:
-    """Header and rows of a comma-separated table in UTF-8; None stands for a cell that a short row lacks.
+    """Header and rows of a comma-separated table in UTF-8.
 
     Args:
         file: the table, with or without a byte order mark.
@@ -38,9 +38,11 @@ def read_csv(file: Path, key: str) -> tuple[list[str], Rows]:
             if any(key in cell.split(separator) for cell in header):
                 raise ValueError(f"{file} must separate its columns by commas; it has {words}. Please {cure}")
     check_header(file, header, key)
-    long = [str(number) for number, row in enumerate(rows, start=2) if None in row]
-    if long:
-        raise ValueError(f"{file}: {len(long)} rows have more cells than the header, the first is row {long[0]}")
+    uneven = [number for number, row in enumerate(rows, start=2) if None in row or None in row.values()]
+    if uneven:
+        raise ValueError(
+            f"{file}: {len(uneven)} rows have more or fewer cells than the header, the first is {uneven[0]}"
+        )
     return header, rows
 
 
@@ -52,7 +54,7 @@ def read_parquet(file: Path, key: str) -> tuple[list[str], Rows]:
         ValueError: when the file cannot be read, or has no column `key`.
     """
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException, parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(f"{file} needs pyarrow: pip install pyarrow, or write the manifest as CSV") from error
     try:

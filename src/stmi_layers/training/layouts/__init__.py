@@ -86,5 +86,5 @@ _REASONS = {
     2: "lies where images do, but its folder is not read as a modality",
     3: "has an identity in its path, but none of its folders has the name of a modality such as RGB, NI, TI, vis or "
     "thermal; rename them, state the modalities, or write a manifest",
-    4: "lies too deep: below the split, modality and identity there is another folder; leave it out or write a manifest",
+    4: "lies too deep: there is one more folder than split, modality and identity; leave it out or write a manifest",
 }

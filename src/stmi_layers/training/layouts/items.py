@@ -59,8 +59,9 @@ def read_fields(values: Mapping[str, str | None], where: str, *, named: bool) ->
     """
     given = {name: value for name, value in values.items() if value}
     identity = given.pop("identity", None)
-    is_number = identity is not None and re.fullmatch("-?(0|[1-9][0-9]*)" if named else "-?[0-9]+", identity)
-    fields: dict[str, Any] = {"identity": _number(identity, "identity", where) if is_number else identity}
+    fields: dict[str, Any] = {"identity": identity}
+    if identity is not None and re.fullmatch("-?(0|[1-9][0-9]*)" if named else "-?[0-9]+", identity):
+        fields["identity"] = _number(identity, "identity", where)
     for name in NUMBERS:
         if name in given:
             fields[name] = _number(given.pop(name), name, where)

@@ -43,9 +43,6 @@ def found_manifest(file: Path) -> FoundSet:
         ValueError: when the table cannot be read, lacks a column, or names items that cannot be files.
     """
     header, rows = (read_csv if file.suffix.lower() == ".csv" else read_parquet)(file, "split")
-    short = [str(number) for number, row in enumerate(rows, start=2) if None in row.values()]
-    if short:
-        raise ValueError(f"{file}: {len(short)} rows have fewer cells than the header, the first is row {short[0]}")
     modalities = in_order(name for name in header if _is_modality(name, rows))
     if not modalities:
         raise ValueError(f"{file} must have a column of paths of images per modality; it has {', '.join(header)}")

@@ -25,7 +25,24 @@ from stmi_layers.training.record import Source
 
 # Names of modalities in lower case; those asked for are known besides.
 KNOWN = frozenset(
-    ["rgb", "vis", "visible", "colour", "color", "ni", "nir", "nearinfrared", "ti", "tir", "th", "thermal", "ir", "infrared", "lwir", "mwir", "swir", "uv", "depth", "event", "events", "gray", "grey", "pan", "sketch"]
+    (
+        *(
+            "rgb",
+            "vis",
+            "visible",
+            "colour",
+            "color",
+            "gray",
+            "grey",
+            "pan",
+            "uv",
+            "depth",
+            "event",
+            "events",
+            "sketch",
+        ),
+        *("ni", "nir", "ti", "tir", "th", "thermal", "ir", "infrared", "lwir", "mwir", "swir"),
+    )
 )
 PATTERN = re.compile(r"(?P<identity>[^/]+)/(?:(?:.*_)?cam(?P<camera>[0-9]+)(?:_.*)?|.*)")
 RULE = "<identity>/<file>"
