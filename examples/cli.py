@@ -87,7 +87,8 @@ def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, 
         raise ValueError(f"METHOD must come first: {known}; received {line[0] if line else 'nothing'}")
     method, name = load_method(line[0]), _recipe_in(line[1:])
     default = default_run(method, Data(tyro.MISSING), name if name in method.recipes else None)
-    groups = {record: _group(getattr(default, record), record) for record in ("data", "schedule", "machine", "tower")}
+    shown = [name for name in default.records() if name != "own"]
+    groups = {record: _group(getattr(default, record), record) for record in shown}
     groups[method.name.rpartition(".")[2]] = (type(default.own), default.own)
     recipe = make_dataclass("Recipe", [("recipe", _recipe_type(tuple(method.recipes)), None)], frozen=True)
     groups = {command.rpartition(".")[2]: (own, own(out=tyro.MISSING)), "from_recipe": (recipe, recipe()), **groups}
@@ -95,8 +96,8 @@ def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, 
     kind: Any = make_dataclass("Flags", [(name, flat[group]) for name, (group, _) in groups.items()], frozen=True)
     values = kind(*(value for _, value in groups.values()))
     found = tyro.cli(kind, args=line[1:], default=values, prog=f"{command} {line[0]}", description=description)
-    options, chosen, data, schedule, machine, tower, settings = vars(found).values()
-    records = (_record(default.data, data), _record(default.schedule, schedule), machine, tower, settings)
+    options, chosen, data, schedule, machine, *tower, settings = vars(found).values()
+    records = (_record(default.data, data), _record(default.schedule, schedule), machine, *(tower or [None]), settings)
     return type(default)(default.method, *records, chosen.recipe), options
 
 

@@ -1,7 +1,8 @@
 """Methods by name. A method is a package with `settings.py`, `model.py`, and as it likes `recipes.py`, `variants.py`.
 
 - `settings.Settings`: a frozen dataclass of what is the method's own;
-- `model.build(settings, facts, tower)`: a model that keeps `stmi_layers.training.ReIDModel`;
+- `model.build(settings, facts, tower)`: a model that keeps `stmi_layers.training.ReIDModel`; one with its own towers
+  leaves `tower` out, and its command has no flags of a tower;
 - `recipes.RECIPES`: recipes by name, and `recipes.DEFAULT`, what a run without recipe stands on;
 - `variants.VARIANTS`, `variants.PRESETS` and `variants.COLUMNS`: what `examples.compare` can compare.
 
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, NamedTuple
 
 from examples.recipe import Recipe
@@ -40,6 +42,11 @@ class Method(NamedTuple):
     def build(self) -> Callable[..., Any]:
         """The function that builds the model, which imports the model."""
         return import_module(f"{self.package}.model").build
+
+    @property
+    def reads_tower(self) -> bool:
+        """Whether the model is built on a tower of `examples.towers`."""
+        return "tower" in signature(self.build).parameters
 
     def part(self, module: str) -> Any:
         """A module of the method, or None when it has none of that name."""

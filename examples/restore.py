@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from examples.methods import load_method
 from examples.run import Run, run_of
 from stmi_layers.training import (
     Facts,
@@ -114,7 +113,7 @@ def restore(
         facts = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()
         }
-        model = load_method(run.method).build(run.own, Facts(**facts), run.tower)
+        model = run.build(Facts(**facts))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
     load_weights(model, content.model, "model")

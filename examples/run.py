@@ -26,7 +26,7 @@ class Run:
         data: the set, and the protocol.
         schedule: optimisation and augmentation.
         machine: what never changes a result.
-        tower: the image tower.
+        tower: the image tower, None for a method that reads none.
         own: the method's own settings.
         recipe: name of the recipe beneath, None for none.
     """
@@ -35,13 +35,18 @@ class Run:
     data: Data
     schedule: Schedule
     machine: Machine
-    tower: Tower
+    tower: Tower | None
     own: Any
     recipe: str | None = None
 
     def records(self) -> dict[str, Any]:
         """The records by name."""
-        return {name: getattr(self, name) for name in RECORDS}
+        return {name: getattr(self, name) for name in RECORDS if getattr(self, name) is not None}
+
+    def build(self, facts: Facts) -> Any:
+        """The model, with random weights."""
+        build, tower = load_method(self.method).build, () if self.tower is None else (self.tower,)
+        return build(self.own, facts, *tower)
 
     def changed(self, values: Mapping[str, Any]) -> "Run":
         """The run with other values, by the names that recipes and variants use.
@@ -55,13 +60,14 @@ class Run:
 
     def keep(self, facts: Facts) -> dict[str, Any]:
         """What a checkpoint has to hold for `restore`, beside the weights and the schedule."""
-        run = {"method": self.method}
-        return {"run": run, "data": self.data, "tower": self.tower, "own": self.own, "facts": facts}
+        kept = {name: record for name, record in self.records().items() if name not in ("machine", "schedule")}
+        return {"run": {"method": self.method}, **kept, "facts": facts}
 
 
 def default_run(method: Method, data: Data, recipe: str | None = None) -> Run:
     """The settings of a method where the command line gives none."""
-    run = Run(method.name, data, Schedule(), Machine(), Tower(), method.settings(), recipe)
+    tower = Tower() if method.reads_tower else None
+    run = Run(method.name, data, Schedule(), Machine(), tower, method.settings(), recipe)
     return run.changed(values_of(method.default | (method.recipes[recipe] if recipe else {})))
 
 
@@ -76,15 +82,17 @@ def run_of(records: Mapping[str, Any]) -> Run:
     Raises:
         ValueError: when a record or a field of one is absent or unknown; the message names it.
     """
-    if absent := sorted({"run", "data", "schedule", "tower", "own"} - records.keys()):
+    if absent := sorted({"run", "data", "schedule", "own", "facts"} - records.keys()):
         raise ValueError(f"the run must hold its records; received one without {', '.join(absent)}: train anew")
     method = load_method(records["run"]["method"])
+    if method.reads_tower != ("tower" in records):
+        raise ValueError(f"the run must {'hold' if method.reads_tower else 'not hold'} a tower; train anew")
     return Run(
         method.name,
         from_dict(Data, records["data"]),
         from_dict(Schedule, records["schedule"]),
         Machine(),
-        from_dict(Tower, records["tower"]),
+        from_dict(Tower, records["tower"]) if method.reads_tower else None,
         from_dict(method.settings, records["own"]),
     )
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from examples import cli
-from examples.methods import load_method
 from examples.run import Run, deviations
 from examples.towers.tower import check_weights, fill_towers
 from stmi_layers import ReIDMetrics
@@ -51,7 +50,7 @@ def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not resume and not restarted():
         raise FileExistsError(f"{out} holds a run already: continue it with --resume, or choose another --out")
-    if not checkpoint.exists():
+    if not checkpoint.exists() and run.tower is not None:
         check_weights(run.tower)
     dataset, test = load_splits(run)
     protocol = protocol_for(test.items, run.data)
@@ -94,8 +93,8 @@ def load_splits(run: Run) -> tuple[MultiModalDataset, MultiModalDataset]:
 def build_model(run: Run, facts: Facts, *, pretrained: bool = True) -> tuple[Any, str]:
     """The model before its first epoch, and what became of pretrained weights; equal settings give equal weights."""
     torch.manual_seed(run.schedule.seed)
-    model = load_method(run.method).build(run.own, facts, run.tower)
-    return model, fill_towers(run.tower, model) if pretrained else ""
+    model = run.build(facts)
+    return model, fill_towers(run.tower, model) if pretrained and run.tower is not None else ""
 
 
 @contextmanager

@@ -85,7 +85,8 @@ def look_inside(trained: Trained, indices: Sequence[int]) -> tuple[dict[str, Fig
     if isinstance(seen, str):
         left_out["attention"] = seen
     else:
-        figures["attention"] = draw_class_token(seen, shown, modalities, trained.run.tower.foreground_threshold)
+        threshold = 0.5 if trained.run.tower is None else trained.run.tower.foreground_threshold
+        figures["attention"] = draw_class_token(seen, shown, modalities, threshold)
     own = load_method(trained.run.method).part("figures")
     more = own.draw(trained, batch, shown) if own is not None else ({}, {})
     return figures | more[0], left_out | more[1]

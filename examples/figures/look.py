@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.towers.tower import tower_tokens
-from stmi_layers.backbones import attention_heads, attention_layers, recording
+from stmi_layers.backbones import attention_layers, heads_of, recording
 from stmi_layers.training import Batch
 
 
@@ -69,7 +69,7 @@ def _weights(backbone: Any, batch: Batch, layers: list[nn.Module]) -> Tensor:
     patches = backbone.grid[0] * backbone.grid[1]
     # One call per layer, on all images; the patches come after all other tokens.
     rows = [
-        attention_heads(layer, of_layer[0]).weights[:, :, 0, -patches:].mean(dim=1)
+        heads_of(layer, of_layer[0]).weights[:, :, 0, -patches:].mean(dim=1)
         for layer, of_layer in zip(layers, calls, strict=True)
     ]
     weights = torch.stack(rows, dim=1).unflatten(0, batch.images.shape[:2])

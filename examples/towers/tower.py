@@ -97,8 +97,8 @@ def build_tower(tower: Tower, facts: Facts) -> Any:
     """
     if tower.camera_embedding and tower.backbone in ("cnn", "vit"):
         raise ValueError(
-            "camera_embedding needs backbone open_clip or timm, whose class token it is added to; "
-            f"received backbone {tower.backbone}"
+            "camera_embedding needs --backbone open_clip or timm, whose class token it is added to; "
+            f"received --backbone {tower.backbone}"
         )
     if tower.backbone == "cnn":
         return ConvolutionalBackbone(facts.image_size, dim=tower.dim)
@@ -153,8 +153,8 @@ def _modulate(tower: Tower, model: nn.Module) -> None:
     except TypeError as error:  # whose advice is for those who write their own model
         others = "one of timm.list_models('vit*')" if tower.backbone == "timm" else "'ViT-B-16-quickgelu'"
         raise ValueError(
-            f"SFM does not know the attention of backbone {tower.backbone}, architecture {tower.architecture}, a "
-            f"{type(model).__name__}; choose another architecture, such as {others}, or modulated_blocks 'none'"
+            f"SFM does not know the attention of --backbone {tower.backbone} --architecture {tower.architecture}, a "
+            f"{type(model).__name__}; choose another --architecture, such as {others}, or --modulated-blocks none"
         ) from error
 
 
@@ -205,9 +205,9 @@ def check_weights(tower: Tower) -> None:
         FileNotFoundError: when there is no file of weights.
     """
     if tower.weights is not None and tower.random_weights:
-        raise ValueError(f"choose one of weights and random_weights; received both, weights {tower.weights}")
+        raise ValueError(f"choose one of --weights and --random-weights; received both, --weights {tower.weights}")
     if tower.weights is not None and not tower.weights.is_file():
-        raise FileNotFoundError(f"no file at {tower.weights} (weights)")
+        raise FileNotFoundError(f"no file at {tower.weights} (--weights)")
 
 
 def fill_towers(tower: Tower, model: nn.Module) -> str:
@@ -222,8 +222,12 @@ def fill_towers(tower: Tower, model: nn.Module) -> str:
         return "\n".join(f"{name}: {report}" for name, report in reports.items())
     if towers and not tower.random_weights:
         raise ValueError(
-            f"{tower.architecture} needs pretrained weights: give their file by weights, or ask for random ones by "
-            "random_weights, which is good for trying a run out and for no result"
+            f"{tower.architecture} needs pretrained weights: give their file by --weights, or ask for random ones by "
+            "--random-weights, which is good for trying a run out and for no result"
         )
     start = "starts" if len(towers) == 1 else "start"
-    return f"{' and '.join(towers)} of {tower.architecture} {start} from random weights" if towers else ""
+    return (
+        f"{' and '.join(towers)} of {tower.architecture} {start} from random weights (--random-weights)"
+        if towers
+        else ""
+    )

@@ -1,7 +1,7 @@
-"""Attention weights of a tower, recomputed from what reached a layer and from its own parameters.
+"""Attention weights, recomputed from what reached a layer and from its own parameters.
 
-Fast layers never hold their weights. A hook records what went in, and the weights are those of the equations: the
-softmax over `modulate_logits`, or over plain logits where there was no mask.
+Layers that are fast never hold their weights. A hook records what went in, and the weights are those of the equations:
+the softmax over `modulate_logits`, or over plain logits where there was no mask.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from stmi_layers._precision import at_least_float32
 from stmi_layers.attention import SegmentationModulatedAttention, modulate_logits
 
 
 class Heads(NamedTuple):
-    """Weights (batch heads tokens tokens) and values (batch heads tokens head_dim) of a self-attention."""
+    """Weights and values of a self-attention, as [`heads_of`][stmi_layers.backbones.heads_of] returns them.
+
+    Attributes:
+        weights: attention weights, (batch heads tokens tokens), in at least float32.
+        values: values, (batch heads tokens head_dim).
+    """
 
     weights: Tensor
     values: Tensor
@@ -31,15 +37,18 @@ def recording(layers: list[nn.Module]) -> Iterator[list[list[Call]]]:
     """Record the arguments of every call of each layer, while the block lasts.
 
     Args:
-        layers: those of `attention_layers`.
+        layers: modules to listen to, such as those of [`attention_layers`][stmi_layers.backbones.attention_layers].
+
+    Returns:
+        A list of calls per layer, in the order of the calls: positional and keyword arguments. It grows with each call.
 
     Examples:
-        >>> from stmi_layers import SegmentationModulatedAttention
-        >>> layer, tokens = SegmentationModulatedAttention(8, num_heads=2), torch.randn(1, 5, 8)
-        >>> with recording([layer]) as calls:
-        ...     _ = layer(tokens, None)
-        >>> attention_heads(layer, calls[0][0]).weights.shape
-        torch.Size([1, 2, 5, 5])
+        >>> attention = SegmentationModulatedAttention(8, 2)
+        >>> tokens, foreground = torch.randn(1, 3, 8), torch.tensor([[True, False, True]])
+        >>> with recording([attention]) as calls:
+        ...     output = attention(tokens, foreground)
+        >>> heads_of(attention, calls[0][0]).weights.shape
+        torch.Size([1, 2, 3, 3])
     """
     calls: list[list[Call]] = [[] for _ in layers]
 
@@ -57,12 +66,20 @@ def recording(layers: list[nn.Module]) -> Iterator[list[list[Call]]]:
 
 
 def attention_layers(backbone: nn.Module) -> list[nn.Module]:
-    """Return the self-attentions of a tower, first block first, of the kinds that `attention_heads` knows."""
+    """List the self-attentions of a backbone, first block first, of the kinds that `heads_of` knows.
+
+    They are [`SegmentationModulatedAttention`][stmi_layers.attention.SegmentationModulatedAttention],
+    `nn.MultiheadAttention` (the default blocks of open_clip) and the attention of timm's `VisionTransformer`, modulated
+    or not.
+    """
     return [layer for layer in backbone.modules() if _is_stacked(layer) or _is_timm(layer)]
 
 
-def attention_heads(layer: Any, call: Call) -> Heads:
-    """Compute weights and values of one call of one of `attention_layers`, the weights in at least float32."""
+def heads_of(layer: Any, call: Call) -> Heads:
+    """Compute weights and values of one recorded call of one of `attention_layers`, in at least float32.
+
+    In training the mask of the call may have been perturbed inside the layer: record in evaluation.
+    """
     tokens, foreground = call[0][0], _foreground(layer, call)
     if not getattr(layer, "batch_first", True):  # only nn.MultiheadAttention can be otherwise
         tokens = tokens.transpose(0, 1)
@@ -73,20 +90,19 @@ def attention_heads(layer: Any, call: Call) -> Heads:
     )
     if not stacked:
         query, key = layer.q_norm(query), layer.k_norm(key)
-    query, key = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (query, key))
-    logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    logits = at_least_float32(query) @ at_least_float32(key).transpose(-2, -1) * query.shape[-1] ** -0.5
     if foreground is not None:
         logits = modulate_logits(logits, foreground, layer.alpha, layer.beta)
     return Heads(logits.softmax(dim=-1), value)
 
 
 def _is_stacked(layer: nn.Module) -> bool:
-    """Whether the three projections are one matrix, as in SFM and the default blocks of open_clip."""
+    """With the three projections in one matrix: the small ViT, and the default blocks of open_clip."""
     return isinstance(layer, SegmentationModulatedAttention | nn.MultiheadAttention)
 
 
 def _is_timm(layer: nn.Module) -> bool:
-    """Whether it is the attention of timm's `VisionTransformer`; rotary ones turn their queries by position."""
+    """The attention of timm's `VisionTransformer`; those with rotary embeddings turn their queries by position."""
     ancestors = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(layer).__mro__}
     return "timm.layers.attention.Attention" in ancestors
 
