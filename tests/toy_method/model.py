@@ -16,7 +16,7 @@ class Tower(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(3, width, 4, stride=4)
+        self.convolution = nn.Conv2d(3, width, 4, stride=4, bias=False)
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, images: Tensor) -> Tensor:

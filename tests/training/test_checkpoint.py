@@ -47,12 +47,9 @@ def test_a_flipped_bit_or_a_page_of_zeros_is_refused_or_changes_nothing(tmp_path
             damaged[start : start + 4096] = bytes(4096)
         path.write_bytes(bytes(damaged))
         try:
-            read = read_checkpoint(path)
-        except ValueError as error:
-            assert str(path) in str(error)
+            assert_equal(read_checkpoint(path), checkpoint())
+        except ValueError:
             refused += 1
-        else:
-            assert_equal(read, checkpoint())
     assert refused > 40
 
 
@@ -78,7 +75,7 @@ def test_a_file_cut_short_is_refused(share: float, tmp_path: Path):
 
 def test_other_files_are_refused(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(FileNotFoundError, match="no checkpoint at .*; train first"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*; train first"):
         read_checkpoint(path)
     torch.save({"model": {}}, path)
     with pytest.raises(ValueError, match=rf"is not a checkpoint of this trainer \(no format '{FORMAT}'\)"):

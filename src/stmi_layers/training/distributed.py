@@ -121,25 +121,29 @@ class Share(Sampler[list[int]]):
 
 
 # --8<-- [end:share]
+# --8<-- [start:interleave]
+def share(count: int) -> list[int]:
+    """Return every n-th index below `count`, for this process; the last one again, so that all have equally many."""
+    return [min(index, count - 1) for index in range(rank(), count + (-count) % num_processes(), num_processes())]
+
+
 def interleave(rows: Tensor, count: int, device: torch.device) -> Tensor:
-    """Join rows of which every process has each n-th, in their order; every process receives all of them.
+    """Join the rows that the processes made of their `share`, in the order of the indices, in all processes.
 
     Args:
-        rows: those of this process, on the CPU: number `rank()`, `rank()` + n and so on of all.
+        rows: those of this process, on the CPU.
         count: number of all rows.
         device: device on which the processes talk.
     """
-    processes = num_processes()
-    if processes == 1:
+    if num_processes() == 1:
         return rows
-    padded = rows.new_zeros(-(-count // processes), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    padded = padded.to(device)
-    gathered = [torch.empty_like(padded) for _ in range(processes)]
-    dist.all_gather(gathered, padded)
+    own = rows.to(device)
+    gathered = [torch.empty_like(own) for _ in range(num_processes())]
+    dist.all_gather(gathered, own)
     return torch.stack(gathered, dim=1).flatten(0, 1)[:count].cpu()
 
 
+# --8<-- [end:interleave]
 def by_first(action: Callable[[], Result]) -> Result:
     """Let the first process act, and return its result, or raise its error, in all processes.
 

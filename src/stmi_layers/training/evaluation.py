@@ -13,7 +13,7 @@ from stmi_layers import ReIDMetrics
 from stmi_layers.training.contract import Batch
 from stmi_layers.training.dataset import collate
 from stmi_layers.training.device import half_precision
-from stmi_layers.training.distributed import interleave, join, num_processes, rank
+from stmi_layers.training.distributed import interleave, join, share
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.protocol import Protocol
 from stmi_layers.training.record import Item
@@ -93,10 +93,9 @@ def describe_encoded(
     collate: Collate,
 ) -> dict[str, Tensor]:
     """Do the work of `describe` for a dataset whose captions are encoded."""
-    count = len(dataset)  # pyright: ignore[reportArgumentType]
-    mine = range(rank(), count, num_processes())
+    count: int = len(dataset)  # pyright: ignore[reportArgumentType]
     loader = DataLoader(
-        Subset(dataset, mine),
+        Subset(dataset, share(count)),
         batch_size,
         num_workers=workers,
         collate_fn=collate,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stmi_layers.training.messages import shorten
 from stmi_layers.training.objective import refuse_unknown
 from stmi_layers.training.schedule import Schedule
-from stmi_layers.training.messages import shorten
 
 NEW = "new"
 
