@@ -1,7 +1,7 @@
 """Comparisons that a method offers: rows, each a variant of the settings, and presets, each a question they answer.
 
-`variants.py` of a method holds `VARIANTS`, settings by the name of a variant; `PRESETS` by name; and `COLUMNS`, what its
-tables show beside the scores, by the name of the column.
+`variants.py` of a method holds `VARIANTS`, settings by the name of a variant; `PRESETS` by name; and `COLUMNS`, what
+its tables show beside the scores, by the name of the column.
 """
 
 import statistics

@@ -113,7 +113,7 @@ def restore(
         facts = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()
         }
-        model = run.build(Facts(**facts))
+        model = run.build(Facts(**facts))  # pyright: ignore[reportArgumentType]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
     load_weights(model, content.model, "model")

@@ -44,7 +44,7 @@ def draw_watched(axis: Any, history: Sequence[dict[str, Any]], families: Sequenc
     """Watched numbers of some families: a colour each, pale for the first of its numbers, labelled once."""
     single = len(families) == 1
     for family, color in zip(families, cycle((COLORS[2], COLORS[3])), strict=False):
-        names = [name for name in dict.fromkeys(key for entry in history for key in entry["watch"])]
+        names = list(dict.fromkeys(key for entry in history for key in entry["watch"]))
         own = [name for name in names if name.partition("/")[0] == family]
         for index, name in enumerate(own):
             points = [(entry["epoch"], entry["watch"][name]) for entry in history if name in entry["watch"]]

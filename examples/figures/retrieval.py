@@ -7,14 +7,14 @@ from torch import Tensor
 
 from examples.figures.style import QUERY, RIGHT, WRONG, outline
 from stmi_layers.training import MultiModalDataset, Protocol
-from stmi_layers.training.protocol import column
+from stmi_layers.training.protocol import column as value_of
 
 
 def ranked_lists(dataset: MultiModalDataset, descriptor: Tensor, name: str, protocol: Protocol) -> Figure:
     """Six queries, evenly spread over all of them, with the five best matches of each."""
     shown, matches = protocol.best_matches(descriptor, dataset.items, queries=6, k=5)
     items = [dataset.items[index] for index in shown.tolist()]
-    captions = [f"id {item.identity}, {protocol.drop} {column(item, protocol.drop)}" for item in items]
+    captions = [f"id {item.identity}, {protocol.drop} {value_of(item, protocol.drop)}" for item in items]
     title = f"Queries and their best matches by {name}; green is right, orange is wrong, the mask is outlined"
     return draw_lists(dataset, shown.tolist(), matches, title=title, captions=captions)
 

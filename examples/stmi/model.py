@@ -1,8 +1,8 @@
 """STMI: a tower with SFM, then STR, CHI and the global readout, read from top to bottom.
 
-The tower modulates its attention by the masks (SFM, eq. 2-8). STR gathers a few semantic tokens per modality (eq. 9-13),
-CHI joins those of all modalities by a hypergraph (eq. 14-16), and the global tokens read them (eq. 17-18). The loss
-(eq. 19-20) is `Objective` of `stmi_layers.training`: identity and triplet loss on G, U and T.
+The tower modulates its attention by the masks (SFM, eq. 2-8). STR gathers a few semantic tokens per modality
+(eq. 9-13), CHI joins those of all modalities by a hypergraph (eq. 14-16), and the global tokens read them (eq. 17-18).
+The loss (eq. 19-20) is `Objective` of `stmi_layers.training`: identity and triplet loss on G, U and T.
 """
 
 import copy
@@ -17,14 +17,14 @@ from examples.stmi.ablations import SelfAttentionInteraction, TokenMixing
 from examples.stmi.settings import Fusion, Settings
 from examples.towers.clip_text import build_clip_text
 from examples.towers.text import CaptionEncoder
-from examples.towers.tower import Tower, build_tower, strengths_of, tower_tokens, trunk_of
+from examples.towers.tower import Tower, build_tower, tower_tokens, trunk_of, watch_strengths
 from stmi_layers import CrossModalHypergraph, GlobalCrossAttention, SemanticTokenReallocation, incidence_statistics
 from stmi_layers.backbones import parameter_groups
 from stmi_layers.training import Batch, Facts, Outputs, joined
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "STMI":
-    """The model that the settings describe, with random weights; it reads captions where the training split has some."""
+    """The model of the settings, with random weights; it reads captions where the training split has some."""
     backbone = build_tower(tower, facts)
     text_encoder = None
     if facts.words and settings.text_encoder == "words":
@@ -156,7 +156,7 @@ class STMI(nn.Module):
 
         The hypergraphs that join nothing, or everything, are the two that do nothing.
         """
-        strengths = strengths_of(self.backbone)
+        strengths = watch_strengths(self.backbone)
         if self._seen is None or not isinstance(self.interaction, CrossModalHypergraph):
             return strengths
         tokens, present = self._seen

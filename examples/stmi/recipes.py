@@ -1,4 +1,4 @@
-"""Recipes of STMI: its defaults from scratch, the paper's three benchmarks, and what its research code does otherwise."""
+"""Recipes of STMI: defaults from scratch, the paper's three benchmarks, and what its research code does otherwise."""
 
 from examples.recipe import Recipe, ours, paper, research_code
 

@@ -76,4 +76,4 @@ def pretrained_towers(model: nn.Module) -> dict[str, nn.Module]:
     texts = [module.tower for module in model.modules() if isinstance(module, ClipCaptionEncoder)]
     names = ["image tower"] if len(images) == 1 else [f"image tower {number}" for number in range(1, len(images) + 1)]
     towers = {name: image.tokens.get_submodule("tower.model") for name, image in zip(names, images, strict=True)}
-    return towers | {"text tower": text for text in texts}
+    return towers | dict(zip(["text tower"], texts, strict=False))

@@ -146,7 +146,7 @@ def _modulate(tower: Tower, model: nn.Module) -> None:
             model,
             alpha=tower.strength,
             beta=tower.strength,
-            layers=tower.modulated_blocks,
+            layers=tower.modulated_blocks,  # pyright: ignore[reportArgumentType]  never "none"
             share="model" if tower.shared_strengths else "head" if tower.per_head else "layer",
             perturbation=tower.perturbation,
         )
@@ -187,7 +187,7 @@ def trunk_of(backbone: Any) -> nn.Module:
     return backbone.tokens.get_submodule("tower") if isinstance(backbone, PretrainedBackbone) else backbone
 
 
-def strengths_of(backbone: nn.Module) -> dict[str, float]:
+def watch_strengths(backbone: nn.Module) -> dict[str, float]:
     """Alpha and beta of every block with SFM, the mean over heads, under "alpha/block_0" and so on."""
     layers = [module for module in backbone.modules() if isinstance(getattr(module, "alpha", None), nn.Parameter)]
     return {
@@ -225,9 +225,7 @@ def fill_towers(tower: Tower, model: nn.Module) -> str:
             f"{tower.architecture} needs pretrained weights: give their file by --weights, or ask for random ones by "
             "--random-weights, which is good for trying a run out and for no result"
         )
+    if not towers:
+        return ""
     start = "starts" if len(towers) == 1 else "start"
-    return (
-        f"{' and '.join(towers)} of {tower.architecture} {start} from random weights (--random-weights)"
-        if towers
-        else ""
-    )
+    return f"{' and '.join(towers)} of {tower.architecture} {start} from random weights (--random-weights)"
