@@ -98,7 +98,7 @@ def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, 
     found = tyro.cli(kind, args=line[1:], default=values, prog=f"{command} {line[0]}", description=description)
     options, chosen, data, schedule, machine, *tower, settings = vars(found).values()
     records = (_record(default.data, data), _record(default.schedule, schedule), machine, *(tower or [None]), settings)
-    return type(default)(default.method, *records, chosen.recipe), options
+    return default.__class__(default.method, *records, recipe=chosen.recipe), options  # pyright: ignore[reportCallIssue]
 
 
 def _recipe_in(line: Sequence[str]) -> str:
