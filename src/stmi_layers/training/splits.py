@@ -138,7 +138,7 @@ def _without_damaged(
     # One panel stands for all of its file.
     images = {path_of(source): source for item in items for source in item.images if source}
     looks = check_files(images.values(), masks, root=root, ranges=bounds, memory=memory)
-    defects = {file: look.defect for file, look in sorted(looks.items()) if look.defect}
+    defects = dict(sorted((file, look.defect) for file, look in looks.items() if look.defect))
     clipped = [file.name for file, look in looks.items() if "clipped" in look.notes]
     if clipped:
         warnings.warn(
