@@ -4,6 +4,11 @@ Importing this needs none of these libraries; each is imported when one of its m
 installs it when it cannot be.
 """
 
+from stmi_layers.backbones.attention_maps import Heads as Heads
+from stmi_layers.backbones.attention_maps import attention_layers as attention_layers
+from stmi_layers.backbones.attention_maps import heads_of as heads_of
+from stmi_layers.backbones.attention_maps import recording as recording
+from stmi_layers.backbones.modulation import choose_layers as choose_layers
 from stmi_layers.backbones.modulation import modulate as modulate
 from stmi_layers.backbones.modulation import parameter_groups as parameter_groups
 from stmi_layers.backbones.modulation import unmodulate as unmodulate

@@ -32,7 +32,8 @@ from stmi_layers.training.images import (
 from stmi_layers.training.record import Panel, Source, path_of
 from stmi_layers.training.settings import Range
 
-BATCH = 512
+# Files from which on the progress is shown.
+SHOWN = 1000
 VERSION = 1
 # Share of the counts of an image beyond its range from which on it is noted.
 CLIPPED = 0.01
@@ -161,7 +162,7 @@ def check_files(
 
 
 def _look_at_all(jobs: Iterable[Any], count: int, root: Path, workers: int, *, quiet: bool) -> Iterator[Look]:
-    quiet = quiet or count < 1000
+    quiet = quiet or count < SHOWN
     # Decoders warn about oddities of files; these are for the notes, and threads share the filters.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         warnings.simplefilter("ignore")

@@ -49,7 +49,7 @@ def describe(
     quiet: bool = True,
     collate: Collate = collate,
 ) -> dict[str, Tensor]:
-    """Compute descriptors of all samples by name: each feature with norm 1, and "all", the features joined.
+    """Compute descriptors of all samples by name: each feature with norm 1, "all", the features joined, and the headline.
 
     Under torchrun every process describes a part of the samples and receives all descriptors. Images are read once
     and not kept. Identities are not looked at: a dataset of one's own may have none.
@@ -119,6 +119,9 @@ def describe_encoded(
     refuse_nan(descriptors, dataset)
     if len(descriptors) > 1:
         descriptors["all"] = concatenate(descriptors, list(descriptors))
+    headline: str = model.headline  # pyright: ignore[reportAssignmentType]
+    if headline not in descriptors:
+        descriptors[headline] = concatenate(descriptors, headline.split("+"))
     return descriptors
 
 

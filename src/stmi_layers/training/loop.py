@@ -234,7 +234,7 @@ def _report(
         "processes": num_processes(),
         "training_cpu_minutes": sum(entry["cpu_seconds"] for entry in run.history) / 60,
         "best_epoch_by_test": best_epoch(run.history),
-        "watch": run.history[-1]["watch"] if run.history else {},
+        "watch": run.model.watch(),  # pyright: ignore[reportCallIssue]
     }
     headline: str = run.model.headline  # pyright: ignore[reportAssignmentType]
     write_metrics(out, metrics, headline=headline, protocol=protocol.describe(test.items), extra=extra)

@@ -82,8 +82,12 @@ def start_run(model: nn.Module, num_identities: int, schedule: Schedule, keep: M
             name for name in ("widths", "headline", "encode", "parameter_groups", "watch") if not hasattr(model, name)
         ]
         raise TypeError(f"model must keep ReIDModel, the contract of training; {type(model).__name__} lacks {lacking}")
-    if model.headline not in model.widths:
-        raise ValueError(f"headline must be one of the features, {list(model.widths)}; received {model.headline!r}")
+    joined = model.headline == "all" and len(model.widths) > 1
+    if not joined and not set(model.headline.split("+")) <= model.widths.keys():
+        raise ValueError(
+            f"headline must be one of the features, {list(model.widths)}, several joined by +, or all of several; "
+            f"received {model.headline!r}"
+        )
     refuse_sharded(model)
     objective = Objective(model.widths, num_identities, schedule)
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stmi_layers.training.layouts.found import FoundSet, found_folders
 from stmi_layers.training.layouts.identity_folders import MSVR310, WMVEID863
-from stmi_layers.training.layouts.layout import is_system, subfolders
+from stmi_layers.training.layouts.layout import is_split, is_system, subfolders
 from stmi_layers.training.layouts.manifest import COLUMNS, EXAMPLE, find_manifest, found_manifest
 from stmi_layers.training.layouts.modality_folders import FOLDERS, RGBNT201
 from stmi_layers.training.layouts.nested_folders import IDENTITY_FIRST, MODALITY_FIRST
@@ -13,6 +13,9 @@ from stmi_layers.training.layouts.panels import RGBN300, RGBNT100
 
 # The first that fits is taken: benchmarks before sets of one's own, files where a modality is before files below it.
 LAYOUTS = (RGBNT100, RGBN300, MSVR310, WMVEID863, RGBNT201, FOLDERS, MODALITY_FIRST, IDENTITY_FIRST)
+
+# An archive may put folders of its own around the set: how deep, and among how many folders, it is looked for.
+DEPTH, WIDTH = 2, 50
 
 
 def recognise(root: Path | str, modalities: Sequence[str] = ()) -> str:
@@ -25,7 +28,7 @@ def recognise(root: Path | str, modalities: Sequence[str] = ()) -> str:
 
 
 def find_set(root: Path, modalities: Sequence[str] = ()) -> FoundSet:
-    """The set in a folder, in the folder `rgbir` of RGBNT100, or in a folder that the root holds alone.
+    """The set in a folder, in its folder `rgbir` (RGBNT100), or the only one in its folders.
 
     Args:
         root: folder of the set, or its manifest.
@@ -41,24 +44,34 @@ def find_set(root: Path, modalities: Sequence[str] = ()) -> FoundSet:
     if not root.is_dir():
         raise FileNotFoundError(f"root must be the folder of a data set, or its manifest; {root} is neither")
     names = [name.lower() for name in modalities]
-    for base in _bases(root):
-        manifest = find_manifest(base)
-        if manifest is not None:
-            return found_manifest(manifest)
-        for layout in LAYOUTS:
-            if layout.fits(base, names):
-                return found_folders(layout, base)
+    found = _look_for(root, names)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        sets = ", ".join(str(one.base) for one in found[:5])
+        raise FileNotFoundError(f"root must be one set; {root} holds {len(found)}, among them {sets}: give one")
     raise FileNotFoundError(_not_recognised(root))
 
 
-def _bases(root: Path) -> list[Path]:
-    """Folders in which splits may lie: the root, `rgbir`, and what an archive put around them."""
-    bases = [root, root / "rgbir"]
-    inner = root
-    while len(names := subfolders(inner)) == 1 and len(bases) < 6:
-        inner = inner / names[0]
-        bases += [inner, inner / "rgbir"]
-    return [base for base in bases if base.is_dir()]
+def _look_for(base: Path, modalities: Sequence[str], depth: int = 0) -> list[FoundSet]:
+    """The set of a folder, or else those in its folders."""
+    found = _look_in(base, modalities)
+    # Deeper down, names of splits tell <archive>/<split>/<MODALITY> from folders of other things.
+    if found and (depth == 0 or found.layout != FOLDERS.name or any(map(is_split, found.splits))):
+        return [found]
+    inside = subfolders(base)[:WIDTH] if depth < DEPTH else []
+    return [one for name in inside for one in _look_for(base / name, modalities, depth + 1)]
+
+
+def _look_in(base: Path, modalities: Sequence[str]) -> FoundSet | None:
+    """The set that a folder, or the folder `rgbir` in it, holds."""
+    manifest = find_manifest(base)
+    if manifest is not None:
+        return found_manifest(manifest)
+    bases = [one for one in (base, base / "rgbir") if one.is_dir()]
+    fitting = ((layout, one) for layout in LAYOUTS for one in bases if layout.fits(one, modalities))
+    layout, one = next(fitting, (None, base))
+    return None if layout is None else found_folders(layout, one)
 
 
 def _not_recognised(root: Path) -> str:

@@ -15,6 +15,7 @@ MODALITIES = ("RGB", "NI", "TI")
 # Folders that systems leave behind, beside those whose names start with . @ $ or __
 SYSTEM = ("system volume information", "lost+found", "thumbs.db", "desktop.ini", "recycler", "#recycle", "#snapshot")
 ARRAY = ".npy"
+_SPLIT = re.compile("(train|training|test|testing|val|valid|validation|query|gallery)(_[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Layout:
 def is_system(name: str) -> bool:
     """Whether an entry of a folder is none of the set's: hidden, or left behind by a system."""
     return name.startswith((".", "@", "$", "__")) or name.lower() in SYSTEM
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder has a usual name of a split."""
+    return _SPLIT.fullmatch(name.lower()) is not None
 
 
 def subfolders(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@
 
 The same stem in every modality of an identity is one item, called <identity>/<stem>. A stem that has a part
 cam<number>, as 0001_cam2, tells the camera. Masks lie where a modality would, in `mask` or `mask_<MODALITY>`. Which of
-the two rules applies is told by the folders' names: some must be names of modalities.
+the two rules applies is told by the folders' names: one has to be that of a split, and some those of modalities.
 """
 
 import re
@@ -18,6 +18,7 @@ from stmi_layers.training.layouts.layout import (
     holds_images,
     in_order,
     is_mask_folder,
+    is_split,
     list_images,
     subfolders,
 )
@@ -85,9 +86,11 @@ def list_files(folder: Path, modality: str, *, below: Below, identity_at: int) -
 
 
 def _fits(root: Path, modalities: Collection[str], *, list_modalities: Callable[[Path], list[str]]) -> bool:
-    """Whether some folder, where this rule puts modalities, has the name of one."""
+    """Whether some folder has the name of a split, and one where this rule puts modalities the name of one."""
     known = KNOWN.union(modalities)
-    return any(name.lower() in known for split in subfolders(root) for name in list_modalities(root / split))
+    # Else <archive>/<split>/<MODALITY> could be taken for <split>/<identity>/<MODALITY>.
+    splits = [name for name in subfolders(root) if is_split(name)]
+    return any(name.lower() in known for split in splits for name in list_modalities(root / split))
 
 
 def _layout(name: str, evidence: str, list_modalities, below: Below, identity_at: int, example: str) -> Layout:

@@ -1,4 +1,4 @@
-"""The hyperedges of CHI: drawn over the modalities, and as a matrix of which token is in which."""
+"""Hyperedges of CHI: drawn over the modalities, and as a matrix of which token is in which."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from examples.figures.attention import Picture
-from examples.figures.inside import Looks
 from examples.figures.style import COLORS, PALE, bare, outline
+from examples.stmi.figures.semantic import SemanticTokens
 
 Members = tuple[int, ...]
 
 
-def draw_hyperedges(looks: Looks, shown: Sequence[Picture], modalities: Sequence[str], *, prior: bool) -> Figure:
+def draw_hyperedges(
+    looks: SemanticTokens, shown: Sequence[Picture], modalities: Sequence[str], *, prior: bool
+) -> Figure:
     """A row per item: its semantic tokens where they look, joined by hyperedges, and the incidence."""
     assert looks.incidence is not None
-    assert looks.semantic is not None
     height, width = shown[0].masks.shape[1:]
     side = len(modalities) * width / height
     wide = min(2.4 * side, 9.0)
@@ -28,10 +29,10 @@ def draw_hyperedges(looks: Looks, shown: Sequence[Picture], modalities: Sequence
     figure.suptitle("Semantic tokens at the patch that they read most, and the hyperedges that join them", fontsize=10)
     axes = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(wide, 3.0))
     for item, (picture, (over, matrix)) in enumerate(zip(shown, axes, strict=True)):
-        own = [*(str(number + 1) for number in range(looks.semantic.shape[2] - prior)), *(["T"] if prior else [])]
+        own = [*(str(number + 1) for number in range(looks.weights.shape[2] - prior)), *(["T"] if prior else [])]
         edges = distinct_edges(looks.incidence[item])
         colors = dict(zip(edges, COLORS, strict=False))
-        spots = place_nodes(looks.semantic[item], looks.grid, (height, width), picture.present)
+        spots = place_nodes(looks.weights[item], looks.grid, (height, width), picture.present)
         _draw_over(over, picture, modalities, spots, own * len(modalities), colors)
         labels = [f"{modality} {name}" for modality in modalities for name in own]
         _draw_matrix(matrix, looks.incidence[item], labels, colors, len(modalities))

@@ -13,11 +13,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stmi_layers import SegmentationModulatedAttention, modulate_logits
+from stmi_layers._precision import at_least_float32
+from stmi_layers.attention import SegmentationModulatedAttention, modulate_logits
 
 
 class Heads(NamedTuple):
-    """Weights (batch heads tokens tokens) and values (batch heads tokens head_dim) of a self-attention."""
+    """Weights and values of a self-attention, as [`heads_of`][stmi_layers.backbones.heads_of] returns them.
+
+    Attributes:
+        weights: attention weights, (batch heads tokens tokens), in at least float32.
+        values: values, (batch heads tokens head_dim).
+    """
 
     weights: Tensor
     values: Tensor
@@ -28,7 +34,22 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @contextmanager
 def recording(layers: list[nn.Module]) -> Iterator[list[list[Call]]]:
-    """The arguments of every call of each layer, while the block lasts."""
+    """Record the arguments of every call of each layer, while the block lasts.
+
+    Args:
+        layers: modules to listen to, such as those of [`attention_layers`][stmi_layers.backbones.attention_layers].
+
+    Returns:
+        A list of calls per layer, in the order of the calls: positional and keyword arguments. It grows with each call.
+
+    Examples:
+        >>> attention = SegmentationModulatedAttention(8, 2)
+        >>> tokens, foreground = torch.randn(1, 3, 8), torch.tensor([[True, False, True]])
+        >>> with recording([attention]) as calls:
+        ...     output = attention(tokens, foreground)
+        >>> heads_of(attention, calls[0][0]).weights.shape
+        torch.Size([1, 2, 3, 3])
+    """
     calls: list[list[Call]] = [[] for _ in layers]
 
     def hook(into: list[Call]) -> Any:
@@ -45,12 +66,20 @@ def recording(layers: list[nn.Module]) -> Iterator[list[list[Call]]]:
 
 
 def attention_layers(backbone: nn.Module) -> list[nn.Module]:
-    """The self-attentions of a backbone, first block first, of the kinds that `heads_of` knows."""
+    """List the self-attentions of a backbone, first block first, of the kinds that `heads_of` knows.
+
+    They are [`SegmentationModulatedAttention`][stmi_layers.attention.SegmentationModulatedAttention],
+    `nn.MultiheadAttention` (the default blocks of open_clip) and the attention of timm's `VisionTransformer`, modulated
+    or not.
+    """
     return [layer for layer in backbone.modules() if _is_stacked(layer) or _is_timm(layer)]
 
 
 def heads_of(layer: Any, call: Call) -> Heads:
-    """Weights and values of one call of one of `attention_layers`, computed in at least float32."""
+    """Compute weights and values of one recorded call of one of `attention_layers`, in at least float32.
+
+    In training the mask of the call may have been perturbed inside the layer: record in evaluation.
+    """
     tokens, foreground = call[0][0], _foreground(layer, call)
     if not getattr(layer, "batch_first", True):  # only nn.MultiheadAttention can be otherwise
         tokens = tokens.transpose(0, 1)
@@ -61,8 +90,7 @@ def heads_of(layer: Any, call: Call) -> Heads:
     )
     if not stacked:
         query, key = layer.q_norm(query), layer.k_norm(key)
-    query, key = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (query, key))
-    logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    logits = at_least_float32(query) @ at_least_float32(key).transpose(-2, -1) * query.shape[-1] ** -0.5
     if foreground is not None:
         logits = modulate_logits(logits, foreground, layer.alpha, layer.beta)
     return Heads(logits.softmax(dim=-1), value)

@@ -1,49 +1,25 @@
-"""How a run learned, and what it retrieves."""
-
-from typing import Any
+"""Ranked lists: queries and their best matches."""
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from examples.figures.style import COLORS, QUERY, RIGHT, WRONG, outline
-from stmi_layers.training.dataset import MultiModalDataset
+from examples.figures.style import QUERY, RIGHT, WRONG, outline
+from stmi_layers.training import MultiModalDataset, Protocol
+from stmi_layers.training.protocol import column as value_of
 
 
-def curves(history: list[dict[str, Any]]) -> Figure:
-    """Loss and learning rate, mAP of every descriptor, and the strengths of SFM, over the epochs."""
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    learning, retrieval, strengths = figure.subplots(1, 3)
-    epochs = [entry["epoch"] for entry in history]
-    learning.plot(epochs, [entry["loss"] for entry in history], color=QUERY)
-    learning.set(title="training loss (line) and learning rate (dashes)", xlabel="epoch", ylabel="loss")
-    rate = learning.twinx()
-    rate.plot(epochs, [entry["learning_rate"] for entry in history], color="#999999", linestyle="--")
-    rate.set(ylabel="learning rate", ylim=(0, None))
-
-    scored = [entry for entry in history if "mAP" in entry]
-    for name, color in zip(scored[-1]["mAP"] if scored else (), COLORS, strict=False):
-        values = [entry["mAP"].get(name) for entry in scored]
-        retrieval.plot([entry["epoch"] for entry in scored], values, "o-", markersize=3, color=color, label=name)
-    retrieval.set(title="mAP on the test split, by descriptor", xlabel="epoch", ylim=(0, 1))
-    if scored:
-        retrieval.legend(loc="lower right")
-
-    for name, color in (("alpha", RIGHT), ("beta", WRONG)):
-        per_block = np.array([entry[name] for entry in history])
-        for block in range(per_block.shape[1] if per_block.ndim == 2 else 0):
-            label = name if block == 0 else None
-            strengths.plot(
-                epochs, per_block[:, block], color=color, alpha=0.4 + 0.6 * block / per_block.shape[1], label=label
-            )
-        if per_block.ndim == 2 and per_block.shape[1]:
-            strengths.legend(loc="best")
-    strengths.set(title="SFM strengths, pale: first block", xlabel="epoch")
-    return figure
+def ranked_lists(dataset: MultiModalDataset, descriptor: Tensor, name: str, protocol: Protocol) -> Figure:
+    """Six queries, evenly spread over all of them, with the five best matches of each."""
+    shown, matches = protocol.best_matches(descriptor, dataset.items, queries=6, k=5)
+    items = [dataset.items[index] for index in shown.tolist()]
+    captions = [f"id {item.identity}, {protocol.drop} {value_of(item, protocol.drop)}" for item in items]
+    title = f"Queries and their best matches by {name}; green is right, orange is wrong, the mask is outlined"
+    return draw_lists(dataset, shown.tolist(), matches, title=title, captions=captions)
 
 
-def retrieval(
+def draw_lists(
     dataset: MultiModalDataset, queries: list[int], matches: Tensor, *, title: str, captions: list[str]
 ) -> Figure:
     """Queries in the first column, their best matches after it, framed by whether the identity is right.
