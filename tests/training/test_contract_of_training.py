@@ -1,5 +1,6 @@
 """What keeps the contract is trained as it is; what does not is refused by name, before anything is trained."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,19 @@ def test_the_first_fields_of_a_batch_are_what_the_contract_says(folder: Path, tm
     assert sorted(set(batch.cameras.tolist())) == [1, 2]
 
 
+def test_a_headline_may_join_features(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Toy, "headline", "text+whole", raising=False)
+    monkeypatch.setattr(Toy, "__setattr__", keep_headline)
+    metrics, _ = train_toy(folder, tmp_path, schedule=ONE, settings=Settings(reads_captions=True))
+    assert list(metrics) == ["whole", "text", "all", "text+whole"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["headline"] == "text+whole"
+
+
+def keep_headline(model: Toy, name: str, value: object) -> None:
+    if name != "headline":
+        nn.Module.__setattr__(model, name, value)
+
+
 def refused(change: Callable[[Toy], object], folder: Path, out: Path, **options) -> None:
     data = replace(DATA, root=folder)
     train, test = load_split(data, "train"), load_split(data, "test")
@@ -102,7 +116,8 @@ def refused(change: Callable[[Toy], object], folder: Path, out: Path, **options)
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("headline", "U", r"headline must be one of the features, \['whole'\]; received 'U'"),
+        ("headline", "U", r"headline must be one of the features, \['whole'\], several joined .*; received 'U'"),
+        ("headline", "all", r"headline must be one of the features, .* or all of several; received 'all'"),
         ("widths", {}, "headline must be one of the features"),
         ("parameter_groups", lambda: {"new": []}, r"parameter_groups\(\) must hold every trainable parameter"),
         ("encode", lambda captions: torch.zeros(3, 2), "encode must return a row per sample, 20; received 3"),
