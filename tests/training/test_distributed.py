@@ -243,7 +243,7 @@ def test_after_a_kill_torchrun_goes_on_from_the_last_epoch(folder: Path, tmp_pat
         assert run.poll() is None, run.communicate()[0]
         time.sleep(0.01)
     os.kill(int((tmp_path / "pid.1").read_text()), signal.SIGKILL)
-    text, _ = run.communicate(timeout=300)
+    text, _ = run.communicate(timeout=90)
     assert run.returncode == 0, text
     epochs = [tuple(map(int, line.split()[1:])) for line in text.splitlines() if line.startswith("epoch ")]
     before = [epoch for epoch, restart in epochs if restart == 0]
@@ -260,7 +260,7 @@ def test_what_is_written_at_the_end_bears_being_written_twice(folder: Path, tmp_
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     run = torchrun(str(script), str(folder), str(tmp_path / "run"), "2", "fail", restarts=1)
-    text, _ = run.communicate(timeout=300)
+    text, _ = run.communicate(timeout=90)
     assert run.returncode == 0, text
     assert "fails after the end" in text
     assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint.pt", "metrics.json", "settings.json"]
@@ -273,7 +273,7 @@ def test_an_error_of_the_first_process_ends_all_with_its_message(folder: Path, t
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").touch()
     run = torchrun(str(script), str(folder), str(tmp_path / "run"), "2")
-    text, _ = run.communicate(timeout=300)
+    text, _ = run.communicate(timeout=90)
     assert run.returncode != 0
     assert text.count("FileExistsError: ") >= PROCESSES, text
     assert "holds a run already: continue it with resume=True" in text

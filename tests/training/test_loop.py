@@ -35,9 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_writes_its_results(folder: Path, tmp_path: Path):
     entries: list[dict] = []
     settings = Settings(agreement=True, reads_captions=True)
-    metrics, model = train_toy(folder, tmp_path, settings=settings, log=entries.append)
+    metrics, model = train_toy(folder, tmp_path / "run", settings=settings, log=entries.append)
     assert set(metrics) == {"whole", "text", "all"}
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    tmp_path = tmp_path / "run"
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.pt", "metrics.json", "settings.json"]
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["headline"] == "whole"
     assert written["descriptors"]["text"]["mAP"] == metrics["text"].mAP
@@ -63,8 +64,8 @@ def test_without_a_test_split_it_trains_alone(folder: Path, tmp_path: Path):
 
     train = load_split(replace(DATA, root=folder), "train")
     model = Toy(Settings(), facts_of(train, DATA.modalities))
-    assert fit(model, train, schedule=SCHEDULE, machine=MACHINE, out=tmp_path) == {}
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint.pt", "settings.json"]
+    assert fit(model, train, schedule=SCHEDULE, machine=MACHINE, out=tmp_path / "run") == {}
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint.pt", "settings.json"]
     with pytest.raises(ValueError, match="protocol must be given with a test split"):
         fit(model, train, train, schedule=SCHEDULE, machine=MACHINE, out=tmp_path / "other")
 
