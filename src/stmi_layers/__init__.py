@@ -1,5 +1,6 @@
 """Typed PyTorch layers for multi-modal object re-identification: the STMI system as composable parts."""
 
+from stmi_layers._typing import typed as typed
 from stmi_layers.adapters import AsymmetricAdapter as AsymmetricAdapter
 from stmi_layers.adapters import ParallelAdapter as ParallelAdapter
 from stmi_layers.adapters import ResidualPrompts as ResidualPrompts
@@ -12,6 +13,8 @@ from stmi_layers.centres import CentreAlignment as CentreAlignment
 from stmi_layers.centres import centre_alignment as centre_alignment
 from stmi_layers.centres import move_centres as move_centres
 from stmi_layers.consistency import background_consistency as background_consistency
+from stmi_layers.convolution import hypergraph_conv as hypergraph_conv
+from stmi_layers.cross_attention import absorbed_cross_attention as absorbed_cross_attention
 from stmi_layers.deformable import DeformableSampling as DeformableSampling
 from stmi_layers.deformable import deformable_positions as deformable_positions
 from stmi_layers.deformable import reference_positions as reference_positions
@@ -28,7 +31,6 @@ from stmi_layers.foreground import token_foreground as token_foreground
 from stmi_layers.fusion import GlobalCrossAttention as GlobalCrossAttention
 from stmi_layers.hypergraph import CrossModalHypergraph as CrossModalHypergraph
 from stmi_layers.hypergraph import HypergraphConv as HypergraphConv
-from stmi_layers.hypergraph import hypergraph_conv as hypergraph_conv
 from stmi_layers.incidence import incidence_statistics as incidence_statistics
 from stmi_layers.incidence import similarity_incidence as similarity_incidence
 from stmi_layers.interaction import SelectiveInteraction as SelectiveInteraction
@@ -49,13 +51,13 @@ from stmi_layers.multiscale import mask_pooled_cells as mask_pooled_cells
 from stmi_layers.pooling import GlobalPatchReduction as GlobalPatchReduction
 from stmi_layers.pooling import join_patch_mean as join_patch_mean
 from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenReallocation
-from stmi_layers.reallocation import absorbed_cross_attention as absorbed_cross_attention
 from stmi_layers.reconstruction import CrossModalReconstruction as CrossModalReconstruction
 from stmi_layers.reconstruction import reconstruction_loss as reconstruction_loss
 from stmi_layers.reranking import k_reciprocal_rerank as k_reciprocal_rerank
 from stmi_layers.reranking import reranked_metrics as reranked_metrics
 from stmi_layers.rollout import attention_rollout as attention_rollout
 from stmi_layers.rollout import select_tokens as select_tokens
+from stmi_layers.search import nearest as nearest
 from stmi_layers.selection import TokenSelection as TokenSelection
 from stmi_layers.selection import select_across as select_across
 from stmi_layers.selection import top_tokens as top_tokens

@@ -16,7 +16,7 @@ from stmi_layers._checks import check_choice, check_heads, check_positive
 from stmi_layers._precision import at_least_float32
 from stmi_layers._sampling import bilinear_samples
 from stmi_layers._typing import typed
-from stmi_layers.reallocation import absorbed_cross_attention
+from stmi_layers.cross_attention import absorbed_cross_attention
 
 Offsets = Literal["shared", "separate", "diagonal"]
 Reference = Literal["centred", "shifted"]
@@ -42,8 +42,8 @@ def sampled_cross_attention(
     S_{ms} = \sum_n \big(1 - |y_{ms} - y_n|\big)_+ \big(1 - |x_{ms} - x_n|\big)_+\, \text{patches}_{mn}$$
 
     $(y_{ms}, x_{ms})$ are the `positions`, $(y_n, x_n)$ row and column of patch $n$, and CrossAttn is
-    [`absorbed_cross_attention`][stmi_layers.reallocation.absorbed_cross_attention]. A position outside the grid moves
-    to the border, without gradient. Right on a patch, the gradient is that towards the next row and column.
+    [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]. A position outside the grid
+    moves to the border, without gradient. Right on a patch, the gradient is that towards the next row and column.
 
     Args:
         queries: what the samples are read with.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stmi_layers._checks import check_heads
 from stmi_layers._precision import layer_norm
 from stmi_layers._typing import typed
-from stmi_layers.reallocation import absorbed_cross_attention
+from stmi_layers.cross_attention import absorbed_cross_attention
 
 
 class ExpertReadout(nn.Module):
@@ -21,8 +21,8 @@ class ExpertReadout(nn.Module):
     $$U = G + \operatorname{CrossAttn}\big( G,\, Y,\, Y \big), \qquad Y = [\, y_1 ; \dots ; y_E \,]$$
 
     $G$ are the `globals`, one per modality, $y_e$ the `tokens` of expert $e$, and CrossAttn is
-    [`absorbed_cross_attention`][stmi_layers.reallocation.absorbed_cross_attention]: the few queries read thousands of
-    tokens without projecting them. The order of the experts does not matter. Learned is the attention, which has the
+    [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]: the few queries read thousands
+    of tokens without projecting them. The order of the experts does not matter. Learned is the attention, which has the
     parameter names of `nn.MultiheadAttention`; the key part of `in_proj_bias` has no effect. A model holds one readout
     per kind of experts and supervises each result; say which of them the descriptor is.
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from stmi_layers._checks import check_choice, check_heads
 from stmi_layers._precision import layer_norm
 from stmi_layers._typing import typed
+from stmi_layers.cross_attention import absorbed_cross_attention
 from stmi_layers.kernels.gating import BinaryGates
-from stmi_layers.reallocation import absorbed_cross_attention
 
 Unselected = Literal["hidden", "zeroed"]
 
@@ -27,7 +27,7 @@ class SelectiveInteraction(nn.Module):
 
     $c$ are the `class_tokens`, $F$ the `patches`, $g$ the `gates`, as of
     [`TokenSelection`][stmi_layers.selection.TokenSelection], $N$ layer norms, and CrossAttn is
-    [`absorbed_cross_attention`][stmi_layers.reallocation.absorbed_cross_attention]. Flattened, the result is the
+    [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]. Flattened, the result is the
     descriptor of the paper, first modality first. Learned are the attention, which has the parameter names of
     `nn.MultiheadAttention`, the feed-forward network and both norms.
 

@@ -14,7 +14,7 @@ from released_arrays import Arrays, assert_near, files
 from stmi_layers import token_foreground
 from stmi_layers.backbones import TokenBackbone, adapt, load_weights, modulate, parameter_groups, unadapt, unmodulate
 from stmi_layers.backbones.adapted import added_names
-from stmi_layers.backbones.families import load_family
+from stmi_layers.backbones.known_models import load_family
 from tests.backbones.backbone_checks import FAMILIES, build, example, gradients, open_clip_vit, strengths
 
 TOWERS = [family for family in FAMILIES if not family.startswith("`nn")]

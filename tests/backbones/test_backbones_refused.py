@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stmi_layers.backbones import TokenBackbone, modulate
-from stmi_layers.backbones.modulated import Modulated
+from stmi_layers.backbones.mixin import Modulated
 from tests.backbones.backbone_checks import CUSTOM, build, example, open_clip_vit, strengths, timm_vit, transformers_vit
 
 pytest.importorskip("stmi_layers.training._torchvision")

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from examples.prepare.synthetic.bodies import BODIES, HUES, Tag
 from examples.prepare.synthetic.dataset import contact_sheet, corrupt_mask, describe, write_dataset
 from examples.prepare.synthetic.dataset import dataset as synthetic
-from examples.prepare.synthetic.bodies import BODIES, HUES, Tag
 from examples.prepare.synthetic.identities import PLACES, Identity, Settings, confusable, make_identities, sample_view
 from examples.prepare.synthetic.scenes import BANDS, LIGHTS, View, expose, figure_mask, paint
 

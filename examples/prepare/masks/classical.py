@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from examples.prepare.masks.regions import Probability
-from stmi_layers._typing import typed
+from stmi_layers import typed
 
 WORKING_SIZE = 64  # pixels; at 96 the measured overlap with true masks is the same
 COMPONENTS = 4

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from PIL import Image
 
-from stmi_layers._typing import typed
+from stmi_layers import typed
 
 Mask = NDArray[np.bool_]
 Probability = NDArray[np.floating]

@@ -9,7 +9,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, Dinov2La
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer, SiglipVisionModel
 
 from stmi_layers.backbones.adapted import Adapted
-from stmi_layers.backbones.modulated import Modulated, split_heads
+from stmi_layers.backbones.mixin import Modulated, split_heads
 from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token
 
 
@@ -19,6 +19,7 @@ class _ModulatedTransformers(Modulated):
     q_proj: nn.Module
     k_proj: nn.Module
     v_proj: nn.Module
+    config: Any
     head_dim: int
     num_heads: int
     dropout: float
@@ -40,7 +41,11 @@ class _ModulatedTransformers(Modulated):
         self.refuse_dropout(dropout)
         layers = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (split_heads(layer(hidden_states), heads) for layer in layers)
-        return output(self.attend(query, key, value, foreground, self.head_dim**-0.5)), None
+        mask, scale = self.perturbation(foreground), self.head_dim**-0.5
+        attended = output(self.attend_to(query, key, value, mask, scale))
+        # As in the original, whose eager form alone has weights to return.
+        eager = self.config._attn_implementation == "eager"
+        return attended, self.weights(query, key, mask, scale) if eager else None
 
     def names(self) -> tuple[int, float, nn.Module]:
         """Number of heads, dropout of the weights, projection behind them: what the models call differently."""

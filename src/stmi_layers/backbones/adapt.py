@@ -12,8 +12,8 @@ from torch import nn
 from stmi_layers._checks import check_positive
 from stmi_layers.adapters import ParallelAdapter, ResidualPrompts
 from stmi_layers.backbones.adapted import Adapted
-from stmi_layers.backbones.families import find_towers, load_family, unknown_model
-from stmi_layers.backbones.modulated import Modulated
+from stmi_layers.backbones.known_models import find_towers, load_family, unknown_model
+from stmi_layers.backbones.mixin import Modulated
 
 Model = TypeVar("Model", bound=nn.Module)
 

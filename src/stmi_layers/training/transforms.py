@@ -10,16 +10,18 @@ from torch import Tensor
 
 from stmi_layers.training._torchvision import tv_tensors, v2
 
+GREY = 0.5
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied. Flip and crop are common to all modalities and masks of a sample; each modality
-    is erased on its own, and its mask never.
+    """Variation of training images. Flip and crop are common to all modalities and masks of a sample; each modality is
+    erased on its own, and its mask never.
 
     Attributes:
         flip: probability of mirroring left and right.
         padding: black border from which the crop is taken, as a share of sqrt(height * width): 10 pixels at 256 x 128.
-        erasing: probability of painting a rectangle grey (0 after normalisation), per modality.
+        erasing: probability of painting a rectangle grey (0.5), per modality.
         erasing_area: smallest and largest area of the rectangle, as shares of the image.
         erasing_aspect: smallest and largest height over width of the rectangle.
     """
@@ -50,7 +52,7 @@ def move(
     *,
     boxes: Float[Tensor, "boxes 4"] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Flip, pad and crop, everything alike.
+    """Flip, pad and crop everything alike.
 
     Args:
         images: of all modalities.
@@ -73,9 +75,9 @@ def move(
 
 
 def erase(images: Float[Tensor, "modalities channels height width"], augmentation: Augmentation) -> Tensor:
-    """Paint a rectangle of every modality grey, each with its own probability, place and shape."""
+    """Paint a rectangle of every modality grey (0.5), each with its own probability, place and shape."""
     scale, ratio = augmentation.erasing_area, augmentation.erasing_aspect
-    one = v2.RandomErasing(augmentation.erasing, scale=scale, ratio=ratio, value=0)
+    one = v2.RandomErasing(augmentation.erasing, scale=scale, ratio=ratio, value=GREY)
     return torch.stack([one(image) for image in images])
 
 
