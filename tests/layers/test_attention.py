@@ -465,5 +465,5 @@ def test_a_misspelt_implementation_is_never_another_one(masked):
     """Also where the type checker is off, and where there is no mask and nothing to choose."""
     query = torch.randn(1, 2, 3, 4)
     foreground, strength = torch.ones(1, 3, dtype=torch.bool) if masked else None, torch.tensor([0.1])
-    with pytest.raises(ValueError, match="implementation must be one of 'auto', 'dense', .*; received 'tield'"):
+    with pytest.raises(ValueError, match=r"implementation must be one of 'auto', 'dense', .*; received 'tield'"):
         unchecked(modulated_attention)(query, query, query, foreground, strength, strength, implementation="tield")
