@@ -81,8 +81,15 @@ class _AdaptedEncoderLayer(Adapted):
     self_attn: nn.Module
     mlp: nn.Module
 
-    def run(self, tokens: Tensor, attention_mask: Tensor | None, foreground: Tensor | None, **kwargs: Any) -> Tensor:
-        tokens, mask = _open(self, tokens, attention_mask, foreground)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        foreground: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        tokens, mask = _open(self, hidden_states, attention_mask, foreground)
         tokens = tokens + self.self_attn(self.layer_norm1(tokens), attention_mask, **mask, **kwargs)[0]
         return self.close(tokens, self.mlp(self.layer_norm2(tokens)))
 
@@ -92,31 +99,11 @@ class AdaptedCLIPLayer(_AdaptedEncoderLayer, CLIPEncoderLayer):
 
     unadapted = CLIPEncoderLayer
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        foreground: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        return self.run(hidden_states, attention_mask, foreground, **kwargs)
-
 
 class AdaptedSiglipLayer(_AdaptedEncoderLayer, SiglipEncoderLayer):
     """Of `SiglipVisionModel`."""
 
     unadapted = SiglipEncoderLayer
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        foreground: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        return self.run(hidden_states, attention_mask, foreground, **kwargs)
 
 
 class AdaptedDinov2Layer(Adapted, Dinov2Layer):
