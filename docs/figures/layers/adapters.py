@@ -25,14 +25,14 @@ def draw() -> str:
     parts = [
         text(14, 28, "A frozen block with a parallel adapter", anchor="start", bold=True),
         *_block(),
-        text(14, 246, "Prompts behind the tokens of each image", anchor="start", bold=True),
+        text(14, 246, "Prompts in front of the tokens of each image", anchor="start", bold=True),
     ]
     for band, row in enumerate(carried()):
         parts += _sequence(262 + 38 * band, band, row)
     parts += lines(
         180,
         394,
-        "Every image has slots for the prompts of all modalities.",
+        "Every image has slots for prompts of all modalities.",
         "Its own slot (green) goes on from block to block.",
     )
     return picture(
@@ -63,9 +63,9 @@ def _block() -> list[str]:
 
 def _sequence(top: float, band: int, slots: list[bool]) -> list[str]:
     parts = [text(14, top + 19, NAMES[band], anchor="start", fill=BANDS[band], bold=True)]
-    parts += [rect(58 + 24 * token, top, 20, 28, fill=BANDS[band], opacity=0.55) for token in range(6)]
+    parts += [rect(198 + 24 * token, top, 20, 28, fill=BANDS[band], opacity=0.55) for token in range(6)]
     for other, own in enumerate(slots):
-        box = (222 + 42 * other, top, 36, 28)
+        box = (60 + 42 * other, top, 36, 28)
         parts.append(rect(*box, fill=GREEN if own else PAPER, opacity=0.35 if own else 1, stroke=BANDS[other], thick=2))
-        parts.append(text(240 + 42 * other, top + 19, f"p {'RNT'[other]}", size=12))
+        parts.append(text(78 + 42 * other, top + 19, f"p {'RNT'[other]}", size=12))
     return parts

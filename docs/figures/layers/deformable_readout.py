@@ -1,5 +1,7 @@
 """Deformable readout: where the samples lie before and after a network moved them."""
 
+from typing import Literal
+
 import torch
 
 from docs.figures.layers.drawing import (
@@ -26,21 +28,19 @@ OBJECT = torch.zeros(GRID)
 OBJECT[3:5, 4:6], OBJECT[5:9, 3:7], OBJECT[9:14, 4:6] = 1, 1, 1
 
 
-def positions(*, moved: bool, reference: str = "centred") -> torch.Tensor:
+def positions(*, moved: bool, reference: Literal["centred", "shifted"] = "centred") -> torch.Tensor:
     """Rows and columns (rows, columns, 2) of the samples, with a network by hand that pulls towards the object."""
     readout = DeformableReadout(4, num_modalities=1, grid=GRID, reference=reference, max_offset=(2.0, 2.0))
-    (network,) = readout.networks
-    ramp = torch.arange(4) - 1.5
+    state = {name: torch.zeros_like(value) for name, value in readout.state_dict().items()}
+    ramp = (torch.arange(4) - 1.5).expand(4, 4)
+    state["networks.0.project.weight"][:, 0] = 4.0  # the first feature says how much object a patch shows
+    state["networks.0.window.weight"][:, 0] = torch.stack([ramp.T, -ramp.T, ramp, -ramp])
+    if moved:
+        state["networks.0.point.weight"] = 0.04 * torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1]])
+    readout.load_state_dict(state)
+    patches = torch.zeros(1, 1, 128, 4)
+    patches[0, 0, :, 0] = OBJECT.flatten()
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-        network.project.weight[:, 0] = 4.0  # the first feature says how much object a patch shows
-        pulls = (ramp[:, None].expand(4, 4), ramp.expand(4, 4))
-        network.window.weight[:, 0] = torch.stack([pulls[0], -pulls[0], pulls[1], -pulls[1]])
-        if moved:
-            network.point.weight.copy_(0.04 * torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1]]))
-        patches = torch.zeros(1, 1, 128, 4)
-        patches[0, 0, :, 0] = OBJECT.flatten()
         return readout.positions(patches)[0, 0]
 
 

@@ -37,7 +37,7 @@ def draw() -> str:
             *(text(324, top + 17 + 26 * row, f"expert {row + 1}", size=12, fill=SOFT) for row in range(EXPERTS)),
         ]
     for band, colour in enumerate(BANDS):
-        there = PRESENT[0, band].item()
+        there = bool(PRESENT[0, band])
         parts.append(rect(120 + 56 * band, 58, 54, 5, fill=colour if there else FAINT))
         parts.append(text(147 + 56 * band, 52, NAMES[band], size=12, fill=colour if there else SOFT, bold=there))
     parts += lines(

@@ -18,8 +18,8 @@ def feature() -> float:
 def read() -> list[int]:
     """The places that are read: those on which the feature depends."""
     outputs = OUTPUTS.clone().requires_grad_()
-    prompted_text_feature(outputs, IDS, num_prompts=2).sum().backward()
-    return outputs.grad[0, :, 0].nonzero()[:, 0].tolist()
+    (gradient,) = torch.autograd.grad(prompted_text_feature(outputs, IDS, num_prompts=2).sum(), outputs)
+    return gradient[0, :, 0].nonzero()[:, 0].tolist()
 
 
 def draw() -> str:
