@@ -1,6 +1,7 @@
 """Command line: flags of a run made of its records, and expected errors in a line."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,19 +22,37 @@ EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
 
 @contextmanager
 def errors_as_a_line() -> Iterator[None]:
-    """End with `error: MESSAGE` on the standard error and status 1 for an expected error.
+    """End with `error: MESSAGE (FLAGS)` on the standard error and status 1 for an expected error.
 
     Any other keeps its traceback.
     """
     try:
         yield
     except EXPECTED as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {with_flags(str(error))}")
     except ImportError as error:
         # Python's own names the module; one raised by hand says what to install.
         if error.name is not None:
             raise
         sys.exit(f"error: {error}")
+
+
+def with_flags(message: str) -> str:
+    """A message of the library, which knows settings and no flags, and the flags of the settings it names.
+
+    Examples:
+        >>> with_flags("pass missing_modality='absent' to do without them")
+        "pass missing_modality='absent' to do without them (--missing-modality)"
+    """
+    from examples.towers.tower import Tower
+    from stmi_layers.training import Data, Machine, Schedule
+
+    settings = [one.name for record in (Data, Schedule, Machine, Tower) for one in fields(record)]
+    # A setting of one word is a setting where a value follows.
+    named = [name for name in settings if re.search(rf"\b{name}\b" if "_" in name else rf"\b{name}=", message)]
+    flags = [f"--{name.replace('_', '-')}" for name in named]
+    new = [flag for flag in flags if flag not in message]
+    return f"{message} ({', '.join(new)})" if new else message
 
 
 def run(
@@ -98,7 +117,7 @@ def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, 
     found = tyro.cli(kind, args=line[1:], default=values, prog=f"{command} {line[0]}", description=description)
     options, chosen, data, schedule, machine, *tower, settings = vars(found).values()
     records = (_record(default.data, data), _record(default.schedule, schedule), machine, *(tower or [None]), settings)
-    return type(default)(default.method, *records, chosen.recipe), options
+    return default.__class__(default.method, *records, recipe=chosen.recipe), options  # pyright: ignore[reportCallIssue]
 
 
 def _recipe_in(line: Sequence[str]) -> str:

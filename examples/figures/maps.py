@@ -17,7 +17,7 @@ STYLES = [(color, marker) for marker, color in product("o^s", COLORS)]
 LEAST = 4  # items, below which t-SNE has nothing to arrange
 
 
-def draw_maps(panels: Mapping[str, Tensor], identities: Sequence[int | str], *, title: str, seed: int = 0) -> Figure:
+def draw_maps(panels: Mapping[str, Tensor], identities: Sequence[int | str | None], *, title: str, seed: int = 0) -> Figure:
     """A column per panel: t-SNE above, principal components below.
 
     Args:
@@ -82,17 +82,17 @@ def principal_components(features: NDArray[np.float64]) -> tuple[NDArray[np.floa
     return points, variance[:2] / max(variance.sum(), 1e-300)
 
 
-def choose_styles(identities: Sequence[int | str]) -> dict[int | str, tuple[str, str]]:
+def choose_styles(identities: Sequence[int | str | None]) -> dict[int | str | None, tuple[str, str]]:
     """Colour and shape of as many identities as there are, spread evenly over all."""
-    every = sorted(set(identities), key=lambda identity: (isinstance(identity, str), identity))
+    every = sorted(set(identities), key=lambda one: (isinstance(one, str), one is None, one or 0))
     return {every[place]: style for place, style in zip(spread(len(every), len(STYLES)), STYLES, strict=False)}
 
 
 def _scatter(
     axis: Axes,
     points: NDArray[np.float64],
-    identities: Sequence[int | str],
-    styles: Mapping[int | str, tuple[str, str]],
+    identities: Sequence[int | str | None],
+    styles: Mapping[int | str | None, tuple[str, str]],
 ) -> None:
     rest = np.array([identity not in styles for identity in identities])
     axis.scatter(*points[rest].T, s=6, color=PALE, linewidths=0)

@@ -108,17 +108,17 @@ class VisionTransformer(nn.Module):
 
         Without masks the attention is plain.
         """
-        batch, modalities = images.shape[:2]
+        modalities = images.shape[1]
         if images.shape[3:] != self.image_size:
             raise ValueError(f"images must be {self.image_size} pixels; received shape {tuple(images.shape)}")
         foreground = None
         if masks is not None and self.modulated:
             foreground = token_foreground(masks.flatten(0, 1), self.grid, threshold=self.foreground_threshold)
         patches = rearrange(self.stem((images.flatten(0, 1) - 0.5) / 0.5), "b d rows columns -> b (rows columns) d")
-        tokens = torch.cat([repeat(self.class_token, "d -> b 1 d", b=len(patches)), patches], dim=1) + self.positions
+        tokens = torch.cat([repeat(self.class_token, "d -> b 1 d", b=patches.shape[0]), patches], dim=1) + self.positions
         for block in self.blocks:
             tokens = block(tokens, foreground)
-        tokens = rearrange(self.norm(tokens), "(b m) n d -> b m n d", b=batch, m=modalities)
+        tokens = self.norm(tokens).unflatten(0, (-1, modalities))
         return tokens[:, :, 1:], tokens[:, :, 0]
 
 

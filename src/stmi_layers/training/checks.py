@@ -8,6 +8,7 @@ wait for it. Nothing depends on that file; it may be deleted at any time.
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,8 @@ from stmi_layers.training.settings import Range
 
 # Files from which on the progress is shown.
 SHOWN = 1000
-VERSION = 1
+ENTRY = re.compile(r"\S+ [0-9]+ [0-9]+( [a-z]+)*")
+VERSION = 2
 # Share of the counts of an image beyond its range from which on it is noted.
 CLIPPED = 0.01
 
@@ -143,22 +145,17 @@ def check_files(
     """
     ranges = ranges or {}
     sources = {path_of(source): (source, False) for source in images} | {path: (path, True) for path in masks}
-    looks: dict[Path, Look] = {}
     with _memory(root, memory) as known:
-        keys = {path: _key(source, is_mask, ranges.get(path)) for path, (source, is_mask) in sources.items()}
-        remembered = {path: known.get(os.fsdecode(path)) for path in sources}
-        stamps = {path: _stamp(path) for path in sources}
-        for path, entry in remembered.items():
-            if entry is not None and stamps[path] is not None and entry[:2] == [keys[path], stamps[path]]:
-                looks[path] = Look(None, tuple(entry[2]), tuple(entry[3]))
-        todo = [path for path in sources if path not in looks]
+        stamps = {path: _stamp(*one, ranges.get(path)) for path, one in sources.items()}
+        looks = {path: _recall(known.get(os.fsdecode(path)), stamp) for path, stamp in stamps.items()}
+        todo = [path for path, look in looks.items() if look is None]
         jobs = ((*sources[path], ranges.get(path)) for path in todo)
-        looks |= zip(todo, _look_at_all(jobs, len(todo), root, workers, quiet=quiet), strict=True)
-        for path in todo:
+        for path, look in zip(todo, _look_at_all(jobs, len(todo), root, workers, quiet=quiet), strict=True):
+            looks[path] = look
             known.pop(os.fsdecode(path), None)
-            if looks[path].defect is None and stamps[path] is not None:
-                known[os.fsdecode(path)] = [keys[path], stamps[path], *looks[path][1:]]
-    return {path: looks[path] for path in sources}
+            if look.defect is None:
+                known[os.fsdecode(path)] = " ".join([stamps[path], *map(str, look.size), *look.notes])
+    return {path: look for path, look in looks.items() if look is not None}
 
 
 def _look_at_all(jobs: Iterable[Any], count: int, root: Path, workers: int, *, quiet: bool) -> Iterator[Look]:
@@ -170,20 +167,27 @@ def _look_at_all(jobs: Iterable[Any], count: int, root: Path, workers: int, *, q
         yield from tqdm(found, desc=f"checking {root}", total=count, unit="file", leave=False, disable=quiet)
 
 
-def _key(source: Source, is_mask: bool, bounds: Range | None) -> list[Any]:
-    return [source.count if isinstance(source, Panel) else 1, is_mask, list(bounds) if bounds else None]
-
-
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(source: Source, is_mask: bool, bounds: Range | None) -> str:
+    """State of a file, and how it is read, as text without spaces that ends a check's being valid when it changes."""
     try:
-        found = path.stat()
+        found = os.stat(path_of(source))
     except OSError:
+        return "absent"
+    panels = source.count if isinstance(source, Panel) else 1
+    counts = bounds if isinstance(bounds, str) or bounds is None else f"{bounds[0]!r}-{bounds[1]!r}"
+    return f"{found.st_size},{found.st_mtime_ns},{panels},{is_mask:d},{counts}"
+
+
+def _recall(entry: str | None, stamp: str) -> Look | None:
+    """What was seen when the file was in the same state."""
+    if entry is None or not entry.startswith(stamp + " "):
         return None
-    return [found.st_size, found.st_mtime_ns]
+    _, width, height, *notes = entry.split(" ")
+    return Look(None, (int(width), int(height)), tuple(notes))
 
 
 @contextmanager
-def _memory(root: Path, folder: Path | None) -> Iterator[dict[str, Any]]:
+def _memory(root: Path, folder: Path | None) -> Iterator[dict[str, str]]:
     """What is known about the files of a set; changes are written at the end, and one process at a time has it."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
@@ -197,27 +201,27 @@ def _memory(root: Path, folder: Path | None) -> Iterator[dict[str, Any]]:
     except OSError:
         pass  # no place for a memory: check everything
     try:
-        known = _read_memory(file)
-        before = json.dumps(known)
+        before = _read_memory(file)
+        known = dict(before)
         yield known
-        if json.dumps(known) != before:
+        if known != before:
             _write_memory(file, known)
     finally:
         if lock is not None:
             os.close(lock)
 
 
-def _read_memory(file: Path) -> dict[str, Any]:
+def _read_memory(file: Path) -> dict[str, str]:
     try:
         content = json.loads(file.read_bytes())
         known = content["files"] if content["version"] == [VERSION, PIL.__version__] else {}
-        sound = isinstance(known, dict) and all(isinstance(e, list) and len(e) == 4 for e in known.values())
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        sound = all(ENTRY.fullmatch(entry) for entry in known.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return known if sound else {}
 
 
-def _write_memory(file: Path, known: Mapping[str, Any]) -> None:
+def _write_memory(file: Path, known: Mapping[str, str]) -> None:
     try:
         with write_whole(file) as out:
             out.write(json.dumps({"version": [VERSION, PIL.__version__], "files": known}).encode())

@@ -49,7 +49,7 @@ def describe(
     quiet: bool = True,
     collate: Collate = collate,
 ) -> dict[str, Tensor]:
-    """Compute descriptors of all samples by name: each feature with norm 1, "all", the features joined, and the headline.
+    """Compute descriptors by name: each feature with norm 1, "all", the features joined, and the model's headline.
 
     Under torchrun every process describes a part of the samples and receives all descriptors. Images are read once
     and not kept. Identities are not looked at: a dataset of one's own may have none.

@@ -53,8 +53,9 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device would never end
         raise OSError("is no file")
-    with Image.open(path, formats=_KNOWN) as image:
-        yield image
+    # A stream, not a path: Pillow maps uncompressed TIFFs of a path, and reads those that lie on their side wrongly.
+    with path.open("rb") as file, Image.open(file, formats=_KNOWN) as image:
+        yield image  # pyright: ignore[reportReturnType]
 
 
 def read_image(source: Source, bounds: Range | None = None) -> Image.Image:

@@ -159,7 +159,7 @@ def _restore(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if origin is None and (value is None if hint in (None, type(None)) else type(value) is hint):
         return value
-    raise ValueError(f"{where} must be {getattr(hint, '__name__', hint)}; received {value!r}")
+    raise ValueError(f"{where} must be {_words(hint)}; received {value!r}")
 
 
 def _first_that_fits(value: Any, hints: Collection[Any], where: str) -> Any:
@@ -168,6 +168,8 @@ def _first_that_fits(value: Any, hints: Collection[Any], where: str) -> Any:
             return _restore(value, hint, where)
         except ValueError:
             continue
-    raise ValueError(
-        f"{where} must be {' or '.join(str(getattr(hint, '__name__', hint)) for hint in hints)}; received {value!r}"
-    )
+    raise ValueError(f"{where} must be {' or '.join(map(_words, hints))}; received {value!r}")
+
+
+def _words(hint: Any) -> str:
+    return str(hint) if get_origin(hint) else getattr(hint, "__name__", str(hint))

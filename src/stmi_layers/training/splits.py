@@ -9,7 +9,8 @@ from typing import get_args
 from stmi_layers._checks import check_choice
 from stmi_layers.training.annotations import read_captions, read_columns, require_captions
 from stmi_layers.training.checks import check_files
-from stmi_layers.training.layouts import find_set
+from stmi_layers.training.layouts import FoundSet, find_set
+from stmi_layers.training.layouts.leftovers import describe_counts, passed_over
 from stmi_layers.training.messages import printable, shorten
 from stmi_layers.training.record import Item, files_of, path_of
 from stmi_layers.training.settings import Captions, Damaged, MissingModality, Range, check_modalities, check_ranges
@@ -52,6 +53,7 @@ def read_split(
     check_choice("damaged", damaged, get_args(Damaged))
     check_ranges(ranges or {})
     items = list_items(root, split, modalities, captions=captions, missing_modality=missing_modality)
+    _warn_of_passed_over(items, Path(root))
     bounds = ranges_by_file(items, modalities, ranges or {})
     return _without_damaged(items, damaged, Path(root), bounds, memory)
 
@@ -68,14 +70,21 @@ def list_items(
     check_modalities(modalities)
     check_choice("captions", captions, get_args(Captions))
     check_choice("missing_modality", missing_modality, get_args(MissingModality))
-    items = find_set(Path(root), modalities).list_items(split, modalities)
+    found = find_set(Path(root), modalities)
+    items = found.list_items(split, modalities)
     if not items:
         raise FileNotFoundError(f"{root}: the split {split!r} holds no items")
-    items = annotate(items, Path(root), split, modalities, captions=captions)
+    items = _annotate(items, home_of(Path(root), found), split, modalities, captions=captions)
     return items if missing_modality == "absent" else _complete(items, modalities, missing_modality, f"{root}: {split}")
 
 
-def annotate(
+def home_of(root: Path, found: FoundSet) -> Path:
+    """The folder that holds `text/` and `items.csv`: the root, or else that of the splits."""
+    places = (root, found.base, found.base.parent)
+    return next((place for place in places if (place / "text").is_dir() or (place / "items.csv").is_file()), root)
+
+
+def _annotate(
     items: Sequence[Item], root: Path, split: str, modalities: Sequence[str], *, captions: Captions
 ) -> list[Item]:
     """Add captions and further columns; a manifest has brought its own."""
@@ -96,6 +105,14 @@ def annotate(
         replace(item, captions=texts.get(item.name, ()), columns={**item.columns, **columns.get(item.name, {})})
         for item in items
     ]
+
+
+def _warn_of_passed_over(items: Sequence[Item], root: Path) -> None:
+    """Say which files beside those of the items are no images that can be read."""
+    found = passed_over({file.parent for item in items for file in files_of(item)})
+    if found:
+        named = "; ".join(f"{shown(folder, root)}: {describe_counts(counts)}" for folder, counts in found.items())
+        warnings.warn(f"{root}: files are passed over that are not read as images: {named[:500]}", stacklevel=3)
 
 
 def ranges_by_file(items: Sequence[Item], modalities: Sequence[str], ranges: Mapping[str, Range]) -> dict[Path, Range]:
@@ -138,7 +155,7 @@ def _without_damaged(
     # One panel stands for all of its file.
     images = {path_of(source): source for item in items for source in item.images if source}
     looks = check_files(images.values(), masks, root=root, ranges=bounds, memory=memory)
-    defects = {file: look.defect for file, look in sorted(looks.items()) if look.defect}
+    defects = dict(sorted((file, look.defect) for file, look in looks.items() if look.defect))
     clipped = [file.name for file, look in looks.items() if "clipped" in look.notes]
     if clipped:
         warnings.warn(

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stmi_layers.training.layouts.found import FoundSet, found_folders
+from stmi_layers.training.layouts.found import FoundSet as FoundSet
+from stmi_layers.training.layouts.found import found_folders
 from stmi_layers.training.layouts.identity_folders import MSVR310, WMVEID863
 from stmi_layers.training.layouts.layout import is_split, is_system, subfolders
 from stmi_layers.training.layouts.manifest import COLUMNS, EXAMPLE, find_manifest, found_manifest
