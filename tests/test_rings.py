@@ -24,7 +24,7 @@ RULES = {
     r"examples\.towers(\..*)?": r"stmi_layers(\..*)?|examples\.optional",
     rf"examples\.({METHOD})\.figures(\..*)?": r"stmi_layers(\..*)?|examples\.(towers|figures)(\..*)?|examples\.restore",
     rf"examples\.({METHOD})(\..*)?": r"stmi_layers(\..*)?|examples\.towers(\..*)?|examples\.(optional|preset|recipe)",
-    r"examples\.prepare(\..*)?": r"stmi_layers(\..*)?|examples(\.prepare(\..*)?|\.cli|\.optional)?",
+    r"examples\.prepare(\..*)?": r"stmi_layers(\..*)?|examples(\.prepare(\..*)?|\.cli|\.optional|\.ranges)?",
     # Commands find a method by its name, when it is asked for.
     r"examples(\..*)?": rf"stmi_layers(\..*)?|examples(?!\.({METHOD})\b)(\..*)?",
 }
