@@ -13,16 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-<<<<<<< HEAD
-from examples.prepare.synthetic.bodies import BODIES, HUES, Tag
-from examples.prepare.synthetic.dataset import contact_sheet, corrupt_mask, describe, write_dataset
-from examples.prepare.synthetic.dataset import dataset as synthetic
-=======
 from examples.prepare.synthetic import dataset as synthetic
 from examples.prepare.synthetic.bodies import BODIES, HUES, Tag
 from examples.prepare.synthetic.captions import describe
 from examples.prepare.synthetic.dataset import write_dataset
->>>>>>> w-loop
 from examples.prepare.synthetic.identities import PLACES, Identity, Settings, confusable, make_identities, sample_view
 from examples.prepare.synthetic.masks import corrupt_mask
 from examples.prepare.synthetic.scenes import BANDS, LIGHTS, View, figure_mask, paint

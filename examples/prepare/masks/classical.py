@@ -17,10 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from examples.prepare.masks.regions import Probability
-<<<<<<< HEAD
-from stmi_layers import typed
-=======
->>>>>>> w-loop
 
 WORKING_SIZE = 64  # pixels; at 96 the measured overlap with true masks is the same
 COMPONENTS = 4

@@ -8,11 +8,6 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from PIL import Image
 
-<<<<<<< HEAD
-from stmi_layers import typed
-
-=======
->>>>>>> w-loop
 Mask = NDArray[np.bool_]
 Probability = NDArray[np.floating]
 
