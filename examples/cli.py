@@ -1,6 +1,7 @@
 """Command line: flags of a run made of its records, and expected errors in a line."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,19 +22,47 @@ EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, Flo
 
 @contextmanager
 def errors_as_a_line() -> Iterator[None]:
-    """End with `error: MESSAGE` on the standard error and status 1 for an expected error.
+    """End with `error: MESSAGE (FLAGS)` on the standard error and status 1 for an expected error.
 
     Any other keeps its traceback.
     """
     try:
         yield
     except EXPECTED as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {with_flags(str(error))}")
     except ImportError as error:
         # Python's own names the module; one raised by hand says what to install.
         if error.name is not None:
             raise
         sys.exit(f"error: {error}")
+
+
+def with_flags(message: str) -> str:
+    """A message of the library, which knows settings and no flags, and the flags of the settings it names.
+
+    Examples:
+        >>> with_flags("pass missing_modality='absent' to do without them")
+        "pass missing_modality='absent' to do without them (--missing-modality)"
+    """
+    from examples.towers.tower import Tower
+    from stmi_layers.training import Data, Machine, Schedule
+
+    settings = [one.name for record in (Data, Schedule, Machine, Tower) for one in fields(record)]
+    # A setting of one word is a setting where a value follows.
+    named = [name for name in settings if re.search(rf"\b{name}\b" if "_" in name else rf"\b{name}=", message)]
+    new = [one for one in map(flag, named) if one not in message]
+    return f"{message} ({', '.join(new)})" if new else message
+
+
+def flag(setting: str) -> str:
+    """The flag of a setting, by its name in recipes.
+
+    Examples:
+        >>> flag("warmup_epochs"), flag("rates.backbone")
+        ('--warmup-epochs', '--backbone-learning-rate')
+    """
+    whole, _, entry = setting.partition(".")
+    return f"--{entry}-learning-rate" if whole == "rates" else f"--{whole.replace('_', '-')}"
 
 
 def run(
@@ -123,8 +152,9 @@ def _group(record: Any, name: str) -> tuple[Any, Any]:
         return kind, record
     own: list[Any] = [("rates", tyro.conf.Suppress[dict[str, float]], field(default_factory=dict))]
     for group, rate in record.rates.items():
-        flag = tyro.conf.arg(name=f"{group}-learning-rate", help=f"Learning rate of the parameter group {group}.")
-        own.append((f"rate_of_{group}", Annotated[float, flag], rate))
+        name = flag(f"rates.{group}").removeprefix("--")
+        option = tyro.conf.arg(name=name, help=f"Learning rate of the parameter group {group}.")
+        own.append((f"rate_of_{group}", Annotated[float, option], rate))
     shown = make_dataclass(kind.__name__, own, bases=(kind,), frozen=True)
     return shown, shown(**values)
 

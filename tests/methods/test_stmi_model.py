@@ -170,7 +170,12 @@ def test_parameter_groups_hold_every_parameter_once():
     ids = [id(parameter) for group in groups.values() for parameter in group]
     assert len(ids) == len(set(ids)) == len(list(model.parameters()))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert sorted(names[id(one)].rpartition(".")[2] for one in groups["strengths"]) == ["alpha", "alpha", "beta", "beta"]
+    assert sorted(names[id(one)].rpartition(".")[2] for one in groups["strengths"]) == [
+        "alpha",
+        "alpha",
+        "beta",
+        "beta",
+    ]
     assert all(names[id(one)].startswith("backbone.") for one in groups["backbone"])
     assert not any(names[id(one)].startswith("backbone.") for one in groups["new"])
 
@@ -197,7 +202,7 @@ def test_watch_tells_the_strengths_and_what_chi_joins_in_the_first_batch_of_a_mo
 
 
 def test_captions_are_needed_where_the_model_reads_them():
-    with pytest.raises(ValueError, match="batch must hold texts, made by encode, .*; received None"):
+    with pytest.raises(ValueError, match=r"batch must hold texts, made by encode, .*; received None"):
         tiny_stmi(2)(tiny_batch(2, 2)._replace(texts=None))
 
 

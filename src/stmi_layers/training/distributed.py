@@ -18,6 +18,7 @@ from stmi_layers.training.device import choose_device
 from stmi_layers.training.sampler import IdentitySampler
 
 Result = TypeVar("Result")
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 def join(device: str) -> torch.device:
@@ -34,7 +35,13 @@ def join(device: str) -> torch.device:
         chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        from torch.distributed.rendezvous import rendezvous
+
+        # torchrun keeps its store over a restart, with the addresses of the processes that have gone.
+        store, number, processes = next(rendezvous("env://"))
+        store = dist.PrefixStore(f"attempt {os.environ.get(RESTARTS, 0)}", store)  # pyright: ignore[reportPrivateImportUsage]
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=processes)
         atexit.register(_leave)
     return chosen
 
@@ -56,7 +63,7 @@ def rank() -> int:
 
 def restarted() -> bool:
     """Return True where torchrun has started the processes again after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return int(os.environ.get(RESTARTS, 0)) > 0
 
 
 # --8<-- [start:gather]
