@@ -4,12 +4,13 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 DEMO := runs/demo
 
-.PHONY: help demo test lint types unit docs wheel bench clean
+.PHONY: help demo test test-versions lint types unit docs wheel bench clean
 
 help:
 	@echo "make demo    train STMI on a small rendered set and retrieve with it (under 5 minutes after the installation)"
 	@echo "make test    everything CI checks: lint, types, tests, docs, wheel"
 	@echo "make lint    ruff and typos; 'make types', 'make unit' and 'make wheel' are other parts"
+	@echo "make test-versions  the tests of the layers with torch 2.6.0 and with the newest (gigabytes), into docs/tables"
 	@echo "make docs    build the documentation into site/ and check it in a Chromium, where there is one"
 	@echo "make bench   time and memory of the layers, into docs/tables and docs/assets"
 	@echo "make clean   remove what was built and run; .venv stays"
@@ -32,7 +33,7 @@ help:
 
 demo: .venv/examples.stamp
 	rm -rf $(DEMO)
-	$(RUN) -m examples.stmi.synthetic --out $(DEMO)/data
+	$(RUN) -m examples.prepare.synthetic --out $(DEMO)/data
 	$(RUN) -m examples.stmi.train --data $(DEMO)/data --modalities RGB NI TI --captions required --epochs 14 --out $(DEMO)
 	@echo "contact sheet of the data: $(DEMO)/data/contact_sheet.png"
 
@@ -43,6 +44,10 @@ test:
 	$(MAKE) docs
 	$(MAKE) wheel
 	$(MAKE) unit
+
+# Both ends of the versions of torch that are promised, each in an environment under build/versions.
+test-versions: .venv/bin/python
+	$(RUN) -m tests.versions
 
 lint: .venv/all.stamp
 	$(BIN)/ruff check

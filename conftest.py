@@ -7,7 +7,7 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-import examples.stmi.torchvision_compat  # noqa: F401  torchvision beside a CPU torch, for the backbones
+import stmi_layers.training._torchvision  # noqa: F401  torchvision beside a CPU torch, for the backbones
 
 pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()
 

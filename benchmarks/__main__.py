@@ -13,16 +13,35 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, deformable, hypergraph, losses, metrics, model, reallocation, report
+from benchmarks import (
+    alignment,
+    attention,
+    deformable,
+    experts,
+    hypergraph,
+    losses,
+    masked,
+    metrics,
+    model,
+    permutation,
+    reallocation,
+    report,
+    selection,
+)
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
 TOPICS = {
     "attention": attention,
     "reallocation": reallocation,
+    "experts": experts,
+    "permutation": permutation,
+    "masked": masked,
     "hypergraph": hypergraph,
+    "selection": selection,
     "deformable": deformable,
     "losses": losses,
+    "alignment": alignment,
     "metrics": metrics,
     "model": model,
 }

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import modulate_logits, modulated_attention
-from stmi_layers.kernels import native
 
 HEADS, HEAD_DIM = 12, 64  # ViT-B
 SIZES = {129: 32, 577: 4, 1025: 2, 2305: 1}  # tokens and batch
@@ -41,8 +40,8 @@ def _comparison(problem: "Problem", threads: int | None, *, written: bool) -> Co
         "scaled_dot_product_attention": problem.contender(F.scaled_dot_product_attention, exact=problem.plain),
         "ours": problem.contender(problem.ours, exact=problem.written),
     }
-    if problem.device == "cpu" and native.available():
-        contenders["ours, native"] = problem.contender(problem.native, exact=problem.written)
+    if problem.device == "cpu":
+        contenders["ours, widened"] = problem.contender(problem.widened, exact=problem.written)
     if written:
         turns = 1 if problem.tokens > 1000 else 3
         contenders["as written"] = problem.contender(problem.written, exact=problem.written, turns=turns)
@@ -113,12 +112,12 @@ class Problem:
         return (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 
     def ours(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What an installation gives; on CPU without the kernel that has to be built."""
-        implementation = "tiled" if query.is_cpu else "auto"
-        return modulated_attention(query, key, value, self.foreground, *self.strengths, implementation=implementation)
+        """Attend as an installation does."""
+        return modulated_attention(query, key, value, self.foreground, *self.strengths)
 
-    def native(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return modulated_attention(query, key, value, self.foreground, *self.strengths, implementation="native")
+    def widened(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend as on a GPU."""
+        return modulated_attention(query, key, value, self.foreground, *self.strengths, implementation="widened")
 
     def written(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return as_written(query, key, value, self.foreground, *self.strengths)
@@ -144,5 +143,5 @@ def as_written(
 
 @functools.cache
 def as_written_compiled() -> Attend:
-    """Made with the first call, for importing the compiler takes seconds."""
+    """Made with the first call, because importing the compiler takes seconds."""
     return torch.compile(as_written, dynamic=True)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 
-from stmi_layers.kernels import native
-
 
 def describe(device: str) -> dict[str, str | int]:
     """Processor, threads and versions; nothing that names the computer."""
@@ -18,9 +16,7 @@ def describe(device: str) -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    if device == "cpu":
-        found["native kernel"] = "built" if native.available() else "not built"
-    else:
+    if device != "cpu":
         found["cuda"] = str(torch.version.cuda)
     return found
 

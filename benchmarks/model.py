@@ -10,16 +10,13 @@ from torch import Tensor, nn
 
 from benchmarks.attention import as_written
 from benchmarks.runner import Comparison, Contender, Outputs, Target
-from examples.stmi.vit import VisionTransformer
+from examples.towers.vit import VisionTransformer
 from stmi_layers import (
     CrossModalHypergraph,
     GlobalCrossAttention,
     ReIDLoss,
     SemanticTokenReallocation,
-    modulated_attention,
 )
-from stmi_layers.kernels import native
-from stmi_layers.kernels.choice import Implementation
 
 Features = Callable[[], list[Tensor]]
 SIZE, DIM, HEADS, MODALITIES, IDENTITIES = (256, 128), 768, 12, 3, 171
@@ -30,35 +27,18 @@ def comparisons(device: str) -> Iterator[Comparison]:
     problem = Problem(device, samples=2 if device == "cpu" else 64)
     expected = functools.cache(problem.training_step(with_attention(as_written, problem.modulated)).call)
     contenders = {"ViT": problem.training_step(problem.plain)}
-    for name, attention in forms(device).items():
-        contenders[name] = problem.training_step(with_attention(attention, problem.modulated), expected)
+    contenders["ours"] = problem.training_step(problem.modulated, expected)
     contenders["as written"] = problem.training_step(with_attention(as_written, problem.modulated), turns=1)
     yield Comparison("SFM ViT-B/16 at 256 x 128, training step", contenders, (Target("time", 1.05),))
     problem = Problem(device, samples=4 if device == "cpu" else 64)
-    ours = with_attention(forms(device)["ours"], problem.whole)
     expected = functools.cache(problem.forward(with_attention(as_written, problem.whole)).call)
     for name, wrap, limit in (("forward", problem.forward, 1.03), ("training step", problem.training_step, 1.06)):
         # The features of the forward pass are checked; the step takes the loss of the same.
         contenders = {
             "three ViT passes": wrap(problem.plain),
-            "ours": wrap(ours, expected if wrap == problem.forward else None),
+            "ours": wrap(problem.whole, expected if wrap == problem.forward else None),
         }
         yield Comparison(f"STMI, ViT-B/16, M = 3, {name}", contenders, (Target("time", limit), Target("memory", 1.01)))
-
-
-def forms(device: str) -> dict[str, Callable[..., Tensor]]:
-    """Attention as an installation gives it, and with the kernel that has to be built when it was."""
-    if device != "cpu":
-        return {"ours": modulated_attention}
-    found: dict[str, Implementation] = {"ours": "tiled"}
-    if native.available():
-        found["ours, native"] = "native"
-    return {name: functools.partial(_attend, form) for name, form in found.items()}
-
-
-def _attend(form: Implementation, *tensors: Tensor, implementation: str) -> Tensor:
-    """Stands in for the layer's call, whose own `implementation` is "auto"."""
-    return modulated_attention(*tensors, implementation=form)
 
 
 def with_attention(attention: Callable[..., Tensor], features: Features) -> Features:

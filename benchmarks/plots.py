@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 COLOURS = {
     "scaled_dot_product_attention": "#8492a6",
     "ours": "#2f9e6e",
-    "ours, native": "#3f7fd0",
+    "ours, widened": "#3f7fd0",
     "as written": "#d2553a",
     "as written, compiled": "#d99a1e",
 }

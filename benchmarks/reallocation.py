@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.runner import Comparison, Contender, Outputs, Target
-from stmi_layers.reallocation import absorbed_cross_attention
+from stmi_layers import absorbed_cross_attention
 
 DIM, HEADS = 768, 8
 # Queries, tokens and the target of the issue; the rows without one show where projecting the tokens takes over.

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler, Subset
 
-from examples.stmi import command
-from examples.stmi.checkpoint import save_checkpoint
-from examples.stmi.data import Batch, IdentitySampler, MultiModalDataset, collate
+from examples import cli as command
 from examples.stmi.evaluate import choose_device, describe, score, test_dataset, train_dataset
 from examples.stmi.model import STMI, STMILoss
-from examples.stmi.protocol import protocol_for
 from examples.stmi.recipes import deviations, recipe_arguments
 from examples.stmi.report import headline, table, write_report
 from examples.stmi.run import Run, start
 from examples.stmi.settings import Settings
-from examples.stmi.text import Tokenizer
 from examples.stmi.train import rate, refuse_nan
+from examples.towers.text import Tokenizer
+from stmi_layers.training.checkpoint import save_checkpoint
+from stmi_layers.training.dataset import Batch, IdentitySampler, MultiModalDataset, collate
+from stmi_layers.training.protocol import protocol_for
 
 
 # --8<-- [start:gather]

@@ -1,8 +1,9 @@
 """What `layers/test_contract.py` needs to know about a layer: the record, and where sizes and masks come from."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from hypothesis import strategies as st
@@ -66,6 +67,7 @@ class Case:
         per_sample: samples do not see each other in evaluation.
         random: two results differ in training.
         half_result: dtype of the result for half-precision inputs; None for that of the inputs.
+        detached: the gradient goes to the parameters alone.
     """
 
     build: Callable[..., nn.Module]
@@ -77,9 +79,40 @@ class Case:
     per_sample: bool = True
     random: bool = False
     half_result: torch.dtype | None = None
+    detached: bool = False
+
+
+@dataclass(frozen=True)
+class FunctionCase:
+    """A public function and what is promised about it.
+
+    Args:
+        call: the function, from tensors alone.
+        inputs: tensors for a batch size; the batch is their first axis.
+        shared: which inputs have no batch axis, by place.
+        empty: a batch of none is allowed.
+        graph: it can be compiled, exported and mapped by `torch.func.vmap`; functions that return numbers cannot.
+        smooth: it has gradients.
+        per_sample: samples do not see each other.
+        dtype: dtype of the result; None for that of the first input.
+    """
+
+    call: Callable[..., Any]
+    inputs: Callable[[Source, int], Inputs]
+    shared: tuple[int, ...] = ()
+    empty: bool = True
+    graph: bool = True
+    smooth: bool = True
+    per_sample: bool = True
+    dtype: torch.dtype | None = None
 
 
 PROJECTIONS = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+
+
+def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A typed function as it is under `JAXTYPING_DISABLE=1`: an unknown option reaches its own check."""
+    return inspect.unwrap(function)
 
 
 def affine(*names: str) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def test_table_has_a_column_per_form_and_marks_every_kind_of_target():
         "contenders": {
             "plain": {**values, "ratio": 1.0, "mebibytes": 4.0},
             "ours": {**values, "ratio": 1.2, "mebibytes": 2.0},
-            "ours, native": {**values, "ratio": 0.7, "mebibytes": 1.0},
+            "ours, widened": {**values, "ratio": 0.7, "mebibytes": 1.0},
         },
         "targets": [
             {"quantity": "time", "limit": 1.25, "measured": 1.2},
@@ -83,6 +83,6 @@ def test_table_has_a_column_per_form_and_marks_every_kind_of_target():
         ],
     }
     head, _, row = report.table([result]).splitlines()
-    assert head == "| what | against | target | ours | spread | ours, native | memory | error |"
+    assert head == "| what | against | target | ours | spread | ours, widened | memory | error |"
     assert row == "| attention | plain | ≤ 1.25 | 1.20 | 0.50 to 2.00 | 0.70 | **0.50** (≤ 0.1) | 1.00 (≤ 1.5) |"
     assert report.missed([result]) == ["attention, memory: 0.500, target 0.1"]

@@ -20,12 +20,12 @@ from einops import rearrange
 from torch import Tensor
 
 from docs.figures import stills
-from examples.stmi import command
-from examples.stmi.data import MultiModalDataset, collate
+from examples import cli as command
 from examples.stmi.evaluate import Trained, patches_and_prior, restore
 from examples.stmi.model import STMI
-from examples.stmi.vit import VisionTransformer
+from examples.towers.vit import VisionTransformer
 from stmi_layers import CrossModalHypergraph, SegmentationModulatedAttention, token_foreground
+from stmi_layers.training.dataset import MultiModalDataset, collate
 
 OUT = Path(__file__).parents[1] / "assets" / "try"
 

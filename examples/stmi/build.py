@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from examples.stmi.clip_text import ClipCaptionEncoder, ClipVocabulary
-from examples.stmi.cnn import ConvolutionalBackbone
 from examples.stmi.model import STMI, Backbone, build_stmi
-from examples.stmi.pretrained import ClipTowers, PretrainedBackbone, build_clip, build_timm
 from examples.stmi.settings import Settings
-from examples.stmi.text import CaptionEncoder, Tokenizer, Vocabulary
-from examples.stmi.vit import VisionTransformer
+from examples.towers.clip_text import ClipCaptionEncoder, ClipVocabulary
+from examples.towers.cnn import ConvolutionalBackbone
+from examples.towers.pretrained import ClipTowers, PretrainedBackbone, build_clip, build_timm
+from examples.towers.text import CaptionEncoder, Tokenizer, Vocabulary
+from examples.towers.vit import VisionTransformer
 from stmi_layers.backbones import TokenBackbone, modulate
 
 

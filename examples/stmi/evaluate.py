@@ -13,18 +13,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from examples.stmi import command
+from examples import cli as command
 from examples.stmi.build import build_model, restore_tokenizer
-from examples.stmi.checkpoint import load_weights, read_checkpoint
-from examples.stmi.data import Augmentation, Batch, Item, MaskMode, MultiModalDataset, Sample, collate, read_split
-from examples.stmi.folders import MissingCaption, MissingModality
 from examples.stmi.model import STMI, Features
-from examples.stmi.protocol import Protocol, protocol_for
 from examples.stmi.report import as_numbers, headline, table, write_report
-from examples.stmi.sampling import derange
 from examples.stmi.settings import Descriptor, Settings
-from examples.stmi.text import Tokenizer
+from examples.towers.text import Tokenizer
 from stmi_layers import CrossModalHypergraph, ReIDMetrics, incidence_statistics
+from stmi_layers.training.checkpoint import load_weights, read_checkpoint
+from stmi_layers.training.dataset import (
+    Augmentation,
+    Batch,
+    Item,
+    MaskMode,
+    MultiModalDataset,
+    Sample,
+    collate,
+    read_split,
+)
+from stmi_layers.training.protocol import Protocol, protocol_for
+from stmi_layers.training.sampler import derange
+from stmi_layers.training.splits import MissingCaption, MissingModality
 
 # What to do about a caption that is not there, by the setting of the run.
 MISSING_CAPTION: dict[str, MissingCaption] = {"required": "error", "optional": "none", "off": "ignore"}

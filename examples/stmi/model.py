@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from examples.stmi.interactions import SelfAttentionInteraction, TokenMixing
+from examples.stmi.ablations import SelfAttentionInteraction, TokenMixing
 from stmi_layers import CrossModalHypergraph, GlobalCrossAttention, ReIDLoss, SemanticTokenReallocation
 
 Fusion = Literal["hypergraph", "self-attention", "mlp", "none", "concatenation"]

@@ -7,11 +7,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from examples.stmi import figures
-from examples.stmi.data import MultiModalDataset
-from examples.stmi.protocol import Protocol, column
+from examples import figures
 from examples.stmi.settings import Settings
 from stmi_layers import ReIDMetrics
+from stmi_layers.training.dataset import MultiModalDataset
+from stmi_layers.training.protocol import Protocol, column
 
 
 def headline(settings: Settings, names: Sequence[str]) -> str:

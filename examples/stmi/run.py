@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from examples.stmi.build import build_model, build_tokenizer
-from examples.stmi.checkpoint import load_weights
-from examples.stmi.data import MultiModalDataset
 from examples.stmi.evaluate import choose_device
 from examples.stmi.model import STMI, STMILoss
-from examples.stmi.pretrained import PretrainedBackbone, load_pretrained, pretrained_towers
 from examples.stmi.settings import Settings
-from examples.stmi.text import Tokenizer
+from examples.towers.pretrained import PretrainedBackbone, load_pretrained, pretrained_towers
+from examples.towers.text import Tokenizer
 from stmi_layers.backbones import parameter_groups
+from stmi_layers.training.checkpoint import load_weights
+from stmi_layers.training.dataset import MultiModalDataset
 
 # Backbones that are filled from a file.
 PRETRAINED = ("open_clip", "timm")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.stmi.clip_text import Overflow
 from examples.stmi.model import Fusion
+from examples.towers.clip_text import Overflow
 
 Masks = Literal["given", "ones", "empty", "eroded", "dilated", "shuffled", "blank", "blank+given", "none"]
 Descriptor = Literal["auto", "G", "U", "T", "G+U", "G+T", "U+T", "all"]
@@ -33,7 +33,7 @@ class Settings:
     """Train STMI, or a part of it, and evaluate what it retrieves."""
 
     data: Path
-    """The set, in any layout that `python -m examples.stmi.data inspect` recognises."""
+    """The set, in any layout that `python -m examples.prepare.inspect` recognises."""
     out: Path
     """Where checkpoint, metrics, logs and pictures go."""
     recipe: RecipeName | None = None

@@ -18,9 +18,8 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from examples.stmi import command, figures
-from examples.stmi.checkpoint import read_checkpoint, save_checkpoint
-from examples.stmi.data import IdentitySampler, MultiModalDataset, collate
+from examples import cli as command
+from examples import figures
 from examples.stmi.evaluate import (
     choose_device,
     describe,
@@ -30,13 +29,15 @@ from examples.stmi.evaluate import (
     test_dataset,
     train_dataset,
 )
-from examples.stmi.folders import shorten
-from examples.stmi.protocol import Protocol, protocol_for
 from examples.stmi.recipes import deviations, recipe_arguments
 from examples.stmi.report import headline, table, write_report
 from examples.stmi.run import Run, check_weights, start
 from examples.stmi.settings import Settings
 from stmi_layers import ReIDMetrics
+from stmi_layers.training.checkpoint import read_checkpoint, save_checkpoint
+from stmi_layers.training.dataset import IdentitySampler, MultiModalDataset, collate
+from stmi_layers.training.protocol import Protocol, protocol_for
+from stmi_layers.training.splits import shorten
 
 
 def train(settings: Settings, *, resume: bool = False, quiet: bool = False) -> dict[str, ReIDMetrics]:

@@ -26,3 +26,11 @@ def check_positive(**sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1; received {size}")
+
+
+def check_hidden(dim: int, mlp_ratio: float) -> int:
+    """Return the hidden width of a feed-forward network; refuse one without any unit."""
+    hidden = int(mlp_ratio * dim)
+    if hidden < 1:
+        raise ValueError(f"mlp_ratio * dim must be at least 1; received mlp_ratio={mlp_ratio}, dim={dim}")
+    return hidden

@@ -1,4 +1,4 @@
-"""Where half precision would lose the result: softmax, norms, similarities, distances and losses run wider."""
+"""Precision: softmax, norms, similarities, distances and losses run in at least float32, outside of autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,9 +14,14 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """Keep autocast from casting products back to half precision inside the block."""
+    return torch.autocast(tensor.device.type, enabled=False) if autocast_enabled(tensor) else nullcontext()
+
+
+def autocast_enabled(tensor: Tensor) -> bool:
+    """Tell whether autocast is on where `tensor` lives; devices such as meta have none."""
     device = tensor.device.type
     known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)  # torch 2.6 cannot trace the question
-    return torch.autocast(device, enabled=False) if known and torch.is_autocast_enabled(device) else nullcontext()
+    return known and torch.is_autocast_enabled(device)
 
 
 def layer_norm(norm: nn.LayerNorm, tensor: Tensor) -> Tensor:

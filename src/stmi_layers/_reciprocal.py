@@ -5,13 +5,17 @@ entries that have a neighbour in common are compared.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stmi_layers._checks import check_choice, check_positive, check_probability
 from stmi_layers._precision import without_autocast
+from stmi_layers._ranking import centre_of, comparable, squared_norms
+
+Reading = Literal["paper", "authors"]
 
 
 class _Rows(NamedTuple):
@@ -27,65 +31,65 @@ _PAIRS = 1 << 20
 
 
 def reciprocal_distances(
-    query: Tensor, gallery: Tensor, k1: int, k2: int, weight: float, metric: str, chunk_size: int
+    query: Tensor,
+    gallery: Tensor,
+    k1: int,
+    k2: int,
+    weight: float,
+    metric: str,
+    chunk_size: int,
+    reading: str = "paper",
 ) -> Iterator[Tensor]:
-    """The distances of `k_reciprocal_rerank`, of `chunk_size` queries at a time."""
-    if min(k1, k2, chunk_size) < 1 or not 0 <= weight <= 1:
-        raise ValueError(
-            "k1, k2 and chunk_size must be at least 1 and weight lie in [0, 1]; "
-            f"received k1={k1}, k2={k2}, chunk_size={chunk_size}, weight={weight}"
-        )
-    features = _comparable(query, gallery, metric)
-    near, farthest = _nearest(features, max(k1, k2 - 1), chunk_size)
-    encoding = _mean_rows(_encode(features, near[:, : k1 + 1], farthest, k1 // 2, chunk_size), near[:, :k2], chunk_size)
+    """Yield the distances of `k_reciprocal_rerank`, of `chunk_size` queries at a time."""
+    check_positive(k1=k1, k2=k2, chunk_size=chunk_size)
+    check_probability("weight", weight)
+    check_choice("reading", reading, get_args(Reading))
+    features = torch.cat(comparable(query, gallery, metric))
+    if metric == "euclidean":
+        features -= centre_of(features)
+    norms = squared_norms(features)
+    near, farthest = _nearest(features, norms, max(k1, k2 - 1), chunk_size)
+    members = _encode(features, near[:, : k1 + 1], k1, farthest, reading == "authors", chunk_size)
+    encoding = _mean_rows(members, near[:, :k2], chunk_size)
     of_gallery = _transpose(encoding, len(query))
     total = torch.segment_reduce(encoding.value, "sum", lengths=encoding.start.diff())
     for rows in torch.arange(len(query), device=query.device).split(chunk_size):
         shared = _shared(encoding, of_gallery, rows, len(gallery))
         jaccard = 1 - shared / (total[rows, None] + total[len(query) :] - shared)
-        distance = _squared_distance(features[rows], features[len(query) :]) / farthest[rows, None]
+        distance = _squared_distance(features[rows], features[len(query) :], norms[len(query) :]) / farthest[rows, None]
         yield ((1 - weight) * jaccard + weight * distance).clamp_(0, 1)
 
 
-def _comparable(query: Tensor, gallery: Tensor, metric: str) -> Tensor:
-    """Queries and gallery as one, in at least float32."""
-    if metric not in ("euclidean", "cosine"):
-        raise ValueError(f'metric must be "euclidean" or "cosine"; received "{metric}"')
-    dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
-    features = torch.cat([query.detach().to(dtype), gallery.detach().to(dtype)])
-    finite = torch.linalg.vector_norm(features, dim=1).isfinite()
-    for name, part in (("query", finite[: len(query)]), ("gallery", finite[len(query) :])):
-        if not part.all():
-            broken = int((~part).sum())
-            raise ValueError(f"{name} must hold finite features of finite length; received {broken} other rows")
-    if metric == "cosine":
-        return F.normalize(features)
-    # A common offset costs digits. The centre has few bits, so that whole numbers keep their ties.
-    return features.sub_(features.mean(dim=0).bfloat16().to(dtype))
-
-
-def _squared_distance(rows: Tensor, columns: Tensor) -> Tensor:
+def _squared_distance(rows: Tensor, columns: Tensor, norms: Tensor) -> Tensor:
+    """Return (rows columns); `norms` are the squared lengths of the columns."""
     with without_autocast(rows):
-        products = torch.addmm(columns.square().sum(dim=1), rows, columns.T, alpha=-2)
+        products = torch.addmm(norms, rows, columns.T, alpha=-2)
     return products.add_(rows.square().sum(dim=1, keepdim=True)).clamp_(min=0)
 
 
-def _nearest(features: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Every entry and its `k` nearest others, and the distance of the farthest one, 1 where all are equal."""
+def _nearest(features: Tensor, norms: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Return every entry and its `k` nearest others, and the distance of the farthest one, 1 where all are equal."""
     entries = torch.arange(len(features), device=features.device)
-    index_bits = (1 << (len(features) - 1).bit_length()) - 1
     near = entries.new_empty(len(features), 1 + min(k, len(features) - 1))
     radius = features.new_empty(len(features))
     for rows in entries.split(chunk_size):
-        distance = _squared_distance(features[rows], features)
+        distance = _squared_distance(features[rows], features, norms)
         radius[rows] = distance.amax(dim=1)
-        # The bits of a distance order as it does, and the index in the last ones settles ties.
-        keys = distance.double().view(torch.int64).bitwise_and_(~index_bits).bitwise_or_(entries)
-        # The entry itself goes first, before others at distance zero.
-        keys.scatter_(1, rows[:, None], torch.iinfo(torch.int64).min)
-        near[rows] = keys.topk(near.shape[1], dim=1, largest=False).values & index_bits
-        near[rows, 0] = rows
+        distance.scatter_(1, rows[:, None], -1.0)  # the entry itself goes first, before others at distance zero
+        near[rows] = _smallest(distance, near.shape[1], entries)
     return near, radius.where(radius > 0, 1.0)
+
+
+def _smallest(distance: Tensor, count: int, entries: Tensor) -> Tensor:
+    """Return the places of the `count` smallest numbers of every row, those of equal ones by their order."""
+    value, place = distance.topk(count, dim=1, largest=False)
+    if int(distance.le(value[:, -1:]).sum(dim=1).amax()) > count:  # a tie with an entry that was left out
+        index_bits = (1 << (len(entries) - 1).bit_length()) - 1
+        # The bits of a distance order as it does, and the index in the last ones settles ties. + 0.0 mends -0.0.
+        keys = distance.double().add_(0.0).view(torch.int64).bitwise_and_(~index_bits).bitwise_or_(entries)
+        return keys.topk(count, dim=1, largest=False).values & index_bits
+    place, order = place.sort(dim=1)
+    return place.gather(1, value.gather(1, order).sort(dim=1, stable=True).indices)
 
 
 def _mutual(near: Tensor, chunk_size: int) -> Tensor:
@@ -94,8 +98,9 @@ def _mutual(near: Tensor, chunk_size: int) -> Tensor:
     return torch.cat([(near[near[rows]] == rows[:, None, None]).any(dim=2) for rows in entries.split(chunk_size)])
 
 
-def _encode(features: Tensor, near: Tensor, farthest: Tensor, half: int, chunk_size: int) -> _Rows:
-    """The members of R* of every entry, and how close they are to it."""
+def _encode(features: Tensor, near: Tensor, k1: int, farthest: Tensor, authors: bool, chunk_size: int) -> _Rows:
+    """Return the members of R* of every entry, and how close they are to it."""
+    half = round(k1 / 2) if authors else k1 // 2
     none = len(features)
     mutual, mutual_half = _mutual(near, chunk_size), _mutual(near[:, : half + 1], chunk_size)
     counts, columns, values = [], [], []
@@ -103,8 +108,10 @@ def _encode(features: Tensor, near: Tensor, farthest: Tensor, half: int, chunk_s
         core = near[rows].masked_fill(~mutual[rows], none)
         joined = near[near[rows], : half + 1]
         known = mutual_half[near[rows]] & (core < none)[..., None]
-        common = known & (joined[..., None] == core[:, None, None, :]).any(dim=3)
-        known &= (3 * common.sum(dim=2) >= 2 * known.sum(dim=2))[..., None]
+        among = (joined.int()[..., None] == core.int()[:, None, None, :]).any(dim=3)  # half the memory to run through
+        common = known & among
+        excess = 3 * common.sum(dim=2) - 2 * known.sum(dim=2)
+        known &= (excess > 0 if authors else excess >= 0)[..., None]
         members = torch.cat([core, joined.masked_fill(~known, none).flatten(1)], dim=1).sort(dim=1).values
         first = members.diff(dim=1, prepend=members.new_full((len(rows), 1), -1)) > 0
         first &= members < none
@@ -112,7 +119,11 @@ def _encode(features: Tensor, near: Tensor, farthest: Tensor, half: int, chunk_s
         distance = (features[owner] - features[column]).square().sum(dim=1) / farthest[owner]
         counts.append(first.sum(dim=1))
         columns.append(column)
-        values.append(torch.exp(-distance))
+        value = torch.exp(-distance)
+        if authors:
+            counted = first.sum(dim=1)
+            value = value / torch.segment_reduce(value, "sum", lengths=counted).repeat_interleave(counted)
+        values.append(value)
     return _Rows(_starts(torch.cat(counts)), torch.cat(columns), torch.cat(values))
 
 

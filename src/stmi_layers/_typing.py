@@ -1,13 +1,15 @@
 """`typed`: shape, dtype and device checks at the public boundary, absent while a graph is captured.
 
 `jaxtyping` reads the shapes from the annotations and `beartype` checks them at every eager call (about 20 µs).
-Inside `torch.compile`, `torch.export` and the ONNX exporter the undecorated function runs, so that the checks
-neither break the graph nor end up in it. Set `JAXTYPING_DISABLE=1` before the import to switch the shape
-and dtype checks off; that all tensors share a device is always checked.
+Inside `torch.compile`, `torch.export`, `torch.jit.trace` and the ONNX exporters the undecorated function runs, so that
+the checks neither break the graph nor end up in it. Inside a function of this package that is checked, further ones of
+this package are not: a layer checks what reaches it, once. Set `JAXTYPING_DISABLE=1` before the import to switch the
+shape and dtype checks off; that all tensors share a device is checked all the same.
 """
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -23,6 +25,25 @@ Result = TypeVar("Result")
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
+class _Thread(threading.local):
+    """State of a thread: whether a checked function of this package is running."""
+
+    inside = False
+
+
+_thread = _Thread()
+
+
+def capturing() -> bool:
+    """Tell whether a graph is being captured, by `torch.compile`, an exporter or `torch.jit.trace`."""
+    return torch.compiler.is_compiling() or tracing()
+
+
+def tracing() -> bool:
+    """Tell whether `torch.jit.trace` runs, alone or inside the older ONNX exporter."""
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
 def typed(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Check the annotated shapes and dtypes of `function`, and that its tensors share one device.
 
@@ -30,28 +51,42 @@ def typed(function: Callable[Params, Result]) -> Callable[Params, Result]:
         function: a function or method whose tensor arguments carry `jaxtyping` annotations.
 
     Returns:
-        The same function with checks in eager mode; the function itself while a graph is captured.
+        The same function with checks in eager mode; the function itself while a graph is captured. A function of
+        `stmi_layers` called by another one of it runs unchecked; your own functions are always checked.
 
     Raises:
         jaxtyping.TypeCheckError: on the call, when an argument or the result breaks its annotation.
         ValueError: on the call, when tensor arguments live on different devices.
+
+    Examples:
+        >>> from jaxtyping import Float
+        >>> @typed
+        ... def double(tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        ...     return 2 * tokens
+        >>> double(torch.ones(1, 1, 2))
+        tensor([[[2., 2.]]])
     """
     checked = jaxtyped(typechecker=_check)(function)
+    ours = function.__module__.startswith("stmi_layers.")
 
     @functools.wraps(function)
     def wrapper(*args: Params.args, **kwargs: Params.kwargs) -> Result:
-        if torch.compiler.is_compiling():
+        if capturing() or (ours and _thread.inside):
             return function(*args, **kwargs)
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if any(tensor.device != tensors[0].device for tensor in tensors):
-            _raise_device_mismatch(function, args, kwargs)
-        return checked(*args, **kwargs)
+        _check_devices(function, args, kwargs)
+        outer, _thread.inside = _thread.inside, ours
+        try:
+            return checked(*args, **kwargs)
+        finally:
+            _thread.inside = outer
 
     return wrapper
 
 
-def _raise_device_mismatch(function: Callable[..., object], args: tuple, kwargs: dict) -> None:
-    arguments = inspect.signature(function).bind(*args, **kwargs).arguments
-    where = {name: str(value.device) for name, value in arguments.items() if isinstance(value, Tensor)}
-    received = ", ".join(f"{name} on {device}" for name, device in where.items())
-    raise ValueError(f"{function.__qualname__}: all tensors must be on one device; received {received}")
+def _check_devices(function: Callable[..., object], args: tuple, kwargs: dict) -> None:
+    devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+    if len(devices) > 1:
+        arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+        where = {name: str(value.device) for name, value in arguments.items() if isinstance(value, Tensor)}
+        received = ", ".join(f"{name} on {device}" for name, device in where.items())
+        raise ValueError(f"{function.__qualname__}: all tensors must be on one device; received {received}")

@@ -13,13 +13,12 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from stmi_layers._checks import check_heads, check_probability
 from stmi_layers._precision import at_least_float32, without_autocast
+from stmi_layers._strengths import keep_strengths
 from stmi_layers._typing import typed
-from stmi_layers.foreground import MaskPerturbation
-from stmi_layers.kernels.choice import Implementation, choose
-from stmi_layers.kernels.native import native_attention
-from stmi_layers.kernels.tiled import tiled_attention
-from stmi_layers.kernels.triton_attention import triton_modulated_attention
+from stmi_layers.foreground import perturb_background
+from stmi_layers.kernels.dispatch import Implementation, check_implementation, implementation_for
 
 
 @typed
@@ -36,9 +35,9 @@ def modulate_logits(
     Args:
         logits: $A$, queries in the rows and keys in the columns, before the softmax.
         foreground: $m$, True for foreground tokens.
-        alpha: $\alpha$, how far a pair of foreground tokens is moved towards the maximum of its row; 0 to 1, not
-            enforced: above 1 the order of the foreground columns turns round.
-        beta: $\beta$, how far any other pair is moved towards the minimum of its row; 0 to 1, not enforced.
+        alpha: $\alpha$, strength on pairs of foreground tokens: 0 keeps a logit, 1 raises it to the maximum of its
+            row. Not restricted to [0, 1]; above 1 the order of the foreground columns is reversed.
+        beta: $\beta$, strength on all other pairs: 0 keeps a logit, 1 lowers it to the minimum of its row.
 
     Returns:
         The modulated logits, in the dtype of `logits`. Minimum and maximum of a row run over all of its columns.
@@ -80,15 +79,16 @@ def modulated_attention(
     foreground row need a constant, $\beta \min_j A - \alpha \max_j A$. A background row is therefore plain attention at
     another temperature. Logits and softmax are computed in at least float32.
 
-    Several implementations compute the same. `"dense"` is the readable one: it stores tokens x tokens logits, and
-    every transform of torch can see into it. `"tiled"` (CPU) stores a few tiles of them and comes close to plain
-    attention; `"native"` (CPU) is faster still, and there once `python -m stmi_layers.kernels.native` has built it;
-    `"triton"` is for GPUs. These have first derivatives only. Where extrema of a row are tied, dense and tiled spread
-    the gradient evenly, the other two give it to one of them. The page on benchmarks has figures. `"auto"` takes
+    | `implementation` | device | form | second derivatives |
+    | --- | --- | --- | --- |
+    | `"dense"` | any | the readable one: stores tokens x tokens logits | yes |
+    | `"tiled"` | CPU | stores a few tiles of the logits; near the time of plain attention | no |
+    | `"widened"` | any | one `scaled_dot_product_attention` over heads of twice the width | as that has |
+    | `"triton"` | NVIDIA GPU | own kernels, never run on a GPU so far; needs triton, heads of 32, 64, 128 | no |
 
-    - dense while a graph is exported, inside `torch.func` and for forward-mode derivatives;
-    - else, on a GPU, triton where it is installed and knows GPU, dtype and `head_dim`, dense elsewhere;
-    - else, on CPU, native where it was built, tiled without it.
+    `"auto"` is dense while a graph is exported or traced, inside `torch.func` and for forward-mode derivatives; else
+    tiled on CPU and widened elsewhere. Where extrema of a row are tied, dense and tiled spread the gradient evenly, and
+    the other two give it to one of the tied keys. The page on benchmarks has figures.
 
     Args:
         query: queries per head.
@@ -98,14 +98,14 @@ def modulated_attention(
         alpha: strength on pairs of foreground tokens, one for all heads or one per head; 0 to 1, not enforced.
         beta: strength on all other pairs, likewise.
         scale: factor of the logits, above 0; `head_dim ** -0.5` by default.
-        implementation: one of those above.
+        implementation: name of the form, or "auto".
 
     Returns:
         The attended values, in the dtype of `value`. With `alpha == beta == 0` they are those of plain attention.
 
     Raises:
         ValueError: when `scale` is not positive, the dtypes of `query`, `key` and `value` differ, or the
-            implementation asked for cannot run on these tensors.
+            implementation does not exist or cannot run on these tensors.
 
     Examples:
         >>> query = key = torch.tensor([[[[1.0], [0.0]]]])
@@ -122,37 +122,13 @@ def modulated_attention(
     if scale is not None and not scale > 0:
         rule = "scale must be above 0, for maximum and minimum of a row to keep their roles"
         raise ValueError(f"{rule}; received {scale}")
+    check_implementation(implementation)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     with without_autocast(query):
         if foreground is None:
             return F.scaled_dot_product_attention(query, key, value, scale=scale)
-        match choose(implementation, query, key, value, alpha, beta):
-            case "tiled":
-                attend = tiled_attention
-            case "native":
-                attend = native_attention
-            case "triton":
-                attend = triton_modulated_attention
-            case _:
-                attend = _dense_attention
+        attend = implementation_for(implementation, query, key, value, alpha, beta)
         return attend(query, key, value, foreground, alpha, beta, scale)
-
-
-def _dense_attention(
-    query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
-) -> Tensor:
-    # Scaling the query first keeps half-precision inputs with large norms inside the range of the logits.
-    logits = (at_least_float32(query) * scale) @ at_least_float32(key).transpose(-2, -1)
-    weights = _closed_form(logits, foreground, alpha, beta).softmax(dim=-1)
-    return weights.to(value.dtype) @ value
-
-
-def _closed_form(logits: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    alpha, beta = (strength.to(logits.dtype)[:, None, None] for strength in (alpha, beta))
-    row, column = foreground[:, None, :, None], foreground[:, None, None, :]
-    slope = 1 - torch.where(row & column, alpha, beta)
-    constant = beta * logits.amin(dim=-1, keepdim=True) - alpha * logits.amax(dim=-1, keepdim=True)
-    return torch.addcmul(torch.where(row & ~column, constant, 0.0), logits, slope)
 
 
 class SegmentationModulatedAttention(nn.Module):
@@ -184,7 +160,8 @@ class SegmentationModulatedAttention(nn.Module):
         dtype: of the parameters.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, or `perturbation` is not a probability.
+        ValueError: when `num_heads` does not divide `dim`, `perturbation` is not a probability, or there is no such
+            implementation.
 
     Reference: STMI, AAAI 2026, section "Segmentation-Guided Feature Modulation".
 
@@ -210,8 +187,9 @@ class SegmentationModulatedAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim < 1 or dim % num_heads:
-            raise ValueError(f"num_heads must divide dim; received dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
+        check_probability("perturbation", perturbation)
+        check_implementation(implementation)
         self.dim, self.num_heads, self.qkv_bias, self.per_head = dim, num_heads, qkv_bias, per_head
         self.initial_alpha, self.initial_beta = alpha, beta
         self.implementation: Implementation = implementation
@@ -222,8 +200,8 @@ class SegmentationModulatedAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim, **factory)
         self.alpha = nn.Parameter(torch.empty(strengths, **factory))
         self.beta = nn.Parameter(torch.empty(strengths, **factory))
-        self.perturbation = MaskPerturbation(perturbation)
-        self.register_load_state_dict_pre_hook(_keep_strengths)
+        self.perturbation = perturbation
+        self.register_load_state_dict_pre_hook(keep_strengths)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -243,8 +221,8 @@ class SegmentationModulatedAttention(nn.Module):
         """Attend among `tokens`; `foreground` True marks foreground, None switches the modulation off."""
         if tokens.shape[-1] != self.dim:
             raise ValueError(f"tokens must have width dim={self.dim}; received shape {tuple(tokens.shape)}")
-        if foreground is not None:
-            foreground = self.perturbation(foreground)
+        if foreground is not None and self.training and self.perturbation > 0:
+            foreground = perturb_background(foreground, self.perturbation)
         projected = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         query, key, value = rearrange(
             projected, "batch tokens (three heads dim) -> three batch heads tokens dim", three=3, heads=self.num_heads
@@ -258,12 +236,5 @@ class SegmentationModulatedAttention(nn.Module):
         return (
             f"dim={self.dim}, num_heads={self.num_heads}, qkv_bias={self.qkv_bias}, "
             f"alpha={self.initial_alpha}, beta={self.initial_beta}, per_head={self.per_head}, "
-            f"perturbation={self.perturbation.p}, implementation={self.implementation!r}"
+            f"perturbation={self.perturbation}, implementation={self.implementation!r}"
         )
-
-
-def _keep_strengths(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Let a checkpoint of `nn.MultiheadAttention`, which knows no strengths, load with `strict=True`."""
-    if f"{prefix}in_proj_weight" in state_dict:
-        for name in ("alpha", "beta"):
-            state_dict.setdefault(f"{prefix}{name}", getattr(module, name).detach())

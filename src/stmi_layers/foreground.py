@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
+from stmi_layers._checks import check_probability
 from stmi_layers._precision import without_autocast
 from stmi_layers._typing import typed
 
@@ -92,7 +93,7 @@ def perturb_background(
         >>> perturb_background(torch.tensor([[True, False, False]]), p=1.0)
         tensor([[True, True, True]])
     """
-    _check_probability(p)
+    check_probability("p", p)
     draw = torch.rand(foreground.shape, generator=generator, device=foreground.device)
     return foreground | (draw < p)
 
@@ -110,7 +111,7 @@ class MaskPerturbation(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        _check_probability(p)
+        check_probability("p", p)
         self.p = p
 
     @typed
@@ -121,8 +122,3 @@ class MaskPerturbation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
-
-
-def _check_probability(p: float) -> None:
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must be a probability in [0, 1]; received {p}")

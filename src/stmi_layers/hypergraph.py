@@ -12,77 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from stmi_layers._precision import without_autocast
+from stmi_layers._checks import check_positive
 from stmi_layers._typing import typed
-from stmi_layers.incidence import check_similarity, similarity_incidence
-
-
-@typed
-def hypergraph_conv(
-    nodes: Float[Tensor, "batch nodes dim"],
-    incidence: Bool[Tensor, "batch nodes edges"] | Float[Tensor, "batch nodes edges"],
-    edge_weight: Float[Tensor, " edges"] | None = None,
-    *,
-    normalization: str = "row",
-) -> Float[Tensor, "batch nodes dim"]:
-    r"""Carry features from nodes to hyperedges and back: the sum of eq. 15.
-
-    $$\text{row: } D_v^{-1} H W D_e^{-1} H^\top X \qquad \text{none: } H W D_e^{-1} H^\top X \qquad
-    \text{symmetric: } D_v^{-1/2} H W D_e^{-1} H^\top D_v^{-1/2} X$$
-
-    $X$ are the `nodes`, $H$ the `incidence` and $W$ the diagonal matrix of `edge_weight`; $D_v$ and $D_e$ hold the row
-    and column sums of $H$. A hyperedge $e$ has the mean of its nodes, $h_e$. With "row" a node receives the mean of
-    $w_e h_e$ over its hyperedges, with "none" their sum, which is eq. 15 to the letter; "symmetric" is Bai et al.
-    Unlike theirs, $D_v$ is free of $W$: weights are learned, and a sum of them may come to zero. The result is linear
-    in `nodes` and in `edge_weight`, and computed in at least float32.
-
-    Args:
-        nodes: features of the nodes.
-        incidence: which nodes are in which hyperedges; if not boolean, memberships of at least 0 (not checked).
-        edge_weight: $w_e$, any real number per hyperedge; None is 1.
-        normalization: "row", "symmetric" or "none".
-
-    Returns:
-        New features, in the dtype of `nodes`; 0 for a node in no hyperedge. With "row" and weight 1 the others are
-        convex combinations of `nodes`.
-
-    Raises:
-        ValueError: when `normalization` is none of the three.
-
-    Reference: Bai et al., "Hypergraph Convolution and Hypergraph Attention", Pattern Recognition 2021,
-    <https://arxiv.org/abs/1901.08150>.
-
-    Examples:
-        >>> nodes = torch.tensor([[[1.0], [3.0], [7.0]]])
-        >>> incidence = torch.tensor([[[True, False], [True, True], [False, True]]])  # hyperedges with means 2 and 5
-        >>> hypergraph_conv(nodes, incidence)
-        tensor([[[2.0000],
-                 [3.5000],
-                 [5.0000]]])
-    """
-    _check_normalization(normalization)
-    membership = incidence.to(torch.promote_types(nodes.dtype, torch.float32))
-    node_degree, edge_degree = membership.sum(dim=2), membership.sum(dim=1)
-    edge_scale = _inverse(edge_degree) if edge_weight is None else _inverse(edge_degree) * edge_weight
-    with without_autocast(nodes):
-        # The small operator first: cheaper than two steps while there are fewer nodes than features.
-        operator = (membership * edge_scale[:, None, :]) @ membership.transpose(1, 2)
-        if normalization == "row":
-            operator = operator * _inverse(node_degree)[:, :, None]
-        elif normalization == "symmetric":
-            scale = _inverse(node_degree).sqrt()
-            operator = operator * scale[:, :, None] * scale[:, None, :]
-        return (operator @ nodes.to(operator.dtype)).to(nodes.dtype)
-
-
-def _inverse(degree: Tensor) -> Tensor:
-    """1 / degree, and 0 for a degree of 0; the gradient is finite there, too."""
-    occupied = degree > 0
-    return torch.where(occupied, 1 / torch.where(occupied, degree, 1.0), 0.0)
+from stmi_layers.convolution import Normalization, check_normalization, hypergraph_conv
+from stmi_layers.incidence import Similarity, check_similarity, similarity_incidence
 
 
 class HypergraphConv(nn.Module):
-    r"""A linear map, then [`hypergraph_conv`][stmi_layers.hypergraph.hypergraph_conv], bias and activation (eq. 15).
+    r"""A linear map, then [`hypergraph_conv`][stmi_layers.convolution.hypergraph_conv], bias and activation (eq. 15).
 
     $$h_i' = \sigma\Big( \frac{1}{|\varepsilon(i)|} \sum_{e \in \varepsilon(i)} w_e h_e + b_i \Big)$$
 
@@ -91,11 +28,12 @@ class HypergraphConv(nn.Module):
 
     Differences from the paper:
 
-    - Eq. 15 writes no linear map; the convolution of Bai et al., which it cites, has one. It is without a bias.
+    - Eq. 15 writes no linear map; the convolution of Bai et al., which it cites, has one.
     - Eq. 15 sums over the hyperedges of a node (`normalization="none"`). The default is the mean, which does not grow
       with the number of similar nodes.
 
-    Differences from the research code: that has neither $w_e$ nor $b_i$; leave out both counts for its reading.
+    Differences from the research code: it has neither $w_e$ nor $b_i$, but a bias in the linear map, which the paper
+    has not. Leave out `num_edges` for its reading; a $b_i$ equal for all nodes is its bias.
 
     Args:
         in_dim: width of the nodes.
@@ -123,16 +61,17 @@ class HypergraphConv(nn.Module):
         *,
         num_edges: int | None = None,
         num_nodes: int | None = None,
-        normalization: str = "row",
+        normalization: Normalization = "row",
         activation: Callable[[Tensor], Tensor] = F.silu,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_normalization(normalization)
-        _check_positive(in_dim=in_dim, out_dim=out_dim, num_edges=num_edges, num_nodes=num_nodes)
+        check_normalization(normalization)
+        check_positive(in_dim=in_dim, out_dim=out_dim, num_edges=num_edges, num_nodes=num_nodes)
         self.in_dim, self.out_dim, self.num_edges, self.num_nodes = in_dim, out_dim, num_edges, num_nodes
-        self.normalization, self.activation = normalization, activation
+        self.normalization: Normalization = normalization
+        self.activation = activation
         factory = {"device": device, "dtype": dtype}
         self.linear = nn.Linear(in_dim, out_dim, bias=False, **factory)
         self.edge_weight = None if num_edges is None else nn.Parameter(torch.empty(num_edges, **factory))
@@ -154,7 +93,7 @@ class HypergraphConv(nn.Module):
         incidence: Bool[Tensor, "batch nodes edges"] | Float[Tensor, "batch nodes edges"],
     ) -> Float[Tensor, "batch nodes out_dim"]:
         """Update `nodes` along `incidence`; a node in no hyperedge becomes the activation of its bias."""
-        # Not `in`: with dynamic shapes a compiler knows sizes by `!=` alone.
+        # `!=` instead of `in`: torch.compile cannot evaluate `in` on a symbolic size.
         if nodes.shape[2] != self.in_dim or (self.num_nodes is not None and nodes.shape[1] != self.num_nodes):
             rule = f"nodes must have width in_dim={self.in_dim} and count num_nodes={self.num_nodes}"
             raise ValueError(f"{rule}; received shape {tuple(nodes.shape)}")
@@ -167,8 +106,15 @@ class HypergraphConv(nn.Module):
         return self.activation(biased).to(nodes.dtype)
 
     def extra_repr(self) -> str:
-        counts = f"num_edges={self.num_edges}, num_nodes={self.num_nodes}"
-        return f"{self.in_dim}, {self.out_dim}, {counts}, normalization={self.normalization!r}"
+        options = f"num_edges={self.num_edges}, num_nodes={self.num_nodes}, normalization={self.normalization!r}"
+        return f"{self.in_dim}, {self.out_dim}, {options}, activation={_written(self.activation)}"
+
+
+def _written(activation: Callable[[Tensor], Tensor]) -> str:
+    """Return the code of a function or module of torch; of others as much as their names tell."""
+    if isinstance(activation, nn.Module):
+        return f"torch.nn.{activation}" if type(activation).__module__.startswith("torch.nn.") else repr(activation)
+    return f"{getattr(activation, '__module__', None) or 'torch'}.{getattr(activation, '__name__', activation)}"
 
 
 class CrossModalHypergraph(nn.Module):
@@ -187,8 +133,13 @@ class CrossModalHypergraph(nn.Module):
 
     Differences from the paper: those of `HypergraphConv`.
 
-    Differences from the research code: similarity is the cosine, since a distance means something else at every width
-    and scale (`similarity="euclidean"`), and the residual follows the activation (eq. 16), without a group norm.
+    Differences from the research code:
+
+    - Similarity is the cosine, because a distance means something else at every width and scale
+      (`similarity="euclidean"`).
+    - The residual follows the activation (eq. 16), without a group norm. The group norm there has one group over all
+      nodes and channels of a sample, so every token depends on every other even where no hyperedge joins them: most of
+      what its CHI mixes, it mixes through the norm.
 
     Args:
         dim: width of the tokens.
@@ -196,7 +147,7 @@ class CrossModalHypergraph(nn.Module):
         num_layers: number of convolutions.
         threshold: least cosine, or greatest distance, within a hyperedge.
         similarity: "cosine" or "euclidean".
-        normalization: "row", "symmetric" or "none", as in [`hypergraph_conv`][stmi_layers.hypergraph.hypergraph_conv].
+        normalization: "row", "symmetric" or "none", as in [`hypergraph_conv`][stmi_layers.convolution.hypergraph_conv].
         device: of the parameters.
         dtype: of the parameters.
 
@@ -219,17 +170,18 @@ class CrossModalHypergraph(nn.Module):
         *,
         num_layers: int = 1,
         threshold: float = 0.5,
-        similarity: str = "cosine",
-        normalization: str = "row",
+        similarity: Similarity = "cosine",
+        normalization: Normalization = "row",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_similarity(similarity, threshold)
-        _check_normalization(normalization)
-        _check_positive(dim=dim, num_nodes=num_nodes, num_layers=num_layers)
+        check_normalization(normalization)
+        check_positive(dim=dim, num_nodes=num_nodes, num_layers=num_layers)
         self.dim, self.num_nodes, self.num_layers, self.threshold = dim, num_nodes, num_layers, threshold
-        self.similarity, self.normalization = similarity, normalization
+        self.similarity: Similarity = similarity
+        self.normalization: Normalization = normalization
         counts = {"num_edges": num_nodes, "num_nodes": num_nodes}
         options = {"normalization": normalization, "device": device, "dtype": dtype}
         self.layers = nn.ModuleList(HypergraphConv(dim, dim, **counts, **options) for _ in range(num_layers))
@@ -276,14 +228,3 @@ class CrossModalHypergraph(nn.Module):
             f"dim={self.dim}, num_nodes={self.num_nodes}, num_layers={self.num_layers}, threshold={self.threshold}, "
             f"similarity={self.similarity!r}, normalization={self.normalization!r}"
         )
-
-
-def _check_normalization(normalization: str) -> None:
-    if normalization not in ("row", "symmetric", "none"):
-        raise ValueError(f'normalization must be "row", "symmetric" or "none"; received {normalization!r}')
-
-
-def _check_positive(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1; received {size}")

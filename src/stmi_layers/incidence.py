@@ -1,4 +1,4 @@
-r"""Which tokens share a hyperedge: the hypergraph of CHI, and what to ask of it.
+r"""Hyperedges between similar tokens: the hypergraph of CHI, and statistics of it.
 
 Hyperedges join similar tokens within and across modalities (paper, between eq. 14 and 15).
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal Object
@@ -6,6 +6,7 @@ Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
 
 import math
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from stmi_layers._checks import check_choice
 from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
+
+Similarity = Literal["cosine", "euclidean"]
 
 
 @typed
@@ -22,7 +26,7 @@ def similarity_incidence(
     nodes: Float[Tensor, "batch nodes dim"],
     threshold: float,
     *,
-    similarity: str = "cosine",
+    similarity: Similarity = "cosine",
     present: Bool[Tensor, "batch nodes"] | None = None,
 ) -> Bool[Tensor, "batch nodes edges"]:
     r"""Join every node with those similar to it: one hyperedge per node.
@@ -32,10 +36,13 @@ def similarity_incidence(
 
     $x$ are the `nodes`; with `similarity="euclidean"` the condition is $\lVert x_i - x_j \rVert \le$ `threshold`. Both
     are computed in at least float32. A zero vector has cosine 0 with every other node. The ONNX exporter knows only the
-    cosine, for it has no `torch.cdist`.
+    cosine, because it has no `torch.cdist`.
+
+    Differences from the research code: it compares by a distance, and strictly (distance < threshold); here a distance
+    equal to the threshold joins.
 
     Args:
-        nodes: what is compared.
+        nodes: features that are compared.
         threshold: least cosine, or greatest distance in the units of `nodes`. From a cosine of -1 down everything is
             joined, above 1 nothing is.
         similarity: "cosine" or "euclidean".
@@ -46,7 +53,7 @@ def similarity_incidence(
         and its hyperedge is empty. No gradient flows through it.
 
     Raises:
-        ValueError: when `similarity` is neither of the two, or `threshold` is a negative distance or not a number.
+        ValueError: when `similarity` is unknown, or `threshold` is a negative distance or not a number.
 
     Examples:
         >>> nodes = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]])
@@ -110,8 +117,7 @@ def check_similarity(similarity: str, threshold: float) -> None:
     Raises:
         ValueError: naming the rule and what was received.
     """
-    if similarity not in ("cosine", "euclidean"):
-        raise ValueError(f'similarity must be "cosine" or "euclidean"; received {similarity!r}')
+    check_choice("similarity", similarity, get_args(Similarity))
     least = 0.0 if similarity == "euclidean" else -math.inf
     if not threshold >= least:
         raise ValueError(f"threshold must be at least {least} with {similarity} similarity; received {threshold}")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stmi_layers._checks import check_positive
 from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
-from stmi_layers.kernels.triplet import MinedTripletLoss
 
 
 @typed
@@ -29,7 +29,7 @@ def batch_hard_triplet(
     $x$ are the `features`; $\ell(z) = \log(1 + e^z)$ is the soft margin, $\ell(z) = \max(0, z +
     \text{margin})$ the hinge. $V$ holds the anchors that have a positive and a negative; identities may
     differ in their number of samples. The pairs are chosen without gradient, and only their distances are
-    differentiated, once: a second derivative is refused; at distance zero the gradient is zero.
+    differentiated; at distance zero the gradient is zero.
 
     Args:
         features: one representation per sample, not normalised.
@@ -42,7 +42,6 @@ def batch_hard_triplet(
 
     Raises:
         ValueError: when `margin` is negative or not finite.
-        NotImplementedError: when a gradient of the loss is differentiated again.
 
     Reference: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017,
     <https://arxiv.org/abs/1703.07737>.
@@ -57,16 +56,15 @@ def batch_hard_triplet(
     features = at_least_float32(features)
     if features.shape[0] == 0:
         return features.sum()
-    pairs = _hardest_pairs(features.detach(), labels)
-    # A compiler wants plain operations, which it fuses itself.
-    if features.requires_grad and not torch.compiler.is_compiling():
-        return MinedTripletLoss.apply(features, *pairs, margin)[0]
-    return _mined_triplet_loss(features, *pairs, margin)
+    positive, negative, valid = _hardest_pairs(features.detach(), labels)
+    gap = _distance_to(features, positive) - _distance_to(features, negative)
+    loss = F.softplus(gap) if margin is None else F.relu(gap + margin)
+    return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def _hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Farthest positive and nearest negative of every anchor, by index, and which anchors have both."""
-    # Squared distances up to a constant per row; around the mean, for a common offset would cost digits.
+    # Squared distances up to a constant per row; around the mean, because a common offset would cost digits.
     centred = features - features.mean(dim=0)
     with without_autocast(features):
         product = centred @ centred.T
@@ -76,15 +74,6 @@ def _hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
     distance.diagonal().fill_(-math.inf)  # nobody is a positive of itself
     farthest, positive = distance.where(same, -math.inf).max(dim=1)
     return positive, negative, farthest - nearest != -math.inf
-
-
-def _mined_triplet_loss(
-    features: Tensor, positive: Tensor, negative: Tensor, valid: Tensor, margin: float | None
-) -> Tensor:
-    """The mean over the `valid` anchors: what `MinedTripletLoss` computes, as plain operations."""
-    gap = _distance_to(features, positive) - _distance_to(features, negative)
-    loss = F.softplus(gap) if margin is None else F.relu(gap + margin)
-    return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def _distance_to(features: Tensor, partner: Tensor) -> Tensor:
@@ -100,7 +89,7 @@ class IdentityHead(nn.Module):
     """Identity logits behind a batch norm without shift: the BNNeck of re-identification.
 
     The norm decouples the two losses: the triplet loss shapes the features before it, the classifier reads
-    them after it. Learned are the scale of the norm and the classifier. The shift is a parameter fixed at 0,
+    them after it. Learns the scale of the norm and the classifier. The shift is a parameter fixed at 0,
     and the classifier has no bias, so that the boundaries between identities pass through the origin.
 
     In training the norm needs at least two samples; in evaluation it uses its running statistics.
@@ -131,9 +120,7 @@ class IdentityHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_identities < 1:
-            received = f"dim={dim}, num_identities={num_identities}"
-            raise ValueError(f"dim and num_identities must be at least 1; received {received}")
+        check_positive(dim=dim, num_identities=num_identities)
         self.dim, self.num_identities = dim, num_identities
         self.norm = nn.BatchNorm1d(dim, device=device, dtype=dtype)
         self.norm.bias.requires_grad_(False)

@@ -1,4 +1,4 @@
-r"""How well a gallery is ranked: mean average precision, cumulative matching, mean inverse negative penalty.
+r"""Retrieval scores: mean average precision, cumulative matching, mean inverse negative penalty.
 
 The protocol of re-identification: gallery entries with a query's identity *and* its group are dropped from
 the ranking. The group is the camera (RGBNT201, RGBNT100) or the scene (MSVR310).
@@ -9,18 +9,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stmi_layers._checks import check_positive
 from stmi_layers._precision import without_autocast
+from stmi_layers._ranking import (
+    Metric,
+    Positives,
+    average_scores,
+    centre_of,
+    check_groups,
+    check_ranks,
+    comparable,
+    score_rows,
+)
 from stmi_layers._typing import typed
-from stmi_layers.kernels.ranking import BEHIND_ALL, positive_ranks, sort_keys
+from stmi_layers.kernels.ranking import BEHIND_ALL, sort_keys
 
 
 @dataclass(frozen=True)
 class ReIDMetrics:
-    """What [`reid_metrics`][stmi_layers.metrics.reid_metrics] returns; scores lie between 0 and 1.
+    """Scores of a ranking, as [`reid_metrics`][stmi_layers.metrics.reid_metrics] returns them; all between 0 and 1.
 
     Attributes:
         mAP: mean average precision.
@@ -49,7 +59,7 @@ def reid_metrics(
     query_groups: Int[Tensor, " queries"] | None = None,
     gallery_groups: Int[Tensor, " gallery"] | None = None,
     ranks: Sequence[int] = (1, 5, 10),
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
     chunk_size: int = 256,
 ) -> ReIDMetrics:
     r"""Score the ranking of `gallery` for every query.
@@ -60,7 +70,8 @@ def reid_metrics(
 
     $r_{qk}$ is the rank of the $k$-th of the $P_q$ positives of query $q$, counted from 1 among the allowed
     entries. Entries at equal distance are ranked by their index in the gallery. A query without a positive is
-    skipped and counted; $Q$ holds the others. Distances are computed in at least float32.
+    skipped and counted; $Q$ holds the others. Distances are computed in at least float32. No identity has a meaning of
+    its own: junk, which Market-1501 marks by -1, is to be left out of query and gallery before the call.
 
     Args:
         query: one representation per query. On features of unit length both metrics rank alike.
@@ -88,28 +99,16 @@ def reid_metrics(
         >>> round(scores.mAP, 3), round(scores.mINP, 3), scores.cmc[1]  # (1/1 + 2/3) / 2, 2/3, 1
         (0.833, 0.667, 1.0)
     """
-    if min(ranks, default=1) < 1:
-        raise ValueError(f"ranks must count from 1; received {tuple(ranks)}")
-    _check_options(query_groups, gallery_groups, chunk_size)
-    query, gallery, offset = _comparable(query, gallery, metric)
-    by_identity = gallery_ids.argsort(stable=True)
-    sorted_ids, query_ids = gallery_ids[by_identity].long(), query_ids.long().contiguous()
-    start = torch.searchsorted(sorted_ids, query_ids)
-    stop = torch.searchsorted(sorted_ids, query_ids, right=True)
-    summary = query.new_full((3, len(query)), math.nan, dtype=torch.float64)
+    check_ranks(ranks)
+    check_groups(query_groups, gallery_groups)
+    check_positive(chunk_size=chunk_size)
+    query, gallery, offset = _prepared(query, gallery, metric)
+    positives = Positives(query_ids, gallery_ids, query_groups, gallery_groups)
+    scores = query.new_full((3, len(query)), math.nan, dtype=torch.float64)
     # Queries with similar numbers of positives share a chunk, for little padding.
-    size, order = (stop - start).sort()
-    order = order[size > 0]
-    for first in range(0, len(order), chunk_size):
-        rows = order[first : first + chunk_size]
-        slot = start[rows, None] + torch.arange(int((stop - start)[rows].max()), device=rows.device)
-        positive = slot < stop[rows, None]
-        entry = by_identity[torch.where(positive, slot, start[rows, None])]
-        if query_groups is not None and gallery_groups is not None:
-            positive &= query_groups[rows, None] != gallery_groups[entry]
-        distance = _distances(query[rows], gallery, offset)
-        summary[:, rows] = _summary(positive_ranks(distance, entry, positive), positive.sum(dim=1))
-    return _average(summary, ranks)
+    for rows in positives.chunks(chunk_size):
+        scores[:, rows] = score_rows(_distances(query[rows], gallery, offset), *positives.of(rows))
+    return ReIDMetrics(**average_scores(scores, ranks))
 
 
 @typed
@@ -122,7 +121,7 @@ def rank_gallery(
     k: int = 10,
     query_groups: Int[Tensor, " queries"] | None = None,
     gallery_groups: Int[Tensor, " gallery"] | None = None,
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
     chunk_size: int = 64,
 ) -> Int[Tensor, "queries ranked"]:
     """List the `k` best gallery entries of every query, in the order that `reid_metrics` scores.
@@ -150,10 +149,9 @@ def rank_gallery(
         >>> rank_gallery(query, gallery, torch.tensor([7]), torch.tensor([7, 5, 7]), k=2)
         tensor([[1, 0]])
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1; received {k}")
-    _check_options(query_groups, gallery_groups, chunk_size)
-    query, gallery, offset = _comparable(query, gallery, metric)
+    check_positive(k=k, chunk_size=chunk_size)
+    check_groups(query_groups, gallery_groups)
+    query, gallery, offset = _prepared(query, gallery, metric)
     listed = query_ids.new_full((len(query), k), -1, dtype=torch.int64)
     if len(gallery) == 0:
         return listed
@@ -167,61 +165,18 @@ def rank_gallery(
     return listed
 
 
-def _check_options(query_groups: Tensor | None, gallery_groups: Tensor | None, chunk_size: int) -> None:
-    if (query_groups is None) != (gallery_groups is None):
-        received = "gallery_groups" if query_groups is None else "query_groups"
-        raise ValueError(f"query_groups and gallery_groups must be given together; received only {received}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1; received {chunk_size}")
-
-
-def _comparable(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Features and an offset per gallery entry: `offset - 2 query @ gallery.T` ranks as `metric` does."""
-    if metric not in ("euclidean", "cosine"):
-        raise ValueError(f'metric must be "euclidean" or "cosine"; received "{metric}"')
-    dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
-    query, gallery = query.detach().to(dtype), gallery.detach().to(dtype)
-    for name, features in (("query", query), ("gallery", gallery)):
-        broken = int((~torch.linalg.vector_norm(features, dim=1).isfinite()).sum())
-        if broken:
-            raise ValueError(f"{name} must hold finite features of finite length; received {broken} other rows")
+def _prepared(query: Tensor, gallery: Tensor, metric: Metric) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features and an offset per gallery entry: `offset - 2 query @ gallery.T` ranks as `metric` does."""
+    query, gallery = comparable(query, gallery, metric)
     if metric == "cosine":
-        return query, F.normalize(gallery), gallery.new_zeros(len(gallery))
-    # Around a centre, a common offset of the features costs fewer digits of the distances. The centre has few
-    # bits, so that distances between whole numbers are exact and their ties remain ties.
-    centre = gallery.mean(dim=0).bfloat16().to(dtype)
+        return query, gallery, gallery.new_zeros(len(gallery))
+    centre = centre_of(gallery)
     offset = [(entries - centre).square().sum(dim=1) for entries in gallery.split(1024)]
     return query - centre, gallery, torch.cat(offset)
 
 
 def _distances(query: Tensor, gallery: Tensor, offset: Tensor) -> Tensor:
-    """(queries gallery), up to a constant per query and a factor."""
+    """Return (queries gallery), up to a constant per query and a factor."""
     with without_autocast(query):
         # In this order the product is up to 1.6 times as fast on CPU.
         return torch.addmm(offset[:, None], gallery, query.T, alpha=-2).T
-
-
-def _summary(rank: Tensor, count: Tensor) -> Tensor:
-    """Average precision (NaN without positives), rank of the first positive, and inverse negative penalty."""
-    hits = torch.arange(1, rank.shape[1] + 1, device=rank.device)
-    last = rank.gather(1, (count - 1).clamp(min=0)[:, None])[:, 0]
-    return torch.stack([(hits / rank).sum(dim=1) / count, rank[:, 0], count / last])
-
-
-def _average(summary: Tensor, ranks: Sequence[int]) -> ReIDMetrics:
-    average_precision, first, inverse_penalty = summary
-    evaluated = ~average_precision.isnan()
-    num_queries, num_evaluated = len(evaluated), int(evaluated.sum())
-    if num_evaluated == 0:
-        raise ValueError(
-            f"no query has a positive in the gallery: received {num_queries} queries, none with an entry of "
-            "its identity in another group; check query_ids, gallery_ids and the groups"
-        )
-    return ReIDMetrics(
-        mAP=average_precision[evaluated].mean().item(),
-        cmc={rank: (first[evaluated] <= rank).double().mean().item() for rank in ranks},
-        mINP=inverse_penalty[evaluated].mean().item(),
-        average_precision=average_precision,
-        num_queries=num_queries,
-        num_skipped=num_queries - num_evaluated,
-    )

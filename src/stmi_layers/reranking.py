@@ -4,14 +4,14 @@ Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal
 (<https://arxiv.org/abs/1701.08398>).
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stmi_layers._reciprocal import reciprocal_distances
+from stmi_layers._ranking import Metric, Positives, average_scores, check_groups, check_ranks, score_rows
+from stmi_layers._reciprocal import Reading, reciprocal_distances
 from stmi_layers._typing import typed
 from stmi_layers.metrics import ReIDMetrics
 
@@ -24,7 +24,8 @@ def k_reciprocal_rerank(
     k1: int = 20,
     k2: int = 6,
     weight: float = 0.3,
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
+    reading: Reading = "paper",
     chunk_size: int = 64,
 ) -> Float[Tensor, "queries gallery"]:
     r"""Distances that count shared k-reciprocal neighbours besides the features.
@@ -41,15 +42,18 @@ def k_reciprocal_rerank(
     Neighbours are looked for among the queries, too, as in published results: the distances of a query depend on which
     other queries there are. Entries at equal distance are neighbours in the order of their index, queries first.
 
-    **Difference from the authors' code**: it divides every $V_p$ by its sum, which the paper does not.
+    **Differences from the authors' code**, which `reading="authors"` gives: it divides the row $e^{-d(i, \cdot)} \,
+    [\cdot \in R^*(i)]$ of every entry by its sum, takes $k_1 / 2$ rounded to the nearest whole number (to the even one
+    of two), and joins $R(q, \cdot)$ only when more than two thirds of it lie in $R(p, k_1)$.
 
     Args:
         query: one representation per query.
         gallery: one representation per gallery entry.
         k1: neighbours of an entry that may be reciprocal, at least 1.
-        k2: entries over which $V$ is averaged, at least 1, which is itself alone.
+        k2: number of nearest entries, the entry itself included, over which $V$ is averaged; 1 disables averaging.
         weight: $\lambda$, share of the distance of the features, in [0, 1]; 1 keeps their order.
         metric: `"euclidean"` or `"cosine"`, which scales the features to unit length first.
+        reading: `"paper"`, the formula above, or `"authors"`, the numbers of their code and of most published results.
         chunk_size: entries compared with all others at once. It bounds the working memory, about
             `30 * chunk_size` bytes per entry, and does not change the result.
 
@@ -65,7 +69,7 @@ def k_reciprocal_rerank(
         >>> distances.round(decimals=1)  # 0 and 1 are each other's nearest; so are 5 and 6
         tensor([[0., 1., 1.]])
     """
-    return torch.cat(list(reciprocal_distances(query, gallery, k1, k2, weight, metric, chunk_size)))
+    return torch.cat(list(reciprocal_distances(query, gallery, k1, k2, weight, metric, chunk_size, reading)))
 
 
 @typed
@@ -81,7 +85,8 @@ def reranked_metrics(
     k1: int = 20,
     k2: int = 6,
     weight: float = 0.3,
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
+    reading: Reading = "paper",
     chunk_size: int = 64,
 ) -> ReIDMetrics:
     """Score the ranking of `gallery` by the distances of `k_reciprocal_rerank`, without ever holding all of them.
@@ -98,6 +103,7 @@ def reranked_metrics(
         k2: as in `k_reciprocal_rerank`.
         weight: as in `k_reciprocal_rerank`.
         metric: as in `k_reciprocal_rerank`.
+        reading: as in `k_reciprocal_rerank`.
         chunk_size: as in `k_reciprocal_rerank`.
 
     Returns:
@@ -113,47 +119,12 @@ def reranked_metrics(
         >>> scores.mAP
         1.0
     """
-    if min(ranks, default=1) < 1:
-        raise ValueError(f"ranks must count from 1; received {tuple(ranks)}")
-    if (query_groups is None) != (gallery_groups is None):
-        received = "gallery_groups" if query_groups is None else "query_groups"
-        raise ValueError(f"query_groups and gallery_groups must be given together; received only {received}")
-    scores, first = [], 0
-    for distance in reciprocal_distances(query, gallery, k1, k2, weight, metric, chunk_size):
-        rows = slice(first, first + len(distance))
-        match = query_ids[rows, None] == gallery_ids
-        if query_groups is not None and gallery_groups is not None:
-            dropped = match & (query_groups[rows, None] == gallery_groups)
-            match, distance = match & ~dropped, distance.masked_fill(dropped, math.inf)
-        scores.append(_score(distance, match))
-        first = rows.stop
-    return _average(torch.cat(scores, dim=1), ranks)
-
-
-def _score(distance: Tensor, match: Tensor) -> Tensor:
-    """Average precision, rank of the first match and inverse negative penalty of every row; NaN without a match."""
-    hit = match.gather(1, distance.argsort(dim=1, stable=True)).double()
-    rank = torch.arange(1, hit.shape[1] + 1, device=hit.device, dtype=torch.float64)
-    count = hit.sum(dim=1)
-    precision = (hit.cumsum(dim=1) / rank * hit).sum(dim=1) / count
-    last = (hit * rank).amax(dim=1)
-    earliest = rank.where(hit > 0, math.inf).amin(dim=1)
-    return torch.stack([precision, earliest, count / last])
-
-
-def _average(scores: Tensor, ranks: Sequence[int]) -> ReIDMetrics:
-    precision, earliest, inverse_penalty = scores
-    evaluated = ~precision.isnan()
-    if not evaluated.any():
-        raise ValueError(
-            f"no query has a positive in the gallery: received {len(precision)} queries, none with an entry of its "
-            "identity in another group; check query_ids, gallery_ids and the groups"
-        )
-    return ReIDMetrics(
-        mAP=precision[evaluated].mean().item(),
-        cmc={rank: (earliest[evaluated] <= rank).double().mean().item() for rank in ranks},
-        mINP=inverse_penalty[evaluated].mean().item(),
-        average_precision=precision,
-        num_queries=len(precision),
-        num_skipped=len(precision) - int(evaluated.sum()),
-    )
+    check_ranks(ranks)
+    check_groups(query_groups, gallery_groups)
+    positives, first = Positives(query_ids, gallery_ids, query_groups, gallery_groups), 0
+    scores = []
+    for distance in reciprocal_distances(query, gallery, k1, k2, weight, metric, chunk_size, reading):
+        rows = torch.arange(first, first + len(distance), device=distance.device)
+        scores.append(score_rows(distance, *positives.of(rows)))
+        first += len(distance)
+    return ReIDMetrics(**average_scores(torch.cat(scores, dim=1), ranks))

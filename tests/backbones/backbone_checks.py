@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stmi_layers import modulate_logits, token_foreground
 from stmi_layers.backbones import TokenBackbone, modulate, unmodulate
-from stmi_layers.backbones.modulated import Modulated
+from stmi_layers.backbones.mixin import Modulated
 
 HEIGHT, WIDTH = 32, 16
 TIMM = {"img_size": (HEIGHT, WIDTH), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
@@ -36,7 +36,7 @@ CUSTOM = {"block_type": "custom"} | dict.fromkeys(
 
 def import_library(name: str):
     """A library, torchvision made importable beside a CPU build of torch."""
-    import examples.stmi.torchvision_compat  # noqa: F401
+    import stmi_layers.training._torchvision  # noqa: F401
 
     return __import__(name, fromlist=["_"])
 

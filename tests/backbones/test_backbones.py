@@ -6,15 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import stmi_layers.kernels.choice
 from stmi_layers import SegmentationModulatedAttention, modulated_attention
 from stmi_layers.backbones import TokenBackbone, modulate, parameter_groups, unmodulate
 from tests.backbones.backbone_checks import (
@@ -24,6 +23,7 @@ from tests.backbones.backbone_checks import (
     example,
     gradients,
     outcome,
+    scalar,
     strengths,
     timm_vit,
     tokens_of,
@@ -48,7 +48,7 @@ def _installed(request: pytest.FixtureRequest):
     family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
     for library in LIBRARIES:
         if library in (family or "timm"):
-            pytest.importorskip("examples.stmi.torchvision_compat")
+            pytest.importorskip("stmi_layers.training._torchvision")
             pytest.importorskip(library)
 
 
@@ -151,9 +151,16 @@ def test_multihead_attention_alone(batch_first: bool, bias: bool):
     twin.load_state_dict(attention.state_dict(), strict=bias)
     tokens, foreground = torch.randn(3, 5, 8), torch.rand(3, 5) > 0.5
     given = tokens if batch_first else tokens.transpose(0, 1)
-    output, weights = attention(given, given, given, foreground=foreground)
-    assert weights is None
+    output, weights = attention(given, given, given, foreground=foreground, average_attn_weights=False)
     torch.testing.assert_close(output if batch_first else output.transpose(0, 1), twin(tokens, foreground))
+    # The weights are those that the output was made with.
+    projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).unflatten(-1, (3, 2, 4))
+    value = projected[:, :, 2].transpose(1, 2)
+    attended = (weights @ value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention.out_proj(attended), twin(tokens, foreground))
+    mean = attention(given, given, given, foreground=foreground)[1]
+    torch.testing.assert_close(mean, weights.mean(dim=1))
+    assert attention(given, given, given, foreground=foreground, need_weights=False)[1] is None
     # Without a mask cross-attention, masks and weights are those of the original.
     other, causal = torch.randn_like(given), torch.ones(given.shape[0], given.shape[0]).triu(1).bool()
     arguments = (given, other, other, None, True, causal if not batch_first else None)
@@ -219,20 +226,17 @@ def test_a_tower_under_two_names_is_one():
 
 
 @pytest.mark.parametrize("share", ["layer", "head"])
-def test_tiles_and_dense_agree_inside_a_model(share: str, monkeypatch: pytest.MonkeyPatch):
-    """What "auto" takes on CPU without the native kernel, against the form that stores all logits."""
+def test_tiles_and_dense_agree_inside_a_model(share: str):
+    """Gradients by autograd, which takes the tiles on a CPU, and by `torch.func`, which takes the dense form."""
     model = modulate(build("timm `VisionTransformer`, 4 registers"), alpha=0.3, beta=0.6, share=share)
     backbone, inputs = TokenBackbone(model), example(model)
-    tiled = mock.Mock(wraps=stmi_layers.attention.tiled_attention)
-    monkeypatch.setattr(stmi_layers.attention, "tiled_attention", tiled)
-    results = []
-    for implementation, calls in (("tiled", 2), ("dense", 0)):
-        tiled.reset_mock()
-        monkeypatch.setattr(stmi_layers.attention, "choose", mock.Mock(return_value=implementation))
-        outputs = backbone(*inputs)
-        assert tiled.call_count == calls
-        results.append((outputs, gradients(model, outputs)))
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return scalar(torch.func.functional_call(backbone, parameters, inputs))
+
+    dense = torch.func.grad(loss)(dict(backbone.named_parameters()))
+    tiled = gradients(backbone, backbone(*inputs))
+    torch.testing.assert_close(tiled, dense, rtol=1e-4, atol=1e-4)
 
 
 def test_other_masks_reach_the_original():

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from stmi_layers.backbones import TokenBackbone, modulate
-from stmi_layers.backbones.modulated import Modulated
+from stmi_layers.backbones.mixin import Modulated
 from tests.backbones.backbone_checks import CUSTOM, build, example, open_clip_vit, strengths, timm_vit, transformers_vit
 
-pytest.importorskip("examples.stmi.torchvision_compat")
+pytest.importorskip("stmi_layers.training._torchvision")
 for library in ("open_clip", "timm", "transformers"):
     pytest.importorskip(library)
 

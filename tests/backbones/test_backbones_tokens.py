@@ -1,5 +1,6 @@
 """`TokenBackbone`: the tokens of the libraries themselves, sizes, modalities, cameras, and what is refused."""
 
+import copy
 import re
 
 import pytest
@@ -18,7 +19,7 @@ from tests.backbones.backbone_checks import (
     transformers_vit,
 )
 
-pytest.importorskip("examples.stmi.torchvision_compat")
+pytest.importorskip("stmi_layers.training._torchvision")
 for library in ("open_clip", "timm", "transformers"):
     pytest.importorskip(library)
 
@@ -303,3 +304,18 @@ def test_convolutional_towers_are_no_vision_transformers():
     tower = __import__("open_clip").timm_model.TimmModel("test_resnet", embed_dim=16)
     with pytest.raises(TypeError, match="knows no vision transformer"):
         TokenBackbone(tower)
+
+
+def test_the_gradient_of_a_camera_counts_more_than_256_samples_in_half_precision():
+    """On a CPU, torch's gradient of an indexed row stops growing there in bfloat16."""
+    backbone = TokenBackbone(build("timm `VisionTransformer`"), num_cameras=2)
+    images = example(backbone.tower.model)[0][:1, 0].expand(600, -1, -1, -1)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        twin = copy.deepcopy(backbone).to(dtype)
+        for parameter in twin.tower.parameters():
+            parameter.requires_grad_(False)
+        twin(images.to(dtype), cameras=torch.zeros(600, dtype=torch.int64))[1].float().square().sum().backward()
+        gradients.append(twin.camera_embedding.grad[0].float())
+    exact, seen = gradients
+    assert (seen - exact).norm() < 0.1 * exact.norm()

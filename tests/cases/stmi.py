@@ -90,6 +90,14 @@ CASES = {
         ),
         width="nodes must have width in_dim=8",
     ),
+    "HypergraphConv with another activation": Case(
+        build=lambda device, dtype: sl.HypergraphConv(DIM, DIM, activation=F.relu, device=device, dtype=dtype),
+        inputs=any_node_inputs,
+        shape=lambda nodes, _: nodes.shape,
+        state=("linear.weight",),
+        twin=lambda conv, nodes, incidence: F.relu(sl.hypergraph_conv(conv.linear(nodes), incidence)),
+        width="nodes must have width in_dim=8",
+    ),
     "CrossModalHypergraph": Case(
         build=lambda device, dtype: sl.CrossModalHypergraph(
             DIM, 6, num_layers=2, threshold=0.2, device=device, dtype=dtype
@@ -108,6 +116,26 @@ CASES = {
         state=(*PROJECTIONS, *affine("norm_globals", "norm_tokens")),
         width="globals must have width dim=8",
         random=True,
+    ),
+    "GlobalCrossAttention without norms": Case(
+        build=lambda device, dtype: sl.GlobalCrossAttention(DIM, num_heads=1, norm=False, device=device, dtype=dtype),
+        inputs=readout_inputs,
+        shape=lambda tokens, *_: tokens.shape,
+        state=PROJECTIONS,
+        twin=lambda layer, globals_, tokens, keep: (
+            sl.absorbed_cross_attention(
+                globals_,
+                tokens,
+                layer.in_proj_weight,
+                layer.in_proj_bias,
+                layer.out_proj.weight,
+                layer.out_proj.bias,
+                1,
+                keep=keep,
+            )
+            + globals_
+        ),
+        width="globals must have width dim=8",
     ),
     "IdentityHead": Case(
         build=lambda device, dtype: sl.IdentityHead(DIM, 5, device=device, dtype=dtype),

@@ -46,6 +46,8 @@ def scalar(output: Tensor) -> Tensor:
 
 def gradients(layer: nn.Module, output: Tensor) -> dict[str, Tensor]:
     parameters = {name: value for name, value in layer.named_parameters() if value.requires_grad}
+    if not parameters:  # buffers alone
+        return {}
     return dict(zip(parameters, torch.autograd.grad(scalar(output), list(parameters.values())), strict=True))
 
 
@@ -134,6 +136,9 @@ def test_inputs_stay_untouched(case, device):
     for item, (values, version) in zip(inputs, before, strict=True):
         assert torch.equal(item, values)
         assert item._version == version
+    if case.detached:
+        assert all(item.grad is None for item in inputs)
+        return
     assert all(item.grad is not None and item.grad.isfinite().all() for item in inputs if item.requires_grad)
 
 
@@ -165,10 +170,11 @@ def test_pickle_and_deepcopy(case):
 
 @every_case()
 def test_repr_can_be_pasted_back(case):
-    layer = case.build("cpu", torch.float32)
-    twin = eval(f"stmi_layers.{type(layer).__name__}({layer.extra_repr()})")
+    layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
+    twin = eval(f"stmi_layers.{type(layer).__name__}({layer.extra_repr()})").eval()
     assert repr(twin) == repr(layer)
     layer.load_state_dict(twin.state_dict(), strict=True)
+    assert torch.equal(layer(*inputs), twin(*inputs))
 
 
 @every_case(lambda case: case.twin)
@@ -246,7 +252,26 @@ def test_export_with_a_dynamic_batch(case):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["SegmentationModulatedAttention", "CrossModalHypergraph"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SegmentationModulatedAttention",
+        "CrossModalHypergraph",
+        "TokenPermutation",
+        "CrossModalReconstruction",
+        "MaskedAggregation with a bound",
+        "DeformableReadout, shared",
+        "DeformableReadout, separate",
+        "CaptionPrompts",
+        "TextInversion",
+        "SegmentationGuidedPooling",
+        "ImageTextAlignment",
+        "TokenIdentityLoss",
+        "AsymmetricAdapter",
+        "ParallelAdapter",
+        "ResidualPrompts",
+    ],
+)
 def test_onnx(name):
     pytest.importorskip("onnxscript")
     evaluator = pytest.importorskip("onnx.reference")
@@ -261,15 +286,25 @@ def test_onnx(name):
     torch.testing.assert_close(torch.from_numpy(output), layer(*others))
 
 
-def test_distributed_data_parallel(tmp_path: Path):
+def _one_of_two(rank: int, rendezvous: str, results: str) -> None:
     case = CASES["SegmentationModulatedAttention"]
+    torch.manual_seed(0)
     layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
-    expected = gradients(layer, layer(*inputs))
-    rendezvous = f"file://{tmp_path}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
     try:
         parallel = DistributedDataParallel(layer)
-        scalar(parallel(*inputs)).backward()
+        parallel(*(item[2 * rank : 2 * rank + 2] for item in inputs)).square().sum().backward()
+        if rank == 0:
+            torch.save({name: value.grad for name, value in layer.named_parameters()}, results)
     finally:
         torch.distributed.destroy_process_group()
-    torch.testing.assert_close({name: value.grad for name, value in layer.named_parameters()}, expected)
+
+
+def test_two_processes_average_their_gradients(tmp_path: Path):
+    torch.multiprocessing.spawn(_one_of_two, (f"file://{tmp_path}/rendezvous", f"{tmp_path}/gradients.pt"), nprocs=2)
+    case = CASES["SegmentationModulatedAttention"]
+    torch.manual_seed(0)
+    layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
+    (layer(*inputs).square().sum() / 2).backward()
+    expected = {name: value.grad for name, value in layer.named_parameters()}
+    torch.testing.assert_close(torch.load(tmp_path / "gradients.pt"), expected)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import stmi_layers as sl
 from case import Fixed, Inputs
 from cases import CASES
+from stmi_layers.kernels.widened import widened_attention
 
 DIM = 8
 every_layer = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -127,8 +128,8 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    """Attention of CPU tensors may count the foreground, which the host has at hand; that of others may not."""
-    monkeypatch.setattr("stmi_layers.attention.choose", lambda *_: "dense")
+    """Attention takes the form of a GPU: the tiles of a CPU may count the foreground, which the host has at hand."""
+    monkeypatch.setattr("stmi_layers.attention.implementation_for", lambda *_: widened_attention)
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")

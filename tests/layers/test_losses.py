@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 import reference
-from stmi_layers import IdentityHead, ReIDLoss, batch_hard_triplet, losses
+from stmi_layers import IdentityHead, ReIDLoss, batch_hard_triplet
 
 MARGINS = [None, 0.0, 0.3, 5.0]
 
@@ -179,18 +179,6 @@ def test_triplet_under_vmap_matches_a_loop():
     torch.testing.assert_close(actual, torch.stack([batch_hard_triplet(x, labels) for x in features]))
 
 
-@pytest.mark.parametrize("margin", MARGINS)
-@given(batch=batches(min_identities=2))
-def test_loss_with_a_gradient_is_the_one_without(batch, margin):
-    """The kernel that also computes the gradient, against its twin of plain operations under autograd."""
-    features, labels = batch
-    actual = value_and_gradient(lambda x: batch_hard_triplet(x, labels, margin=margin), features)
-    pairs = losses._hardest_pairs(features, labels)
-    twin = value_and_gradient(lambda x: losses._mined_triplet_loss(x, *pairs, margin), features)
-    torch.testing.assert_close(actual, twin)
-    torch.testing.assert_close(batch_hard_triplet(features, labels, margin=margin), twin[0])
-
-
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # the forward mode of torch uses it
 @pytest.mark.parametrize("margin", [None, 0.3])
 def test_triplet_under_function_transforms(margin):
@@ -206,11 +194,10 @@ def test_triplet_under_function_transforms(margin):
     torch.testing.assert_close(forward_mode, (loss(features[0]), (expected[0] * features[1]).sum()))
 
 
-def test_triplet_refuses_a_second_derivative():
-    features, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])
-    (gradient,) = torch.autograd.grad(batch_hard_triplet(features, labels), features, create_graph=True)
-    with pytest.raises(NotImplementedError, match="batch_hard_triplet can be differentiated once"):
-        gradient.square().sum().backward()
+@pytest.mark.parametrize("margin", [None, 0.3])
+def test_triplet_has_second_derivatives(margin):
+    features, labels = torch.randn(6, 3, dtype=torch.float64, requires_grad=True), torch.tensor([0, 0, 1, 1, 2, 2])
+    assert torch.autograd.gradgradcheck(lambda x: batch_hard_triplet(x, labels, margin=margin), features)
 
 
 @pytest.mark.parametrize("margin", [-0.1, float("inf"), float("nan")])
@@ -327,9 +314,9 @@ def test_head_refuses_a_batch_without_statistics(count):
 
 @pytest.mark.parametrize("module", [IdentityHead, ReIDLoss])
 def test_sizes_out_of_range(module):
-    with pytest.raises(ValueError, match="dim and num_identities must be at least 1; received dim=0, num_identities=3"):
+    with pytest.raises(ValueError, match="dim must be at least 1; received 0"):
         module(0, 3)
-    with pytest.raises(ValueError, match="received dim=4, num_identities=0"):
+    with pytest.raises(ValueError, match="num_identities must be at least 1; received 0"):
         module(4, 0)
 
 

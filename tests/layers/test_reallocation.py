@@ -11,9 +11,9 @@ from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 import reference
-from stmi_layers import reallocation
-from stmi_layers.kernels.reading import ReadTokens
-from stmi_layers.reallocation import SemanticTokenReallocation, absorbed_cross_attention
+from stmi_layers.cross_attention import absorbed_cross_attention
+from stmi_layers.kernels.read_tokens import ReadTokens
+from stmi_layers.reallocation import SemanticTokenReallocation
 
 
 class Problem(NamedTuple):
@@ -110,7 +110,10 @@ def test_reading_is_its_readable_twin(problem, masked):
     keep = problem.keep if masked else None
     for of_interest in (0, 1):
         actual = ReadTokens.apply(rows, context, keep)[of_interest]
-        weights = reallocation._attention_weights(rows, context, None if keep is None else keep[:, None])
+        logits = rows @ context.mT
+        if keep is not None:
+            logits = logits.masked_fill(~keep[:, None], torch.finfo(logits.dtype).min)
+        weights = logits.softmax(dim=-1)
         expected = (weights @ context, weights)[of_interest]
         torch.testing.assert_close(with_gradients(actual, leaves), with_gradients(expected, leaves))
 

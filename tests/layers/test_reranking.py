@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
+from case import unchecked
 from stmi_layers import reid_metrics
 from stmi_layers._reciprocal import reciprocal_distances
 from stmi_layers.reranking import k_reciprocal_rerank, reranked_metrics
 
 
-def by_sets(query: Tensor, gallery: Tensor, k1: int, k2: int, weight: float) -> list[list[float]]:
-    """The definition, entry by entry: Zhong et al., CVPR 2017, section 3."""
+def by_sets(
+    query: Tensor, gallery: Tensor, k1: int, k2: int, weight: float, authors: bool = False
+) -> list[list[float]]:
+    """The definition, entry by entry: Zhong et al., CVPR 2017, section 3; and what their code does otherwise."""
+    half = [k1 // 2, k1 // 2 + (k1 % 4 == 3)][authors]  # a half to the even number
     features = torch.cat([query, gallery]).double()
     entries = range(len(features))
     distance = [[float((features[i] - features[j]).square().sum()) for j in entries] for i in entries]
@@ -30,11 +34,14 @@ def by_sets(query: Tensor, gallery: Tensor, k1: int, k2: int, weight: float) -> 
 
     def extended(p: int) -> set[int]:
         core = reciprocal(p, k1)
-        joined = [reciprocal(q, k1 // 2) for q in core]
-        return core.union(*(other for other in joined if len(core & other) >= 2 / 3 * len(other) - 1e-9))
+        joined = [reciprocal(q, half) for q in core]
+        slack = 1e-9 if authors else -1e-9
+        return core.union(*(other for other in joined if len(core & other) > 2 / 3 * len(other) + slack))
 
     members = [extended(p) for p in entries]
     encoded = [[math.exp(-distance[p][j]) if j in members[p] else 0.0 for j in entries] for p in entries]
+    if authors:
+        encoded = [[value / sum(row) for value in row] for row in encoded]
     around = [[p, *ranking[p][: k2 - 1]] for p in entries]
     encoded = [[sum(encoded[i][j] for i in some) / len(some) for j in entries] for some in around]
 
@@ -61,13 +68,20 @@ def features(draw, whole: bool = False):
     return some(draw(st.integers(1, 5))), some(draw(st.integers(1, 20)))
 
 
+@pytest.mark.parametrize("reading", ["paper", "authors"])
 @pytest.mark.parametrize("whole", [False, True])
 @given(st.data(), st.integers(1, 9), st.integers(1, 7), st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 30))
-def test_distances_are_those_of_the_sets(whole, data, k1, k2, weight, chunk_size):
+def test_distances_are_those_of_the_sets(whole, reading, data, k1, k2, weight, chunk_size):
     query, gallery = data.draw(features(whole))
-    actual = k_reciprocal_rerank(query, gallery, k1=k1, k2=k2, weight=weight, chunk_size=chunk_size)
-    expected = torch.tensor(by_sets(query, gallery, k1, k2, weight), dtype=torch.float64)
+    actual = k_reciprocal_rerank(query, gallery, k1=k1, k2=k2, weight=weight, reading=reading, chunk_size=chunk_size)
+    expected = torch.tensor(by_sets(query, gallery, k1, k2, weight, reading == "authors"), dtype=torch.float64)
     torch.testing.assert_close(actual, expected, atol=1e-9, rtol=0)
+
+
+def test_the_readings_differ():
+    query, gallery = torch.randn(9, 4), torch.randn(60, 4)
+    paper, authors = (k_reciprocal_rerank(query, gallery, reading=reading) for reading in ("paper", "authors"))
+    assert (paper - authors).abs().max() > 1e-3
 
 
 def test_single_precision_follows_the_sets(device):
@@ -149,21 +163,22 @@ def test_memory_is_of_chunks_not_of_all_pairs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k1": 0}, r"k1, k2 and chunk_size must be at least 1 and weight lie in \[0, 1\]; received k1=0, k2=6"),
-        ({"k2": 0}, "received k1=20, k2=0"),
-        ({"weight": 1.5}, "weight=1.5"),
-        ({"chunk_size": 0}, "chunk_size=0"),
-        ({"metric": "dot"}, 'metric must be "euclidean" or "cosine"; received "dot"'),
+        ({"k1": 0}, "k1 must be at least 1; received 0"),
+        ({"k2": 0}, "k2 must be at least 1; received 0"),
+        ({"weight": 1.5}, r"weight must be a probability in \[0, 1\]; received 1.5"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1; received 0"),
+        ({"metric": "dot"}, "metric must be one of 'euclidean', 'cosine'; received 'dot'"),
+        ({"reading": "code"}, "reading must be one of 'paper', 'authors'; received 'code'"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
-        k_reciprocal_rerank(torch.randn(2, 3), torch.randn(4, 3), **options)
+        unchecked(k_reciprocal_rerank)(torch.randn(2, 3), torch.randn(4, 3), **options)
 
 
 def test_features_and_groups_that_cannot_be_ranked():
     query, gallery, ids = torch.randn(2, 3), torch.randn(4, 3), torch.arange(4)
-    with pytest.raises(ValueError, match="gallery must hold finite features of finite length; received 1 other rows"):
+    with pytest.raises(ValueError, match=r"gallery must hold finite features .*; 1 of 4 rows are not \(first: row 1\)"):
         k_reciprocal_rerank(query, gallery.index_fill(0, torch.tensor([1]), math.nan))
     with pytest.raises(ValueError, match="query must hold finite"):
         k_reciprocal_rerank(query * math.inf, gallery)

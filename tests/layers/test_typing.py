@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, TypeCheckError
 from torch import Tensor, nn
 
-from stmi_layers._typing import typed
+from stmi_layers import typed
 
 
 @typed
@@ -88,6 +88,36 @@ def test_devices_must_agree():
     with pytest.raises(ValueError, match=r"Blend\.forward: .* left on meta, right on cpu"):
         Blend()(left.to("meta"), right)
     assert blend(left.to("meta"), right.to("meta"), None).device.type == "meta"
+
+
+def test_a_function_of_the_package_is_checked_once_per_call_from_outside():
+    """Inside a layer nothing is checked again; a typed function of others is, wherever it is called."""
+
+    def double(tensor: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        return tensor + tensor
+
+    def of_package(function):
+        function.__module__ = "stmi_layers.made_up"
+        return typed(function)
+
+    inner = of_package(double)
+    with pytest.raises(TypeCheckError, match="parameter 'tensor'"):
+        inner(torch.zeros(3))
+
+    def outer(tensor: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        return inner(tensor)
+
+    assert of_package(outer)(torch.ones(3)).tolist() == [2.0, 2.0, 2.0]
+    with pytest.raises(TypeCheckError, match="parameter 'tensor'"):
+        inner(torch.zeros(3))  # the state is left with the call
+
+    def foreign(tensor: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        return transpose(tensor)
+
+    with pytest.raises(TypeCheckError, match="transpose"):
+        of_package(foreign)(torch.ones(3))
+    with pytest.raises(TypeCheckError, match="parameter 'tensor'"):
+        inner(torch.zeros(3))  # also when the call ended with an error
 
 
 def test_int_serves_as_float():

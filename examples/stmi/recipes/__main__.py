@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.stmi import command
+from examples import cli as command
 from examples.stmi.recipes import RECIPES
 from examples.stmi.recipes.research_code import RESEARCH_CODE_VEHICLES
 from examples.stmi.recipes.value import Value

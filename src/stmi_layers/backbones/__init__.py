@@ -6,10 +6,15 @@ installs it when it cannot be.
 
 from stmi_layers.backbones.adapt import adapt as adapt
 from stmi_layers.backbones.adapt import unadapt as unadapt
+from stmi_layers.backbones.attention_maps import Heads as Heads
+from stmi_layers.backbones.attention_maps import attention_layers as attention_layers
+from stmi_layers.backbones.attention_maps import heads_of as heads_of
+from stmi_layers.backbones.attention_maps import recording as recording
 from stmi_layers.backbones.modulation import modulate as modulate
-from stmi_layers.backbones.modulation import parameter_groups as parameter_groups
 from stmi_layers.backbones.modulation import unmodulate as unmodulate
+from stmi_layers.backbones.parameters import parameter_groups as parameter_groups
+from stmi_layers.backbones.parameters import strengths_of as strengths_of
 from stmi_layers.backbones.positions import resize_positions as resize_positions
-from stmi_layers.backbones.tokens import TokenBackbone as TokenBackbone
+from stmi_layers.backbones.token_backbone import TokenBackbone as TokenBackbone
 from stmi_layers.backbones.weights import LoadReport as LoadReport
 from stmi_layers.backbones.weights import load_weights as load_weights

@@ -13,7 +13,7 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from stmi_layers.backbones.adapted import Adapted
-from stmi_layers.backbones.modulated import Modulated, ModulatedMultiheadAttention, refuse_multihead, split_heads
+from stmi_layers.backbones.mixin import Modulated, ModulatedMultiheadAttention, refuse_multihead, split_heads
 from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token, refuse_patch_dropout, run_block
 
 # Of the images CLIP was trained with; towers made by create_model carry their own.

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from stmi_layers.backbones.adapted import Adapted
-from stmi_layers.backbones.modulated import Modulated, split_heads
+from stmi_layers.backbones.mixin import Modulated, split_heads
 from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token, refuse_patch_dropout, run_block
 
 

@@ -9,7 +9,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, Dinov2La
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer, SiglipVisionModel
 
 from stmi_layers.backbones.adapted import Adapted
-from stmi_layers.backbones.modulated import Modulated, split_heads
+from stmi_layers.backbones.mixin import Modulated, split_heads
 from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token
 
 
@@ -19,6 +19,7 @@ class _ModulatedTransformers(Modulated):
     q_proj: nn.Module
     k_proj: nn.Module
     v_proj: nn.Module
+    config: Any
     head_dim: int
     num_heads: int
     dropout: float
@@ -40,7 +41,11 @@ class _ModulatedTransformers(Modulated):
         self.refuse_dropout(dropout)
         layers = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (split_heads(layer(hidden_states), heads) for layer in layers)
-        return output(self.attend(query, key, value, foreground, self.head_dim**-0.5)), None
+        mask, scale = self.perturbation(foreground), self.head_dim**-0.5
+        attended = output(self.attend_to(query, key, value, mask, scale))
+        # As in the original, whose eager form alone has weights to return.
+        eager = self.config._attn_implementation == "eager"
+        return attended, self.weights(query, key, mask, scale) if eager else None
 
     def names(self) -> tuple[int, float, nn.Module]:
         """Number of heads, dropout of the weights, projection behind them: what the models call differently."""
@@ -76,8 +81,15 @@ class _AdaptedEncoderLayer(Adapted):
     self_attn: nn.Module
     mlp: nn.Module
 
-    def run(self, tokens: Tensor, attention_mask: Tensor | None, foreground: Tensor | None, **kwargs: Any) -> Tensor:
-        tokens, mask = _open(self, tokens, attention_mask, foreground)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        foreground: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        tokens, mask = _open(self, hidden_states, attention_mask, foreground)
         tokens = tokens + self.self_attn(self.layer_norm1(tokens), attention_mask, **mask, **kwargs)[0]
         return self.close(tokens, self.mlp(self.layer_norm2(tokens)))
 
@@ -87,31 +99,11 @@ class AdaptedCLIPLayer(_AdaptedEncoderLayer, CLIPEncoderLayer):
 
     unadapted = CLIPEncoderLayer
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        foreground: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        return self.run(hidden_states, attention_mask, foreground, **kwargs)
-
 
 class AdaptedSiglipLayer(_AdaptedEncoderLayer, SiglipEncoderLayer):
     """Of `SiglipVisionModel`."""
 
     unadapted = SiglipEncoderLayer
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        foreground: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        return self.run(hidden_states, attention_mask, foreground, **kwargs)
 
 
 class AdaptedDinov2Layer(Adapted, Dinov2Layer):

@@ -7,21 +7,21 @@ Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from stmi_layers.attention import SegmentationModulatedAttention
-from stmi_layers.backbones.adapted import added_names
-from stmi_layers.backbones.families import (
+from stmi_layers._checks import check_choice
+from stmi_layers.backbones.known_models import (
     find_towers,
     load_family,
     refuse_closed_blocks,
     refuse_library_parts,
     unknown_model,
 )
-from stmi_layers.backbones.modulated import Modulated, ModulatedMultiheadAttention, refuse_multihead
+from stmi_layers.backbones.mixin import Modulated, ModulatedMultiheadAttention, refuse_multihead
+from stmi_layers.backbones.parameters import strengths_of
 from stmi_layers.foreground import MaskPerturbation
 
 Layers = Literal["all", "early", "late"] | Sequence[int]
@@ -41,12 +41,16 @@ def modulate(
 ) -> Model:
     r"""Let the self-attention of every block take a foreground mask.
 
-    `model` is changed in place. Known are the vision transformers of open_clip, timm and transformers, also inside
-    another module, as the vision tower of a CLIP model is; a module of your own without any of these gets every
+    Changes `model` in place. Knows the vision transformers of open_clip, timm and transformers, also inside another
+    module, as the vision tower of a CLIP model is; a module of your own without any of these gets every
     `nn.MultiheadAttention` in it modulated. Poolers and text towers stay as they are.
 
     All parameters keep their names and `alpha` and `beta` join them at each attention. A checkpoint of the original
-    model loads with `strict=True` and leaves them alone. Without a mask the original code runs.
+    model loads with `strict=True` and leaves them alone. A checkpoint with some of them, such as a file that stores a
+    shared pair once, has missing keys: `safetensors.torch.load_model` reads it into a model that shares the pair, too.
+    `save_pretrained` of transformers writes the strengths, but `from_pretrained` loses them, because it builds the
+    original model: call `modulate` on it, then `load_weights(model, folder / "model.safetensors")`. Without a mask the
+    original code runs.
 
     The mask, Bool "batch tokens" with the prefix tokens first
     (see [`token_foreground`][stmi_layers.foreground.token_foreground]), is an argument of every block:
@@ -90,8 +94,7 @@ def modulate(
     """
     if any(isinstance(module, Modulated) for module in model.modules()):
         raise ValueError("model is modulated already; unmodulate(model) first")
-    if share not in ("layer", "head", "model"):
-        raise ValueError(f'share must be "layer", "head" or "model"; received {share!r}')
+    check_choice("share", share, get_args(Share))
     if not (math.isfinite(alpha) and math.isfinite(beta)):
         raise ValueError(f"alpha and beta must be finite numbers; received alpha={alpha}, beta={beta}")
     blocks, attentions, classes = _attentions(model)
@@ -107,6 +110,7 @@ def modulate(
         attention.perturbation = perturbations[index].train(attention.training)
         for module in {block, attention}:
             module.__class__ = classes.get(type(module), type(module))
+    model.register_load_state_dict_pre_hook(_report_partial_strengths)
     return model
 
 
@@ -127,52 +131,30 @@ def unmodulate(model: Model) -> Model:
     for module in model.modules():
         if isinstance(module, Modulated):
             del module.alpha, module.beta, module.perturbation, module.follows
+        hooks = module._load_state_dict_pre_hooks
+        for key in [key for key, hook in hooks.items() if getattr(hook, "hook", None) is _report_partial_strengths]:
+            del hooks[key]
         module.__class__ = getattr(type(module), "unmodulated", type(module))  # pyright: ignore[reportAttributeAccessIssue]
     return model
 
 
-def parameter_groups(model: nn.Module, *, backbone: nn.Module | None = None) -> dict[str, list[nn.Parameter]]:
-    """Split the parameters for an optimiser: pretrained weights, modulation strengths, everything new.
+def _report_partial_strengths(
+    model: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    *_: object,
+) -> None:
+    """Report the strengths that a checkpoint with some of them lacks: a file may hold a shared pair once.
 
-    Adapters and prompts are new, wherever they stand.
-
-    Args:
-        model: a modulated model, or a whole system around one.
-        backbone: the module whose parameters are pretrained; by default the known vision transformers in `model`, or
-            `model` itself when it holds none.
-
-    Returns:
-        Lists under "backbone", "strengths" and "rest". Each parameter of `model` is in exactly one of them, also when
-        modules share it; a list may be empty.
-
-    Examples:
-        >>> system = nn.Sequential(modulate(nn.MultiheadAttention(8, 2)), nn.Linear(8, 4))
-        >>> groups = parameter_groups(system, backbone=system[0])
-        >>> {name: len(parameters) for name, parameters in groups.items()}
-        {'backbone': 4, 'strengths': 2, 'rest': 2}
-        >>> rates = {"backbone": 5e-6, "strengths": 1e-3, "rest": 3.5e-4}
-        >>> optimizer = torch.optim.Adam([{"params": groups[name], "lr": rates[name]} for name in groups])
+    A checkpoint without any is that of the original model, and leaves them alone.
     """
-    strengths = {
-        id(strength)
-        for module in model.modules()
-        if isinstance(module, Modulated | SegmentationModulatedAttention)
-        for strength in (module.alpha, module.beta)
-        if strength is not None
-    }
-    towers = [backbone] if backbone is not None else _pretrained(model)
-    added = added_names(model)
-    new = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in added}
-    pretrained = {id(parameter) for tower in towers for parameter in tower.parameters()} - new
-    groups: dict[str, list[nn.Parameter]] = {"backbone": [], "strengths": [], "rest": []}
-    for parameter in model.parameters():
-        known = "backbone" if id(parameter) in pretrained else "rest"
-        groups["strengths" if id(parameter) in strengths else known].append(parameter)
-    return groups
-
-
-def _pretrained(model: nn.Module) -> list[nn.Module]:
-    return find_towers(model) or [model]
+    names = [f"{prefix}{name}" for name in strengths_of(model)]
+    absent = [name for name in names if name not in state_dict]
+    if len(absent) < len(names):
+        missing_keys.extend(absent)
 
 
 def _attentions(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], Classes]:

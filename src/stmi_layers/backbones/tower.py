@@ -1,7 +1,7 @@
 """What the towers of all libraries share: the face they show to `TokenBackbone`, and steps of their forward pass."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ Grid = tuple[int, int]
 Colour = tuple[float, ...]
 
 
+@runtime_checkable
 class Tower(Protocol):
     """A vision transformer as tokens in and out: a module that holds the library's `model`."""
 

@@ -1,4 +1,4 @@
-"""Pretrained weights for a model already built, with an account of what became of every tensor."""
+"""Pretrained weights for a model already built, with a report on every tensor."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,19 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stmi_layers.attention import SegmentationModulatedAttention
 from stmi_layers.backbones.adapted import added_names
-from stmi_layers.backbones.modulated import Modulated
+from stmi_layers.backbones.parameters import strengths_of
 from stmi_layers.backbones.positions import GRID_NAME, position_grids, resize_positions, square_grid
 from stmi_layers.backbones.weight_files import read_weight_file
-
-# What Dinov2 is called in files -> in memory, since transformers 5.
-RENAMED = {
-    "attention.attention.query": "attention.q_proj",
-    "attention.attention.key": "attention.k_proj",
-    "attention.attention.value": "attention.v_proj",
-    "attention.output.dense": "attention.o_proj",
-}
+from stmi_layers.backbones.weight_names import match_names
 
 
 @dataclass(frozen=True)
@@ -64,15 +56,17 @@ def load_weights(
     path: Path | str,
     *,
     old_grid: tuple[int, int] | None = None,
+    prefix: str | None = None,
     trust_pickle: bool = False,
 ) -> LoadReport:
     """Load a pretrained file into a vision transformer, a text tower or a whole CLIP model.
 
-    Understood are OpenAI's TorchScript archives, safetensors files and torch files, the latter also as checkpoints with
-    the weights under `state_dict`, `model` or `module`. A prefix common to the names, such as `module.` or `visual.`,
-    is dropped: of all that occur, the one that leaves the most names of the model found, and the shortest of equals.
-    Position embeddings of another image size are [resized][stmi_layers.backbones.resize_positions]; numbers
-    are converted to the dtype of the model. The model is changed only when everything fits.
+    Reads OpenAI's TorchScript archives, safetensors files and torch files, the latter also as checkpoints with the
+    weights under `state_dict`, `model` or `module`. A prefix common to the names, such as `module.` or `visual.`, is
+    dropped: of all that occur, the one under which most tensors of the model are found. What `torch.compile`, FSDP and
+    `checkpoint_wrapper` add to the names of single blocks is dropped, too. Position embeddings of another image size
+    are [resized][stmi_layers.backbones.resize_positions]; numbers are converted to the dtype of the model. The model is
+    changed only when everything fits.
 
     No code from the file is run. Only a torch file can ask for that, with `trust_pickle`. Without it the promise rests,
     for torch files, on torch's own `weights_only`, whose loader had a memory-safety flaw before torch 2.10: from
@@ -83,21 +77,24 @@ def load_weights(
             before it is wrapped in [`TokenBackbone`][stmi_layers.backbones.TokenBackbone]; for a file that
             `TokenBackbone` saved, bare or wrapped.
         path: the file.
-        old_grid: rows and columns of patches of the images the file was trained with. By default what the file tells,
-            as those of `TokenBackbone` do, else a square: an error when the number of patches is none, or that of
-            `model`, whose grid is not square. 16 x 8 and 8 x 16 cannot be told apart.
+        old_grid: rows and columns of patches of the images the file was trained with. If None: the grid stored in the
+            file (files saved by `TokenBackbone` have it), otherwise a square grid. Required when the patch count is not
+            a square, or equals that of a non-square `model`, because 16 x 8 and 8 x 16 look alike.
+        prefix: prefix of the names in the file, such as `"teacher.backbone."`. Required when a file holds the model
+            more than once: student and teacher, or a tower per modality. None looks for it.
         trust_pickle: read a torch file that holds more than tensors. Doing so can run any code: only for files from
             people you would take a program from.
 
     Returns:
-        The account. Names it calls missing are what `modulate` and `adapt` add; all else must be in the file.
+        The report. Names it calls missing are what `modulate` and `adapt` add; everything else must be in the file.
 
     Raises:
         FileNotFoundError: when there is no such file.
         ImportError: when it is a safetensors file and safetensors is not installed.
-        ValueError: when the file cannot be read, a name is missing or has another shape, the old grid is needed or does
-            not fit, parameters that `model` shares have several values in the file, or the weights were trained with
-            another activation: OpenAI's with QuickGELU.
+        ValueError: when the file cannot be read, a name is missing or has another shape, several prefixes fit equally
+            well, the old grid is needed or does not fit, parameters that `model` shares have several values in the
+            file, some strengths are in the file and others are not, or the weights were trained with another
+            activation: OpenAI's with QuickGELU.
 
     Examples:
         >>> import tempfile, torch
@@ -115,11 +112,10 @@ def load_weights(
     state = model.state_dict()
     # The grid of a TokenBackbone is no weight: it stays that of the model, and its positions are fitted to it here.
     own = {name: tensor for name, tensor in state.items() if not _is_grid(name)}
-    prefix = _common_prefix(own, file.tensors)
-    in_file = {_in_memory(name.removeprefix(prefix), own): name for name in file.tensors if name.startswith(prefix)}
+    prefix, in_file = match_names(own, file.tensors, prefix, path)
     weights = {name: file.tensors[in_file[name]] for name in own if name in in_file}
     missing = tuple(name for name in own if name not in weights)
-    _refuse_missing(set(missing) - _added(model), own, path)
+    _refuse_missing(set(missing) - set(strengths_of(model)) - added_names(model), own, path)
     resized = {}
     for name, new_grid in position_grids(model).items():
         if weights[name].ndim != own[name].ndim:
@@ -130,43 +126,27 @@ def load_weights(
             resized[name] = (grid, new_grid)
     _refuse_other_shapes(weights, own, path)
     _refuse_several_values(weights, model, path)
-    model.load_state_dict({**state, **weights})
+    model.load_state_dict({**state, **weights, **_shared_strengths(weights, model, path)})
     used = {in_file[name] for name in weights}
     unexpected = tuple(name for name in file.tensors if name not in used and not _is_grid(name))
     return LoadReport(path, file.kind, prefix, tuple(weights), resized, missing, unexpected, activation)
 
 
-def _common_prefix(own: Iterable[str], names: Iterable[str]) -> str:
-    own, names, prefixes = set(own), set(names), {""}
-    for name in names:
-        parts = name.split(".")
-        prefixes |= {".".join(parts[:count]) + "." for count in range(1, len(parts))}
-    # Sorted, so that the choice among equals does not depend on the order of a set.
-    return max(sorted(prefixes), key=lambda prefix: (sum(prefix + name in names for name in own), -len(prefix)))
+def _shared_strengths(weights: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Return the values of strengths that the file stores under another name of the same parameter."""
+    strengths = strengths_of(model)
+    stored = {id(strength): weights[name] for name, strength in strengths.items() if name in weights}
+    lacking = [name for name, strength in strengths.items() if id(strength) not in stored]
+    if stored and lacking:
+        raise ValueError(
+            f"{path} holds strengths, but not {_shorten(lacking)}: modulate the model as it was for this file, "
+            'with the same layers and share (a file of share="model" may store its pair once)'
+        )
+    return {name: stored[id(strength)] for name, strength in strengths.items() if name not in weights and stored}
 
 
 def _is_grid(name: str) -> bool:
     return name.rpartition(".")[2] == GRID_NAME
-
-
-def _in_memory(name: str, own: Iterable[str]) -> str:
-    """The name under which the model holds what the file calls `name`."""
-    for saved, held in RENAMED.items():
-        renamed = name.replace(f".{saved}.", f".{held}.")
-        if name not in own and renamed in own:
-            return renamed
-    return name
-
-
-def _added(model: nn.Module) -> set[str]:
-    """Names of what the layers here add to a model, which no pretrained file has."""
-    strengths = {
-        f"{prefix}.{name}".removeprefix(".")
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, Modulated | SegmentationModulatedAttention)
-        for name in ("alpha", "beta")
-    }
-    return strengths | added_names(model)
 
 
 def _old_grid(

@@ -18,6 +18,7 @@ from torch import Tensor
 from stmi_layers._precision import at_least_float32
 from stmi_layers.kernels import tiled_backward as tiled_backward  # registers the operator of the backward pass
 from stmi_layers.kernels import tiled_short, tiles
+from stmi_layers.kernels.flops import tell_counters
 from stmi_layers.kernels.tiles import Piece, exponentials, new_buffer, pieces, put_rows, take_rows, tile_in, wide_rows
 
 _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -27,6 +28,7 @@ def tiled_attention(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
     """What `modulated_attention` returns, for CPU tensors: one operator to autograd and to `torch.compile`."""
+    tell_counters("tiled_attention")
     return torch.ops.stmi_layers.tiled_attention(query, key, value, foreground, alpha, beta, scale)[0]
 
 

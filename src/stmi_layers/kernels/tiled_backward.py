@@ -13,9 +13,10 @@ from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
 from stmi_layers.kernels import tiled_short, tiles
+from stmi_layers.kernels.refuse import refuse_second_derivative
 from stmi_layers.kernels.tiles import (
     Piece,
-    add_to_extrema,
+    modulation_backward,
     new_buffer,
     pieces,
     put_rows,
@@ -83,17 +84,11 @@ def _shapes(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: obj
     return of_query, of_key, of_value, of_alpha, of_beta
 
 
-def _refuse_second_derivative(*_: object) -> None:
-    raise NotImplementedError(
-        'tiled attention has no second derivative: call modulated_attention with implementation="dense"'
-    )
-
-
 _NAME = "stmi_layers::tiled_attention_backward"
 torch.library.define(_NAME, torch.library.infer_schema(_differentiate, mutates_args=()))
 torch.library.impl(_NAME, "cpu", _differentiate)
 torch.library.register_fake(_NAME, _shapes)
-torch.library.register_autograd(_NAME, _refuse_second_derivative)
+torch.library.register_autograd(_NAME, refuse_second_derivative("tiled"))
 
 
 def _add_background(to: _Vectors, vectors: _Vectors, incoming: Tensor, attended: Tensor, normaliser: Tensor) -> None:
@@ -125,15 +120,10 @@ def _add_foreground(to: _Vectors, vectors: _Vectors, incoming: Tensor, piece: Pi
         to.values[head].baddbmm_(weights.mT, gradient)
         torch.bmm(gradient, values[head].mT, out=delta)
         softmax_backward(delta, weights)
-        scratch = weights
-        of_constant = torch.mul(delta, modulation.outward, out=scratch).sum(dim=-1, keepdim=True)
-        of_background = scratch.mul_(logits).sum(dim=(1, 2))
-        of_all = torch.mul(delta, logits, out=scratch).sum(dim=(1, 2))
-        of_alpha[head] -= (of_constant * maximum).sum(dim=(1, 2)) + of_all - of_background
-        of_beta[head] += (of_constant * minimum).sum(dim=(1, 2)) - of_background
-        delta.mul_(modulation.slope)
-        add_to_extrema(delta, logits, maximum, -modulation.alpha * of_constant, scratch)
-        add_to_extrema(delta, logits, minimum, modulation.beta * of_constant, scratch)
+        both = 1 - modulation.outward
+        to_strengths = modulation_backward(delta, logits, (maximum, minimum), modulation, both, scratch=weights)
+        of_alpha[head] += to_strengths[0]
+        of_beta[head] += to_strengths[1]
         to_rows.copy_(torch.bmm(delta, keys[head]))
         to.keys[head].baddbmm_(delta.mT, rows)
     return of_alpha, of_beta

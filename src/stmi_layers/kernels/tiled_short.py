@@ -28,7 +28,7 @@ class Pairs:
         self.alpha, self.beta = (scale * strength[:, None, None] for strength in (alpha, beta))
 
     def of(self, part: slice) -> tuple[tiles.Modulation, Tensor]:
-        """Of some samples; and samples 1 tokens tokens, 1 where row and column are in the foreground, else 0."""
+        """Return the modulation of a slice of samples, and a mask: 1 where row and column are in the foreground."""
         foreground = self.foreground[part]
         both = foreground * foreground.mT
         slope = (both * (self.beta - self.alpha)).add_(self.scale - self.beta)
@@ -83,15 +83,9 @@ def differentiate(
         _put_product(to_value[part], weights.flatten(0, 1).mT, incoming)
         torch.bmm(incoming, values.mT, out=delta.flatten(0, 1))
         tiles.softmax_backward(delta, weights)
-        scratch = weights
-        of_constant = torch.mul(delta, modulation.outward, out=scratch).sum(dim=-1, keepdim=True)
-        products = torch.mul(delta, logits, out=scratch)
-        of_all, of_both = products.sum(dim=(0, 2, 3)), products.mul_(both).sum(dim=(0, 2, 3))
-        to_alpha -= (of_constant * maximum).sum(dim=(0, 2, 3)) + of_both
-        to_beta += (of_constant * minimum).sum(dim=(0, 2, 3)) - (of_all - of_both)
-        delta.mul_(modulation.slope)
-        tiles.add_to_extrema(delta, logits, maximum, -modulation.alpha * of_constant, scratch)
-        tiles.add_to_extrema(delta, logits, minimum, modulation.beta * of_constant, scratch)
+        of_strengths = tiles.modulation_backward(delta, logits, (maximum, minimum), modulation, both, scratch=weights)
+        to_alpha += of_strengths[0]
+        to_beta += of_strengths[1]
         of_logits = delta.flatten(0, 1)
         to_query[part] = torch.bmm(of_logits, keys).unflatten(0, (-1, heads)).transpose(1, 2)
         _put_product(to_key[part], of_logits.mT, rows)

@@ -136,6 +136,37 @@ def softmax_backward(gradient: Tensor, weights: Tensor) -> None:
     torch.ops.aten._softmax_backward_data.out(gradient, weights, -1, gradient.dtype, grad_input=gradient)
 
 
+def modulation_backward(
+    delta: Tensor,
+    logits: Tensor,
+    extrema: tuple[Tensor, Tensor],
+    modulation: Modulation,
+    both: Tensor,
+    scratch: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Turn the gradient of modulated logits into that of the logits, in place; return those of the strengths per head.
+
+    Args:
+        delta: gradient of the modulated logits, (..., heads rows tokens).
+        logits: logits before the modulation, of the same shape.
+        extrema: maximum and minimum of every row.
+        modulation: slopes and constants.
+        both: 1 where row and column are in the foreground, else 0; broadcasts with the logits.
+        scratch: room of the same shape, overwritten.
+    """
+    maximum, minimum = extrema
+    others = [axis for axis in range(delta.dim()) if axis != delta.dim() - 3]
+    of_constant = torch.mul(delta, modulation.outward, out=scratch).sum(dim=-1, keepdim=True)
+    products = torch.mul(delta, logits, out=scratch)
+    of_all, of_both = products.sum(dim=others), products.mul_(both).sum(dim=others)
+    of_alpha = -(of_constant * maximum).sum(dim=others) - of_both
+    of_beta = (of_constant * minimum).sum(dim=others) - (of_all - of_both)
+    delta.mul_(modulation.slope)
+    add_to_extrema(delta, logits, maximum, -modulation.alpha * of_constant, scratch)
+    add_to_extrema(delta, logits, minimum, modulation.beta * of_constant, scratch)
+    return of_alpha, of_beta
+
+
 def add_to_extrema(delta: Tensor, logits: Tensor, extremum: Tensor, gradient: Tensor, scratch: Tensor) -> None:
     """Add the gradient of the extremum of each row to that of the logits which reach it, evenly where several do."""
     reached = torch.eq(logits, extremum, out=scratch)

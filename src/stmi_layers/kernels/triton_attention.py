@@ -11,6 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from stmi_layers.kernels.flops import tell_counters
+from stmi_layers.kernels.refuse import refuse_second_derivative
+
 HEAD_DIMS = (32, 64, 128)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -54,6 +57,7 @@ def triton_modulated_attention(
         received = f"query {query.dtype} on {query.device} with head_dim {query.shape[-1]}, triton "
         raise ValueError(f"{rule}; received {received}{'installed' if INSTALLED else 'missing'}")
     alpha, beta = (strength.float().expand(query.shape[1]) for strength in (alpha, beta))
+    tell_counters("triton_attention")
     return _attend(query, key, value, foreground, alpha, beta, scale)[0]
 
 
@@ -77,7 +81,7 @@ def _attend(
         return forward(query, key, value, foreground, alpha, beta, scale)
 
 
-@_attend.register_fake
+@torch.library.register_fake("stmi_layers::triton_attention")
 def _(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -111,7 +115,7 @@ def _attend_backward(
         return backward(grad_output, query, key, value, output, normalizers, order, counts, alpha, beta, scale)
 
 
-@_attend_backward.register_fake
+@torch.library.register_fake("stmi_layers::triton_attention_backward")
 def _(
     grad_output: Tensor,
     query: Tensor,
@@ -140,4 +144,5 @@ def _differentiate(ctx, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor 
     return *grads[:3], None, *grads[3:], None
 
 
-_attend.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd("stmi_layers::triton_attention", _differentiate, setup_context=_save)
+torch.library.register_autograd("stmi_layers::triton_attention_backward", refuse_second_derivative("triton"))

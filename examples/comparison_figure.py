@@ -1,0 +1,93 @@
+"""The picture of a comparison: a panel per group of numbers, bars for variants and lines for a sweep."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from examples.comparison_table import Result, values_of
+
+COLORS = ("#4575b4", "#f46d43", "#1a9850", "#984ea3")
+
+
+def draw(
+    rows: dict[str, list[Result]],
+    panels: Sequence[Sequence[str]],
+    path: Path,
+    *,
+    title: str,
+    axis: str,
+    sweep: bool,
+) -> list[Path]:
+    """Write PNG and SVG: mean and standard deviation of every number, and a dot for every seed.
+
+    Args:
+        rows: the results of the seeds by label.
+        panels: the columns each panel shows.
+        path: of the figure, without suffix.
+        title: above it.
+        axis: what the labels are.
+        sweep: the labels are numbers.
+    """
+    across = (
+        (6.4 if len(panels) == 1 else 4.6)
+        if sweep
+        else min(9.5, max(5.5, 1.5 + 0.55 * len(rows) * max(map(len, panels))))
+    )
+    figure = Figure(figsize=(across * len(panels) + 0.4, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    for panel, columns in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        present = [column for column in columns if any(values_of(column, runs) for runs in rows.values())]
+        for index, column in enumerate(present):
+            of_label = {label: values_of(column, runs) for label, runs in rows.items()}
+            color = COLORS[index % len(COLORS)]
+            if sweep:
+                _line(panel, of_label, column, color)
+            else:
+                _bars(panel, of_label, column, color, index, len(present))
+        # Room for the legend above the highest bar.
+        room = (0, 1.2 * panel.get_ylim()[1])
+        panel.set(xlabel=axis, ylabel="percent" if "mAP" in columns else "", ylim=room)
+        panel.grid(axis="y", color="#dddddd", linewidth=0.7)
+        panel.set_axisbelow(True)
+        if not sweep:
+            long = 0.1 * sum(map(len, rows)) > 0.8 * across
+            panel.set_xticks(range(len(rows)), list(rows))
+            panel.tick_params(axis="x", rotation=15 if long else 0)
+        panel.legend(fontsize=8, loc="best")
+    # Names of parts and the date would otherwise differ from one drawing to the next.
+    with mpl.rc_context({"svg.hashsalt": "stmi"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+    return [path.with_suffix(".png"), path.with_suffix(".svg")]
+
+
+def _line(panel: Axes, of_label: dict[str, list[float]], column: str, color: str) -> None:
+    places = range(len(of_label))
+    means, deviations = _statistics(of_label)
+    panel.errorbar(places, means, deviations, color=color, marker="o", markersize=4, capsize=3, label=column)
+    panel.set_xticks(places, list(of_label))
+    _dots(panel, of_label, 0.0, color)
+
+
+def _bars(panel: Axes, of_label: dict[str, list[float]], column: str, color: str, index: int, count: int) -> None:
+    width = 0.8 / count
+    shift = (index - (count - 1) / 2) * width
+    means, deviations = _statistics(of_label)
+    places = [place + shift for place in range(len(of_label))]
+    panel.bar(places, means, 0.92 * width, yerr=deviations, capsize=3, color=color, alpha=0.75, label=column)
+    _dots(panel, of_label, shift, color)
+
+
+def _dots(panel: Axes, of_label: dict[str, list[float]], shift: float, color: str) -> None:
+    points = [(place + shift, value) for place, values in enumerate(of_label.values()) for value in values]
+    panel.scatter(*zip(*points, strict=True), s=9, color=color, edgecolors="white", linewidths=0.5, zorder=3)
+
+
+def _statistics(of_label: dict[str, list[float]]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation by label, not a number where there is no value."""
+    means = [statistics.mean(values) if values else float("nan") for values in of_label.values()]
+    return means, [statistics.stdev(values) if len(values) > 1 else 0.0 for values in of_label.values()]

@@ -1,0 +1,1 @@
+"""Tools that make or check data: inspection, masks, captions, the synthetic set."""

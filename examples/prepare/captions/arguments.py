@@ -1,0 +1,109 @@
+"""What `python -m examples.prepare.captions` can be told."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.prepare.captions.endpoint import AnswerFormat
+from stmi_layers.training.splits import MissingModality
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Where the images are, what to ask about them, and whom."""
+
+    data: Path
+    """A set in any layout the trainer reads; the captions go to DATA/text/<split>.json."""
+    split: str = "train"
+    """Split to describe."""
+    modalities: tuple[str, ...] = ("RGB", "NI", "TI")
+    """Modalities to read; each is asked about alone, then all together."""
+    missing_modality: MissingModality = "error"
+    """What to do about an item whose image is missing in some modality; "absent" describes what is there."""
+    damaged: Literal["error", "skip"] = "error"
+    """What to do about files that cannot be decoded; skipped ones are named."""
+    limit: int = 0
+    """Ask about so many items only, the first, to see what it costs; 0 for all."""
+    overwrite: bool = False
+    """Replace captions that this command has not written."""
+
+    schema: str = "persons"
+    """persons, vehicles, or a TOML or JSON file with a table of attributes (see schema.py)."""
+    number_plates: bool = False
+    """Ask for number plates and let them into the captions. Otherwise the model is told to write none, and what looks
+    like one is left out; the raw answers stay as they came."""
+    min_confidence: float = 0.0
+    """Values of less confidence count as unknown."""
+    again: tuple[Literal["refused", "invalid", "partial"], ...] = ()
+    """Ask these anew, once more each; their former answers stay in the file."""
+
+    base_url: str = ""
+    """Address of an OpenAI-compatible server. The images are sent there, so there is no default, and OPENAI_BASE_URL is
+    not read. The key is OPENAI_API_KEY."""
+    model: str = ""
+    """Name of the model on that server."""
+    local: Path | None = None
+    """Folder of a vision-language model for transformers, instead of a server."""
+    device: str = "cpu"
+    """Where the local model runs."""
+    max_tokens: int = 1024
+    """Tokens that the local model may write per answer."""
+
+    height: int = 384
+    """Pixels of height at which images are shown."""
+    threads: int = 4
+    """Questions under way at a time."""
+    per_minute: float = 0.0
+    """Requests a minute, repeated ones too; 0 for no limit."""
+    timeout: float = 60.0
+    """Seconds until an attempt counts as failed."""
+    attempts: int = 6
+    """Attempts per request; the waits between them double from `backoff` up to a minute."""
+    backoff: float = 1.0
+    """Seconds before the second attempt."""
+    max_wait: float = 300.0
+    """Longest Retry-After, in seconds, that is obeyed; a longer one ends the run."""
+    answer_format: AnswerFormat = "json_schema"
+    """What the server can hold the model to."""
+    fields: str = '{"temperature": 0}'
+    """Further fields of every request, as JSON: {"max_tokens": 800}."""
+    input_price: float = 0.0
+    """Price of a million tokens read."""
+    output_price: float = 0.0
+    """Price of a million tokens written."""
+
+    def __post_init__(self) -> None:
+        if (self.local is None) == (not self.base_url):
+            raise ValueError("give either --base-url, the server the images may be sent to, or --local, a folder")
+        if self.base_url and not self.base_url.startswith(("http://", "https://")):
+            raise ValueError(f"--base-url must begin with http:// or https://; received {self.base_url!r}")
+        if self.base_url and not self.model:
+            raise ValueError("--base-url needs --model, the name of a model on that server")
+        if not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence must lie in [0, 1]; received {self.min_confidence}")
+        for name, least in {"threads": 1, "attempts": 1, "height": 1, "max_tokens": 1, "limit": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; received {getattr(self, name)}")
+        for name in ("per_minute", "backoff", "max_wait", "input_price", "output_price"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; received {getattr(self, name)}")
+        if self.timeout <= 0:
+            raise ValueError(f"timeout must be positive; received {self.timeout}")
+
+
+def read_fields(text: str) -> dict[str, Any]:
+    """Further fields of a request.
+
+    Raises:
+        ValueError: when it is no JSON object, or sets what the command sets itself.
+    """
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"fields must be a JSON object; received {text!r} ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"fields must be a JSON object; received {text!r}")
+    if taken := sorted({"model", "messages", "response_format", "stream", "n"}.intersection(fields)):
+        raise ValueError(f"fields must leave {', '.join(taken)} to this command")
+    return fields

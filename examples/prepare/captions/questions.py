@@ -1,0 +1,160 @@
+"""What a model is shown and asked: every modality of an item alone, then all of them side by side."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image
+
+from examples.prepare.captions.answers import MAX_WORDS, is_refusal
+from examples.prepare.captions.schema import NONE, Schema
+from stmi_layers.training.record import Item, Panel, Source, path_of, read_image
+
+COMPOSITE = "composite"
+GAP = 8  # white pixels between the images of a composite
+BANDS = {
+    "RGB": "visible light, in colour",
+    "NI": "near infrared, where brightness says nothing about colour",
+    "NIR": "near infrared, where brightness says nothing about colour",
+    "TI": "thermal infrared, where bright is warm and nothing says colour",
+    "TIR": "thermal infrared, where bright is warm and nothing says colour",
+}
+
+
+class Question(NamedTuple):
+    """One view of an item, and what is asked about it.
+
+    Attributes:
+        item: name of the item.
+        view: a modality, or `composite`.
+        images: the files, or panels of a file, of the view, from left to right.
+        prompt: the question in words.
+        key: equal for equal questions: same item, view, prompt, model, size and content of the files.
+    """
+
+    item: str
+    view: str
+    images: tuple[Source, ...]
+    prompt: str
+    key: str
+
+
+class Request(NamedTuple):
+    """A question as it is sent: words, one image, and, the second time, the first answer and what was wrong with it."""
+
+    prompt: str
+    image: Image.Image
+    correction: tuple[str, str] | None = None
+
+
+class Reply(NamedTuple):
+    """What came back.
+
+    Attributes:
+        text: the answer as the model wrote it.
+        refusal: why the model or its filter declined; empty when it did not.
+        finish: why the model stopped; "length" means that the answer was cut.
+        model: who answered, in the words of the server.
+        prompt_tokens: tokens read, None when the server does not say.
+        completion_tokens: tokens written, None when the server does not say.
+        failures: failed attempts before this one, by kind.
+    """
+
+    text: str
+    refusal: str = ""
+    finish: str = "stop"
+    model: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    failures: dict[str, int] = {}  # noqa: RUF012 - never changed
+
+    @property
+    def declined(self) -> bool:
+        """Whether the model refused, in so many words or through its filter."""
+        return bool(self.refusal) or self.finish == "content_filter" or is_refusal(self.text)
+
+
+def ask_about(item: Item, modalities: Sequence[str], schema: Schema, *, model: str, height: int) -> list[Question]:
+    """The questions of an item: one per modality it has, and the composite when it has several.
+
+    Raises:
+        ValueError: when a modality is called `composite`.
+    """
+    if COMPOSITE in modalities:
+        raise ValueError(f"a modality cannot be called {COMPOSITE!r}: that is the view of all of them")
+    present = {name: source for name, source in zip(modalities, item.images, strict=True) if source is not None}
+    views = {name: (name,) for name in present} | ({COMPOSITE: tuple(present)} if len(present) > 1 else {})
+    contents = {name: _digest(source) for name, source in present.items()}
+    questions = []
+    for view, names in views.items():
+        sources = tuple(present[name] for name in names)
+        prompt = write_prompt(schema, names)
+        parts = (item.name, view, prompt, model, str(height), *(contents[name] for name in names))
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+        questions.append(Question(item.name, view, sources, prompt, key))
+    return questions
+
+
+def _digest(source: Source) -> str:
+    panel = source[1:] if isinstance(source, Panel) else ()
+    return hashlib.sha256(path_of(source).read_bytes() + repr(panel).encode()).hexdigest()
+
+
+def write_prompt(schema: Schema, modalities: Sequence[str]) -> str:
+    """The question about one image, or about several side by side."""
+    bands = [f"{name} ({BANDS[name]})" if name in BANDS else name for name in modalities]
+    shown = f"The image shows one {schema.subject}, taken in {bands[0]}."
+    if len(bands) > 1:
+        shown = (
+            f"The image shows the same {schema.subject} {len(bands)} times side by side, taken at one moment in "
+            f"different spectral bands; from left to right: {'; '.join(bands)}. Use them together."
+        )
+    lines = []
+    for attribute in schema.attributes:
+        kind = "an adjective or a name" if attribute.role == "adjective" else "a noun, with what belongs to it"
+        kind = f"one of: {', '.join(attribute.options)}" if attribute.options else f"{kind}; at most {MAX_WORDS} words"
+        lines.append(f"- {attribute.name}: {attribute.meaning} ({kind})")
+    plates = any(attribute.number_plate for attribute in schema.attributes)
+    return "\n".join(
+        [
+            shown,
+            f"Describe the {schema.subject} by these attributes:",
+            *lines,
+            "Answer with JSON alone, as in this example:",
+            '{"attributes": [{"attribute": "colour", "value": "dark red", "confidence": 0.8}]}',
+            "Every attribute of the list is there once. confidence is between 0 and 1 and says how certain you are.",
+            f"value is null when you cannot tell, and {NONE!r} when you see that there is no such thing.",
+            "Values are lower case, without an article, except for proper names.",
+            *([] if plates else ["Never write down a number plate or a part of one."]),
+        ]
+    )
+
+
+def write_correction(problems: Sequence[str], *, cut: bool) -> str:
+    """The second question, which names what was wrong with the first answer."""
+    found = ["the answer was cut before its end; be brief", *problems] if cut else problems
+    return "That answer cannot be used:\n" + "\n".join(f"- {one}" for one in found) + "\nAnswer again, in full."
+
+
+def compose(images: Sequence[Source], *, height: int) -> Image.Image:
+    """The images side by side, each scaled to `height` pixels, a white gap between them."""
+    scaled = []
+    for source in images:
+        image = read_image(source).convert("RGB")
+        width = max(1, round(image.width * height / image.height))
+        scaled.append(image.resize((width, height), Image.Resampling.BICUBIC))
+    total = sum(image.width for image in scaled) + GAP * (len(scaled) - 1)
+    composite, left = Image.new("RGB", (total, height), "white"), 0
+    for image in scaled:
+        composite.paste(image, (left, 0))
+        left += image.width + GAP
+    return composite
+
+
+def data_url(image: Image.Image) -> str:
+    """The image as JPEG inside a URL, as chat-completions servers take it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,42 @@
+"""One foreground mask per item, with SAM 2, or with a fallback that says it is one."""
+
+from dataclasses import replace
+from typing import Any
+
+from examples import cli as command
+from examples.prepare.masks.files import read_note
+from examples.prepare.masks.make import Settings, build, check, plan, run
+from examples.prepare.masks.report import rank_doubtful, read_entries, table, write_report
+from examples.prepare.masks.sheet import draw_sheet
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    """Make what is missing; write `<folder>_report.json`, and `<folder>_doubtful.png` where there are doubts."""
+    check(settings)
+    if settings.out is not None and settings.out.resolve() == settings.data.resolve():
+        settings = replace(settings, out=None)  # however it is spelled, these are the masks of the data set
+    segmenter, method = build(settings)
+    print(f"masks by {method}")
+    tasks = plan(settings, method)
+    given = sum(task.state == "given" for task in tasks)
+    lost = sum(task.state == "made" and task.path.is_file() and read_note(task.path) is None for task in tasks)
+    if given:
+        print(f"{given} masks were made elsewhere and are kept; --overwrite all would replace them, for good")
+    if lost:
+        print(f"{lost} masks that were made elsewhere are replaced, as --overwrite all asks for")
+    run(tasks, segmenter, method, settings)
+    entries = read_entries(tasks, settings)
+    out = settings.out or settings.data
+    report = write_report(out / f"{settings.folder}_report.json", entries, settings, method)
+    print(table(report))
+    sheet = out / f"{settings.folder}_doubtful.png"
+    worst = rank_doubtful(entries)[: settings.sheet]
+    if worst:
+        print(f"the {len(worst)} most doubtful: {draw_sheet(sheet, worst, f'Doubtful masks, by {method}')}")
+    else:
+        sheet.unlink(missing_ok=True)
+    return report
+
+
+if __name__ == "__main__":
+    command.run(main, Settings, __doc__, prog="python -m examples.prepare.masks")

@@ -1,0 +1,200 @@
+"""From items to masks on disk: what is there is kept, what is missing is made."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from examples.prepare.masks.classical import Classical
+from examples.prepare.masks.files import Note, mask_path, read_note, write_mask
+from examples.prepare.masks.quality import Quality, measure_made
+from examples.prepare.masks.regions import Mask, Probability, clean, stretch, vote
+from examples.prepare.masks.sam2 import Prompt, Sam2
+from examples.stmi.evaluate import choose_device
+from stmi_layers.training.record import Item, read_image
+from stmi_layers.training.splits import check_option, read_split, shorten
+
+VOTE = "vote"
+State = Literal["made", "kept", "given"]
+Segmenter = Callable[[Sequence[Image.Image]], list[Probability]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to make masks of, how, and where to put them."""
+
+    data: tyro.conf.Positional[Path]
+    """The data set, in any layout that the trainer reads."""
+    modalities: tuple[str, ...] = ("RGB", "NI", "TI")
+    """Those to look at."""
+    splits: tuple[str, ...] = ("train", "test")
+    """Those to make masks for; the report covers them."""
+    method: Literal["sam2", "classical"] = "sam2"
+    """SAM 2, which needs --weights; or a fallback by colour and place, which needs nothing and knows nothing."""
+    weights: Path | None = None
+    """Local folder with SAM 2 and its processor; nothing is downloaded."""
+    prompt: Prompt = "composite"
+    """How SAM 2 is asked for the object: nearly the whole image as a box, its centre as a point, or both."""
+    margin: float = 0.05
+    """Share of the sides that the box leaves out at each end."""
+    object_size: float = 0.5
+    """What the fallback expects: 0.5, the object fills the image; 0.2, it is small in the middle."""
+    source: str = VOTE
+    """"vote" of all modalities, or the one whose mask is taken; the others then only tell whether they agree."""
+    out: Path | None = None
+    """Where to write instead of into the data set; masks that are there already are then compared with."""
+    folder: str = "mask"
+    """"mask", common to all modalities, or "mask_<MODALITY>", for one."""
+    overwrite: Literal["none", "own", "all"] = "none"
+    """Masks to make again: those made by this command, or also those that were given, which are then lost."""
+    missing_modality: Literal["error", "absent"] = "error"
+    """An image is missing in a modality: stop; or let the others of the item vote."""
+    damaged: Literal["error", "skip"] = "error"
+    """A file cannot be decoded: stop; or leave its item out, with a warning that names the file."""
+    batch_size: int = 8
+    """Items at a time; each has an image per modality."""
+    device: str = "auto"
+    """Where to compute: "auto" is CUDA when there is one."""
+    sheet: int = 40
+    """Doubtful masks to show in the picture, the most doubtful first."""
+
+
+class Task(NamedTuple):
+    """The mask of one item.
+
+    Attributes:
+        item: what it shows.
+        split: it belongs to.
+        path: of the mask; where it was given, of that file.
+        state: "made" in this run; "kept", made by this command before; "given", by somebody else.
+    """
+
+    item: Item
+    split: str
+    path: Path
+    state: State
+
+
+def check(settings: Settings) -> None:
+    """Raise ValueError for settings that contradict one another or leave their range."""
+    check_option("source", settings.source, (VOTE, *settings.modalities))
+    check_option("folder", settings.folder, ("mask", *(f"mask_{name}" for name in settings.modalities)))
+    if settings.method == "sam2" and settings.weights is None:
+        raise ValueError("method sam2 needs --weights, a local folder with SAM 2; or pass --method classical")
+    if settings.method == "classical" and settings.weights is not None:
+        raise ValueError("weights are of SAM 2 and would be ignored; drop --weights, or --method classical")
+    if not settings.splits or len(set(settings.splits)) < len(settings.splits):
+        raise ValueError(f"splits must be different names, at least one; received {settings.splits}")
+    if settings.batch_size < 1 or settings.sheet < 0:
+        raise ValueError(
+            f"batch_size must be positive, sheet not negative; received {settings.batch_size} and {settings.sheet}"
+        )
+
+
+def build(settings: Settings) -> tuple[Segmenter, str]:
+    """What makes the masks, and its full name, which every mask and every report carries."""
+    device = choose_device(settings.device)
+    if settings.weights is None:
+        segmenter = Classical(object_size=settings.object_size, device=device)
+    else:
+        segmenter = Sam2(settings.weights, prompt=settings.prompt, margin=settings.margin, device=device)
+    names = ", ".join(settings.modalities)
+    modality = f"vote over {names}" if settings.source == VOTE else f"mask of {settings.source}"
+    return segmenter, f"{segmenter.name}; {modality}; largest region, holes filled"
+
+
+def plan(settings: Settings, method: str) -> list[Task]:
+    """All items of all splits, each with what is to happen to its mask.
+
+    Raises:
+        FileNotFoundError: when a split or a modality is not there.
+        ValueError: when files are damaged or missing; when the modality to take is missing; when masks there are
+            would be mixed with others, or hide the new ones.
+    """
+    tasks, strangers = [], []
+    for split in settings.splits:
+        items = read_split(
+            settings.data,
+            split,
+            settings.modalities,
+            missing_modality=settings.missing_modality,
+            missing_caption="none",
+            damaged=settings.damaged,
+        )
+        _refuse_missing_source(items, settings)
+        for item in items:
+            task, note = _plan_item(item, split, settings)
+            tasks.append(task)
+            if task.state == "kept" and note is not None and note.method != method:
+                strangers.append((item.name, note.method))
+    if strangers:
+        raise ValueError(
+            f"{len(strangers)} masks were made in another way: {shorten([name for name, _ in strangers])}\n"
+            f"  there: {strangers[0][1]}\n  asked: {method}\nPass --overwrite own to make them again, or another --out"
+        )
+    return tasks
+
+
+def _plan_item(item: Item, split: str, settings: Settings) -> tuple[Task, Note | None]:
+    place = mask_path(item, settings.folder)
+    path = (settings.out or settings.data) / place.relative_to(settings.data)
+    beside = [mask for mask in item.masks if mask is not None]
+    hiding = [mask for mask in beside if mask.parent.parent == path.parent.parent and mask.parent.name != "mask"]
+    if settings.folder == "mask" and hiding:
+        raise ValueError(
+            f"masks in {hiding[0].parent} are read instead of those in {path.parent}; pass --folder "
+            f"{hiding[0].parent.name} for that modality, or --out to write elsewhere"
+        )
+    there = path if path.is_file() else next((mask for mask in beside if mask.parent == path.parent), None)
+    if there is None:
+        return Task(item, split, path, "made"), None
+    note = read_note(there)
+    if note is None and settings.overwrite != "all":
+        return Task(item, split, there, "given"), None
+    if there != path:
+        raise ValueError(f"{there} would stand beside {path.name}, two masks of one item; move it away first")
+    return Task(item, split, path, "kept" if settings.overwrite == "none" else "made"), note
+
+
+def _refuse_missing_source(items: list[Item], settings: Settings) -> None:
+    if settings.source == VOTE:
+        return
+    index = settings.modalities.index(settings.source)
+    without = [item.name for item in items if item.images[index] is None]
+    if without:
+        raise ValueError(
+            f"source {settings.source!r} is missing in {len(without)} items: {shorten(without)}; pass --source {VOTE}"
+        )
+
+
+def run(tasks: Sequence[Task], segmenter: Segmenter, method: str, settings: Settings) -> None:
+    """Make and write what is to be made, a batch of items at a time."""
+    todo = [task for task in tasks if task.state == "made"]
+    with tqdm(total=len(todo), desc="masks", unit="item", disable=not todo) as progress:
+        for start in range(0, len(todo), settings.batch_size):
+            batch = todo[start : start + settings.batch_size]
+            for task, (mask, quality) in zip(
+                batch, make([task.item for task in batch], segmenter, settings), strict=True
+            ):
+                write_mask(task.path, mask, Note(method, quality))
+                progress.update()
+
+
+def make(items: Sequence[Item], segmenter: Segmenter, settings: Settings) -> Iterator[tuple[Mask, Quality]]:
+    """One mask per item, at the size of the image that it is taken from, or of the first one there is."""
+    images = [[None if source is None else read_image(source) for source in item.images] for item in items]
+    maps = iter(segmenter([image for row in images for image in row if image is not None]))
+    for row in images:
+        found = {name: next(maps) for name, image in zip(settings.modalities, row, strict=True) if image is not None}
+        size = found[next(iter(found)) if settings.source == VOTE else settings.source].shape
+        aligned = {name: stretch(probability, size) for name, probability in found.items()}
+        together = np.stack(list(aligned.values()))
+        used = together if settings.source == VOTE else aligned[settings.source][None]
+        raw = vote(used)
+        mask = clean(raw)
+        yield mask, measure_made(mask, together, raw, used.mean(axis=0))

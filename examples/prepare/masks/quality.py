@@ -1,0 +1,82 @@
+"""What a mask is measured by without knowing the true one, and which measurements make it doubtful."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from examples.prepare.masks.regions import Mask, Probability, clean, frame_border, mean_overlap
+
+LEAST_AREA = 0.02
+MOST_AREA = 0.9
+MOST_BORDER = 0.5
+LEAST_AGREEMENT = 0.5
+LEAST_STABILITY = 0.33
+MOST_REMOVED = 0.25
+SURE = 0.73  # the probability at a logit of 1; SAM's own stability score compares masks at logits of 1 and -1
+UNSURE = 0.27
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Shares in [0, 1]; None where it is not known: of masks made elsewhere only area and border are.
+
+    Attributes:
+        area: of the image that is foreground.
+        border: of the image's outermost pixels that are foreground.
+        agreement: mean intersection over union between the cleaned masks of all pairs of modalities; None with one.
+        stability: area that stays foreground when a probability of 0.73 is asked for, over that with 0.27.
+        removed: of the foreground before cleaning that was not in the largest region.
+    """
+
+    area: float
+    border: float
+    agreement: float | None = None
+    stability: float | None = None
+    removed: float | None = None
+
+
+def measure(mask: Mask) -> Quality:
+    """What a finished mask shows of itself."""
+    return Quality(area=float(mask.mean()), border=float(frame_border(mask).mean()))
+
+
+def measure_made(mask: Mask, probabilities: Probability, raw: Mask, used: Probability) -> Quality:
+    """Everything about a mask that has just been made.
+
+    Args:
+        mask: the cleaned mask.
+        probabilities: of all modalities (modalities, height, width).
+        raw: the mask before it was cleaned.
+        used: the probability map that `raw` comes from: the mean over the modalities, or that of one.
+    """
+    shown = measure(mask)
+    wide = int((used > UNSURE).sum())
+    return Quality(
+        area=shown.area,
+        border=shown.border,
+        agreement=mean_overlap([clean(one > 0.5) for one in probabilities]),
+        stability=float((used > SURE).sum() / wide) if wide else 1.0,
+        removed=float((raw & ~mask).sum() / raw.sum()) if raw.any() else 0.0,
+    )
+
+
+def find_doubts(quality: Quality) -> dict[str, float]:
+    """Why a mask is doubtful, and how strongly, in (0, 1]; nothing when it is not.
+
+    >>> find_doubts(Quality(area=0.3, border=0.1, agreement=0.25))
+    {'modalities disagree': 0.75}
+    """
+    agreement, stability, removed = (
+        default if value is None else value
+        for value, default in ((quality.agreement, 1.0), (quality.stability, 1.0), (quality.removed, 0.0))
+    )
+    doubts = {
+        "empty": float(quality.area == 0),
+        "small": (1 - quality.area / LEAST_AREA) * (0 < quality.area < LEAST_AREA),
+        "fills the image": (quality.area - MOST_AREA) / (1 - MOST_AREA) * (quality.area > MOST_AREA),
+        "touches the border": quality.border * (quality.border > MOST_BORDER),
+        "modalities disagree": (1 - agreement) * (agreement < LEAST_AGREEMENT),
+        "unstable": (1 - stability) * (stability < LEAST_STABILITY),
+        "scattered": removed * (removed > MOST_REMOVED),
+    }
+    return {reason: float(np.round(strength, 6)) for reason, strength in doubts.items() if strength > 0}

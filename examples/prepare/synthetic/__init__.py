@@ -1,0 +1,1 @@
+"""The synthetic set: identities, bodies, scenes and sensors, rendered to folders."""

@@ -1,0 +1,304 @@
+"""Scenes of the procedural set: how they are painted, lit, and seen by three sensors.
+
+A view is painted once, as flat polygons that each carry a material, and then exposed by three sensors that look at it
+from slightly different places:
+
+- RGB sees the visible albedo times the light, which is day, night or glare;
+- NI sees the near-infrared albedo by the sun, or by its own illuminator at night;
+- TI sees temperature and emissivity, whatever the light.
+
+Every function is deterministic in its arguments.
+"""
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from examples.prepare.synthetic.bodies import (
+    HEAT_LEVELS,
+    HEATS,
+    HUES,
+    INK_ALBEDO,
+    INKS,
+    SURFACES,
+    TAG_SIDE,
+    Body,
+    Material,
+    Polygon,
+    Tag,
+)
+
+Array = NDArray[np.floating]
+
+BANDS = ("RGB", "NI", "TI")
+LIGHTS = ("day", "night", "glare")
+SUPERSAMPLING = 2
+MARGIN = 8  # pixels painted around the frame, so that a sensor displaced by parallax still sees something
+SKY = -18.0  # kelvins above the air that a surface reflects where it does not emit
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where the unit box comes to lie in the frame: lengths in pixels, rotation in radians; `mirrored` faces left."""
+
+    centre: tuple[float, float]
+    width: float
+    height: float
+    rotation: float = 0.0
+    shear: float = 0.0
+    mirrored: bool = False
+
+    @cached_property
+    def _matrix(self) -> Array:
+        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
+        scale = np.diag([-self.width if self.mirrored else self.width, self.height])
+        return np.array([[cos, -sin], [sin, cos]]) @ np.array([[1.0, self.shear], [0.0, 1.0]]) @ scale
+
+    def place(self, points: Polygon | Array) -> Array:
+        """Map points of the unit box to pixels of the frame, keeping every area's share of the box."""
+        return (np.asarray(points) - 0.5) @ self._matrix.T + self.centre
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A body in a pose, with tags at points of its unit box; `activity` in [0, 1] is how warmed up it is."""
+
+    body: Body
+    pose: Pose
+    tags: tuple[tuple[tuple[float, float], Tag], ...]
+    activity: float = 0.5
+
+    def tag_pose(self, anchor: tuple[float, float]) -> Pose:
+        """The square that a tag at `anchor` covers."""
+        side = TAG_SIDE * (self.pose.width * self.pose.height) ** 0.5
+        x, y = self.pose.place((anchor,))[0]
+        return Pose((float(x), float(y)), side, side, self.pose.rotation)
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that one item shows: the figure, what stands around it, the light and the sensors' displacement.
+
+    Attributes:
+        size: height and width of the frame in pixels.
+        bystanders: figures of other identities in the background.
+        posters: tags of other identities on background surfaces.
+        place: seed and number of the place in the background.
+        shift: displacement of the place in pixels, from one photograph of it to the next.
+        light: one of LIGHTS.
+        air: temperature in kelvin.
+        parallax: per band, displacement (x, y) of the figure in whole pixels; the background moves half as far.
+        key: seed of clutter, surface grain and sensor noise.
+    """
+
+    size: tuple[int, int]
+    figure: Figure
+    bystanders: tuple[Figure, ...]
+    posters: tuple[tuple[Pose, Tag], ...]
+    place: tuple[int, int]
+    shift: tuple[float, float]
+    light: str
+    air: float
+    parallax: dict[str, tuple[int, int]]
+    key: int
+
+
+def _box(left: float, top: float, right: float, bottom: float, lean: float = 0.0) -> Polygon:
+    return ((left + lean, top), (right + lean, top), (right, bottom), (left, bottom))
+
+
+class Layer(NamedTuple):
+    """Painted polygons: an index into `materials` per subpixel, 0 where nothing was painted."""
+
+    labels: NDArray[np.int32]
+    materials: Array
+
+
+class _Painter:
+    """Paints polygons back to front."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        height, width = ((side + 2 * MARGIN) * SUPERSAMPLING for side in size)
+        self.image = Image.new("I", (width, height))
+        self.draw = ImageDraw.Draw(self.image)
+        self.materials = [Material(0, 0, 0, 0, 0, 1)]
+
+    def paint(self, polygon: Polygon | Array, material: Material) -> None:
+        self.materials.append(material)
+        corners = ((np.asarray(polygon) + MARGIN) * SUPERSAMPLING).ravel().tolist()
+        self.draw.polygon(corners, fill=len(self.materials) - 1)
+
+    def paint_tag(self, pose: Pose, tag: Tag) -> None:
+        red, green, blue = tuple(HUES.values())[tag.hue]
+        ink, heat = "".join(tuple(INKS.values())[tag.ink]), "".join(tuple(HEATS.values())[tag.heat])
+        for index, (inked, heated) in enumerate(zip(ink, heat, strict=True)):
+            x, y = index % 3 / 3, index // 3 / 3
+            cell = pose.place(_box(x, y, x + 1 / 3, y + 1 / 3))
+            self.paint(cell, Material(red, green, blue, INK_ALBEDO[inked], *HEAT_LEVELS[heated]))
+
+    def paint_figure(self, figure: Figure) -> None:
+        for role, polygon in figure.body.parts:
+            surface = figure.body.paint if role in ("paint", "engine") else SURFACES[role]
+            warmth = surface.warmth + (22 if role == "engine" else 0)
+            self.paint(figure.pose.place(polygon), surface._replace(warmth=warmth * (0.3 + 0.7 * figure.activity)))
+        for anchor, tag in figure.tags:
+            self.paint_tag(figure.tag_pose(anchor), tag)
+
+    def finish(self) -> Layer:
+        return Layer(np.asarray(self.image), np.asarray(self.materials, dtype=np.float32))
+
+
+def _random_material(rng: Generator, grey: tuple[float, float] = (0.1, 0.55)) -> Material:
+    red, green, blue = np.clip(rng.uniform(*grey) * (1 + rng.normal(0, 0.18, 3)), 0.03, 0.8).tolist()
+    return Material(red, green, blue, rng.uniform(0.08, 0.7), rng.uniform(-6, 4), rng.uniform(0.86, 0.96))
+
+
+def _paint_place(painter: _Painter, view: View) -> None:
+    """Sky, ground and buildings of the place, then clutter that only this view has; fractions of the frame."""
+    rng = np.random.default_rng((101, *view.place))
+    horizon = rng.uniform(0.4, 0.6)
+    polygons = [
+        (_box(-1, -1, 2, 2), _random_material(rng, (0.3, 0.7))),
+        (_box(-1, horizon, 2, 2), _random_material(rng)),
+    ]
+    for left in np.arange(-0.4, 1.4, 0.3) + rng.uniform(-0.1, 0.1, 6):
+        right, top = left + rng.uniform(0.15, 0.4), horizon - rng.uniform(0.1, 0.5)
+        polygons.append((_box(left, top, right, horizon), _random_material(rng)))
+        pane = _random_material(rng)
+        for x in np.arange(left + 0.04, right - 0.06, 0.1):
+            polygons.append((_box(x, top + 0.05, x + 0.05, top + 0.13), pane))
+    for y in rng.uniform(horizon, 1.0, 2):
+        polygons.append((_box(-1, y, 2, y + rng.uniform(0.02, 0.08)), _random_material(rng)))
+    rng = np.random.default_rng((102, view.key))
+    for x, y, width, height in rng.uniform((-0.1, 0.1, 0.04, 0.06), (1.0, 0.9, 0.2, 0.3), (6, 4)):
+        polygons.append((_box(x, y, x + width, y + height, rng.uniform(-0.05, 0.05)), _random_material(rng)))
+    for polygon, material in polygons:
+        painter.paint(np.asarray(polygon) * view.size[::-1] + view.shift, material)
+
+
+def paint(view: View) -> tuple[Layer, Layer]:
+    """Paint the background and the figure of a view."""
+    behind, front = _Painter(view.size), _Painter(view.size)
+    _paint_place(behind, view)
+    for bystander in view.bystanders:
+        behind.paint_figure(bystander)
+    for pose, tag in view.posters:
+        behind.paint_tag(pose, tag)
+    pose, turns = view.figure.pose, np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    shadow = np.stack([0.5 + 0.54 * np.cos(turns), 0.98 + 0.05 * pose.width / pose.height * np.sin(turns)], axis=1)
+    behind.paint(pose.place(shadow), SURFACES["shadow"])
+    front.paint_figure(view.figure)
+    return behind.finish(), front.finish()
+
+
+def _crop(labels: NDArray[np.int32], size: tuple[int, int], displacement: tuple[float, float]) -> NDArray[np.int32]:
+    left, top = (round((MARGIN - step) * SUPERSAMPLING) for step in displacement)
+    return labels[top : top + size[0] * SUPERSAMPLING, left : left + size[1] * SUPERSAMPLING]
+
+
+def _downsample(field: Array) -> Array:
+    height, width = (side // SUPERSAMPLING for side in field.shape[:2])
+    return field.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, *field.shape[2:]).mean((1, 3))
+
+
+def figure_mask(view: View, front: Layer, band: str) -> NDArray[np.bool_]:
+    """The exact silhouette in the frame of one sensor: True where at least half of the pixel is figure."""
+    covered = _crop(front.labels, view.size, view.parallax[band]) > 0
+    return _downsample(covered.astype(np.float32)) >= 0.5
+
+
+@cache
+def body_fill(body: Body) -> float:
+    """The share of its unit box that a silhouette covers."""
+    painter = _Painter((200, 200))
+    painter.paint_figure(Figure(body, Pose((100, 100), 180, 180), ()))
+    return float((painter.finish().labels > 0).sum() / (180 * SUPERSAMPLING) ** 2)
+
+
+def _blur(image: Array, sigma: float) -> Array:
+    reach = max(1, round(3 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    for axis in (0, 1):
+        widths = [(reach, reach) if a == axis else (0, 0) for a in range(image.ndim)]
+        padded, length = np.pad(image, widths, mode="edge"), image.shape[axis]
+        steps = (padded.take(range(k, k + length), axis) * w for k, w in enumerate(kernel / kernel.sum()))
+        image = sum(steps, np.zeros_like(image))
+    return image
+
+
+def smooth_field(rng: Generator, size: tuple[int, int], cells: int = 6) -> Array:
+    """Noise of unit variance that changes over about a `cells`-th of the frame."""
+    coarse = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))
+    return np.asarray(coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def _grid(size: tuple[int, int]) -> tuple[Array, Array]:
+    return np.meshgrid(np.linspace(-1, 1, size[0]), np.linspace(-1, 1, size[1]), indexing="ij")
+
+
+def _spot(rng: Generator, size: tuple[int, int], radius: float) -> Array:
+    y, x = _grid(size)
+    centre_y, centre_x = rng.uniform(-0.6, 0.6, 2)
+    return np.exp(-((y - centre_y) ** 2 + (x - centre_x) ** 2) / radius**2)
+
+
+def _develop(signal: Array, rng: Generator, *, gain: float, read_noise: float, sigma: float) -> NDArray[np.uint8]:
+    """Optics, photon and read noise, automatic gain up to `gain`, tone curve."""
+    signal = _blur(signal, sigma)
+    noise = np.sqrt(read_noise**2 + 6e-4 * np.clip(signal, 0, None)) * rng.normal(size=signal.shape)
+    exposed = (signal + noise) * min(gain, 0.32 / max(float(signal.mean()), 1e-6))
+    return (np.clip(exposed, 0, 1) ** (1 / 2.2) * 255).round().astype(np.uint8)
+
+
+def _see_visible(albedo: Array, light: str, rng: Generator, sigma: float) -> NDArray[np.uint8]:
+    size = (albedo.shape[0], albedo.shape[1])
+    albedo = albedo * (1 + 0.08 * smooth_field(rng, size))[..., None]
+    spot = _spot(rng, size, 0.75)[..., None]
+    if light == "night":
+        signal = albedo * (0.045 + 0.16 * spot) * np.array([1.0, 0.82, 0.6])
+    else:
+        signal = albedo * (1 - 0.15 * _grid(size)[0])[..., None] * rng.uniform([0.95, 0.95, 0.85], [1.0, 1.0, 1.05])
+    if light == "glare":
+        signal = 0.85 * signal + 0.12 + 0.7 * spot
+    return _develop(signal, rng, gain=5.0, read_noise=0.005, sigma=0.45 * sigma)
+
+
+def _see_near_infrared(albedo: Array, light: str, rng: Generator, sigma: float) -> NDArray[np.uint8]:
+    size = (albedo.shape[0], albedo.shape[1])
+    y, x = _grid(size)
+    albedo = albedo * (1 + 0.08 * smooth_field(rng, size))
+    illumination = 0.1 + 0.7 * np.exp(-0.9 * (x**2 + y**2)) if light == "night" else 0.9 - 0.1 * y
+    veil = 0.2 * _spot(rng, size, 0.6) if light == "glare" else 0.0
+    return _develop(albedo * illumination + veil, rng, gain=3.0, read_noise=0.012, sigma=0.6 * sigma)
+
+
+def _see_thermal(warmth: Array, emissivity: Array, air: float, rng: Generator, sigma: float) -> NDArray[np.uint8]:
+    temperature = air + warmth + 1.2 * smooth_field(rng, (warmth.shape[0], warmth.shape[1]))
+    radiance = emissivity * temperature**4 + (1 - emissivity) * (air + SKY) ** 4
+    apparent = _blur(radiance, 0.75 * sigma) ** 0.25 + 0.6 * rng.normal(size=warmth.shape)
+    coldest, hottest = np.percentile(apparent, [1, 99])
+    return (np.clip(0.04 + 0.92 * (apparent - coldest) / (hottest - coldest), 0, 1) * 255).round().astype(np.uint8)
+
+
+def expose(view: View, behind: Layer, front: Layer) -> dict[str, NDArray[np.uint8]]:
+    """Photograph a painted view with the three sensors: RGB (height, width, 3), NI and TI (height, width)."""
+    sigma = min(view.size) / 64
+
+    def surface(band: str, columns: slice) -> Array:
+        x, y = view.parallax[band]
+        back, fore = _crop(behind.labels, view.size, (x / 2, y / 2)), _crop(front.labels, view.size, (x, y))
+        seen = np.where(fore[..., None] > 0, front.materials[:, columns][fore], behind.materials[:, columns][back])
+        return _downsample(seen)
+
+    visible, near_infrared, thermal = (np.random.default_rng((view.key, band)) for band in range(3))
+    albedo, (warmth, emissivity) = surface("NI", slice(3, 4))[..., 0], np.moveaxis(surface("TI", slice(4, 6)), -1, 0)
+    return {
+        "RGB": _see_visible(surface("RGB", slice(0, 3)), view.light, visible, sigma),
+        "NI": _see_near_infrared(albedo, view.light, near_infrared, sigma),
+        "TI": _see_thermal(warmth, emissivity, view.air, thermal, sigma),
+    }

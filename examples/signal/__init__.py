@@ -1,0 +1,1 @@
+"""Signal: what its released checkpoints hold, for the layers of this library."""

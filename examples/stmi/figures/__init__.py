@@ -1,5 +1,0 @@
-"""The pictures of a run: how it learned, what it retrieves, and what the model looks at."""
-
-from examples.stmi.figures.run import curves as curves
-from examples.stmi.figures.run import retrieval as retrieval
-from examples.stmi.figures.style import save as save

@@ -1,0 +1,1 @@
+"""TOP-ReID: token permutation and complementary reconstruction (AAAI 2024)."""

@@ -1,0 +1,1 @@
+"""Towers the methods stand on: a small ViT, a CNN, pretrained towers, text encoders."""

@@ -1,0 +1,9 @@
+"""Activations that torch has not."""
+
+import torch
+from torch import Tensor
+
+
+def quick_gelu(tensor: Tensor) -> Tensor:
+    """GELU as CLIP approximates it: `x * sigmoid(1.702 * x)`."""
+    return tensor * torch.sigmoid(1.702 * tensor)

@@ -1,0 +1,73 @@
+"""Pre-norm transformer block that several layers are made of; tokens left out are seen by no other."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stmi_layers._precision import layer_norm
+
+
+def self_attention(
+    tokens: Tensor,
+    in_proj_weight: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    num_heads: int,
+    keep: Tensor | None,
+) -> Tensor:
+    """Multi-head self-attention among the tokens that `keep` (batch tokens) marks True; the others become zero."""
+    packed = F.linear(tokens, in_proj_weight)
+    query, key, value = rearrange(packed, "b t (part h d) -> part b h t d", part=3, h=num_heads).unbind(0)
+    read = F.scaled_dot_product_attention(query, key, value, None if keep is None else _mask(keep, query))
+    output = F.linear(rearrange(read, "b h t d -> b t (h d)"), out_weight, out_bias)
+    return output if keep is None else torch.where(keep[..., None], output, 0.0)
+
+
+def _mask(keep: Tensor, query: Tensor) -> Tensor:
+    """What is added to the logits. Finite, because a row of nothing but -inf is NaN on some runtimes."""
+    nothing = torch.zeros_like(keep, dtype=query.dtype)
+    return nothing.masked_fill(~keep, torch.finfo(query.dtype).min / 2)[:, None, None, :]
+
+
+class Block(nn.Module):
+    r"""$x \leftarrow x + \operatorname{Attn}(N_1(x))$, then $x \leftarrow x + \operatorname{FFN}(N_2(x))$.
+
+    The projection to query, key and value has no bias; `bias` says whether the other three linear maps have one.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden: int,
+        *,
+        bias: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        factory = {"device": device, "dtype": dtype}
+        self.norm_attention = nn.LayerNorm(dim, **factory)
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim, **factory))
+        self.out_proj = nn.Linear(dim, dim, bias=bias, **factory)
+        self.norm_ffn = nn.LayerNorm(dim, **factory)
+        linear = nn.Linear(dim, hidden, bias=bias, **factory), nn.Linear(hidden, dim, bias=bias, **factory)
+        self.ffn = nn.Sequential(linear[0], nn.GELU(), linear[1])
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the initial values: those of torch."""
+        bound = self.in_proj_weight.shape[1] ** -0.5  # that of nn.Linear
+        nn.init.uniform_(self.in_proj_weight, -bound, bound)
+        for layer in self.modules():
+            if isinstance(layer, nn.LayerNorm | nn.Linear):
+                layer.reset_parameters()
+
+    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return tokens of the same shape; what stands in the place of those that are not kept has no meaning."""
+        output = self.out_proj
+        normed = layer_norm(self.norm_attention, tokens)
+        tokens = tokens + self_attention(normed, self.in_proj_weight, output.weight, output.bias, self.num_heads, keep)
+        return tokens + self.ffn(layer_norm(self.norm_ffn, tokens))

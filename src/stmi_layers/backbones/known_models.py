@@ -1,0 +1,120 @@
+"""Which vision transformers are known, told by the names of their classes: no library is imported to find out."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from stmi_layers.backbones.tower import Tower
+
+# Class of the model -> the file here that knows it, and the extra that installs its library.
+KNOWN = {
+    "open_clip.transformer.VisionTransformer": ("_open_clip", "clip"),
+    "open_clip.timm_model.TimmModel": ("_timm", "clip"),
+    "timm.models.vision_transformer.VisionTransformer": ("_timm", "timm"),
+    "timm.models.eva.Eva": ("_timm", "timm"),
+    "transformers.models.clip.modeling_clip.CLIPVisionModel": ("_transformers", "hf"),
+    "transformers.models.clip.modeling_clip.CLIPVisionModelWithProjection": ("_transformers", "hf"),
+    "transformers.models.dinov2.modeling_dinov2.Dinov2Model": ("_transformers", "hf"),
+    "transformers.models.siglip.modeling_siglip.SiglipVisionModel": ("_transformers", "hf"),
+}
+
+LIBRARIES = ("open_clip", "timm", "torchvision", "transformers")
+
+# Blocks that hold nn.MultiheadAttention and have no way to hand it a foreground mask.
+CLOSED = {
+    "torch.nn.modules.transformer.TransformerEncoderLayer",
+    "torch.nn.modules.transformer.TransformerDecoderLayer",
+    "torchvision.models.vision_transformer.EncoderBlock",
+}
+
+
+@runtime_checkable
+class Family(Protocol):
+    """Contents of the files that know the models of one library."""
+
+    ADAPTED: Mapping[type[nn.Module], type[nn.Module]]
+    MODULATED: Mapping[type[nn.Module], type[nn.Module]]
+    blocks: Callable[[nn.Module], Sequence[nn.Module]]
+    attention: Callable[[nn.Module], nn.Module]
+    tower: Callable[[nn.Module, bool], Tower]
+
+
+def find_towers(model: nn.Module) -> list[nn.Module]:
+    """The outermost known vision transformers inside `model`, itself included; each once, by however many names."""
+    return list(dict.fromkeys(_walk(model)))
+
+
+def _walk(model: nn.Module) -> Iterator[nn.Module]:
+    if _known(model) is not None:
+        yield model
+        return
+    for child in model.children():
+        yield from _walk(child)
+
+
+def load_family(model: nn.Module) -> Family:
+    """The file that knows `model`, one of `find_towers`, with its library."""
+    found = _known(model)
+    if found is None:
+        raise unknown_model(model, "load_family")
+    name, extra = found
+    try:
+        return import_module(f"stmi_layers.backbones.{name}")  # pyright: ignore[reportReturnType]
+    except ImportError as error:
+        message = (
+            f"{_qualified(type(model))} needs a library that cannot be imported, or another version of it: {error}"
+        )
+        raise ImportError(f"{message}. Install it by: pip install 'stmi-layers[{extra}]'") from error
+
+
+def refuse_closed_blocks(model: nn.Module) -> None:
+    """An error where modulation would be for nothing: no mask could ever arrive."""
+    closed = {_qualified(type(module)) for module in model.modules()} & CLOSED
+    if closed:
+        raise ValueError(
+            f"model holds {', '.join(sorted(closed))}, which cannot hand a mask to its attention: write the block "
+            "around nn.MultiheadAttention yourself, and call that with foreground="
+        )
+
+
+def refuse_library_parts(model: nn.Module) -> None:
+    """An error for an nn.MultiheadAttention inside a library's own module: a text tower or a pooler, most likely."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        parts = name.split(".")
+        around = [modules[".".join(parts[:count])] for count in range(len(parts))]
+        if type(module) is nn.MultiheadAttention and any(_is_of_library(outer) for outer in around):
+            raise unknown_model(model, "modulate")
+
+
+def unknown_model(model: nn.Module, purpose: str) -> TypeError:
+    """The error for a model that holds nothing known."""
+    supported = "; ".join(
+        f"pip install 'stmi-layers[{extra}]': {', '.join(sorted(_names(extra)))}" for extra in ("clip", "timm", "hf")
+    )
+    return TypeError(
+        f"{purpose} knows no vision transformer in {_qualified(type(model))}. Known are, by what installs them: "
+        f"{supported}. For any other one write the attention of its block with stmi_layers.modulated_attention, or put "
+        "stmi_layers.SegmentationModulatedAttention in its place"
+    )
+
+
+def _is_of_library(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] in LIBRARIES
+
+
+def _names(extra: str) -> list[str]:
+    return [f"{name.split('.')[0]} {name.rsplit('.')[-1]}" for name, (_, needed) in KNOWN.items() if needed == extra]
+
+
+def _known(model: nn.Module) -> tuple[str, str] | None:
+    trunk = getattr(model, "trunk", None)  # of open_clip's TimmModel, which may also be a convolutional network
+    if isinstance(trunk, nn.Module) and _known(trunk) is None:
+        return None
+    return next((KNOWN[name] for name in map(_qualified, type(model).__mro__) if name in KNOWN), None)
+
+
+def _qualified(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,146 @@
+"""Mixin that modulates a library's attention module: two strengths, and a foreground mask it understands.
+
+Every modulated class derives from the class it stands for and calls it whenever there is no mask, so that the original
+code runs, bit for bit. An instance changes its class and nothing else: parameters keep their names and their values.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stmi_layers._precision import at_least_float32, without_autocast
+from stmi_layers._strengths import keep_strengths
+from stmi_layers.attention import modulate_logits, modulated_attention
+from stmi_layers.foreground import MaskPerturbation
+
+
+class Modulated(nn.Module):
+    """Mixed into an attention class: the strengths, and the attention between its projections."""
+
+    unmodulated: ClassVar[type[nn.Module]]
+
+    alpha: nn.Parameter | None  # None in a block that modulate(layers=...) left out
+    beta: nn.Parameter | None
+    perturbation: MaskPerturbation
+    follows: bool  # an earlier block of the model holds the same two parameters
+
+    def route(self, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Tell a foreground mask, boolean with two axes, from an attention mask: (foreground, attention mask).
+
+        A block without strengths leaves the foreground out, so that one mask can be handed to all blocks.
+        """
+        if mask is None or mask.dtype != torch.bool or mask.dim() != 2:
+            return None, mask
+        return (None if self.alpha is None else mask), None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, scale: float) -> Tensor:
+        """Return modulated attention of (batch heads tokens head_dim), heads merged, with the mask perturbed."""
+        return self.attend_to(query, key, value, self.perturbation(foreground), scale)
+
+    def attend_to(self, query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, scale: float) -> Tensor:
+        """Return the same with the mask as it is."""
+        if foreground.shape != (query.shape[0], query.shape[2]):
+            expected = f"(batch, tokens) = ({query.shape[0]}, {query.shape[2]}), the tokens that attend"
+            raise ValueError(
+                f"foreground must have shape {expected}; received {tuple(foreground.shape)}. "
+                "Patch dropout leaves tokens out: switch it off"
+            )
+        alpha, beta = self.strengths()
+        # Under autocast a norm of queries and keys returns float32 beside values in half precision.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        attended = modulated_attention(query, key, value, foreground, alpha, beta, scale=scale)
+        return rearrange(attended, "batch heads tokens dim -> batch tokens (heads dim)")
+
+    def strengths(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """Return both strengths of a block that has some."""
+        if self.alpha is None or self.beta is None:
+            raise ValueError(f"{type(self).__name__} has no strengths: modulate(layers=...) left its block out")
+        return self.alpha, self.beta
+
+    def weights(self, query: Tensor, key: Tensor, foreground: Tensor, scale: float) -> Tensor:
+        """Return the weights of modulated attention, batch heads tokens tokens, in the dtype of `query`."""
+        with without_autocast(query):
+            logits = at_least_float32(query) * scale @ at_least_float32(key).transpose(-2, -1)
+            return modulate_logits(logits, foreground, *self.strengths()).softmax(dim=-1).to(query.dtype)
+
+    def refuse_dropout(self, p: float) -> None:
+        """Modulated attention has no dropout on its weights: an error rather than a training run without it."""
+        if self.training and p > 0:
+            raise ValueError(
+                f"attention dropout must be 0 to train with a foreground mask; received {p} in "
+                f"{type(self).unmodulated.__name__}"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Keep the strengths when a checkpoint holds this attention without them; refuse a second value for one."""
+        keep_strengths(self, state_dict, prefix)
+        for name in ("alpha", "beta"):
+            strength, stored = getattr(self, name), state_dict.get(f"{prefix}{name}")
+            if self.follows and strength is not None and stored is not None and _differ(stored, strength):
+                args[-1].append(  # what load_state_dict raises in the end
+                    f"{prefix}{name} has another value than in the blocks before, and all of them share one "
+                    'parameter: build the model with modulate(..., share="layer") for this state dict'
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _differ(stored: Tensor, strength: Tensor) -> bool:
+    """Whether two of equal shape have other values; a tensor on the meta device has none."""
+    if stored.is_meta or strength.is_meta or stored.shape != strength.shape:
+        return False
+    return not torch.equal(stored.to(strength), strength)
+
+
+def split_heads(projected: Tensor, heads: int) -> Tensor:
+    """From (batch tokens (heads dim)) to (batch heads tokens dim)."""
+    return rearrange(projected, "batch tokens (heads dim) -> batch heads tokens dim", heads=heads)
+
+
+class ModulatedMultiheadAttention(Modulated, nn.MultiheadAttention):
+    """`nn.MultiheadAttention` that takes `foreground` as a further keyword argument."""
+
+    unmodulated = nn.MultiheadAttention
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+        *,
+        foreground: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The original; with `foreground` (Bool, batch tokens) modulated self-attention.
+
+        The weights are returned when they are asked for, as they are by default; that stores tokens x tokens numbers.
+        """
+        if foreground is None or self.alpha is None:
+            options = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            return nn.MultiheadAttention.forward(self, query, key, value, *options)
+        if not (query is key is value) or query.dim() != 3:
+            raise ValueError("foreground needs self-attention: query, key and value must be one batch of tokens")
+        if key_padding_mask is not None or attn_mask is not None or is_causal:
+            raise ValueError("foreground cannot be combined with key_padding_mask, attn_mask or is_causal")
+        self.refuse_dropout(self.dropout)
+        tokens = query if self.batch_first else query.transpose(0, 1)
+        projected = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self.num_heads) for part in projected)
+        mask, scale = self.perturbation(foreground), self.head_dim**-0.5
+        output = self.out_proj(self.attend_to(query, key, value, mask, scale))
+        weights = self.weights(query, key, mask, scale) if need_weights else None
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(dim=1)
+        return output if self.batch_first else output.transpose(0, 1), weights
+
+
+def refuse_multihead(attention: nn.MultiheadAttention) -> None:
+    """An error for the options of `nn.MultiheadAttention` that add keys or change their width."""
+    if attention.bias_k is not None or attention.add_zero_attn or not attention._qkv_same_embed_dim:
+        raise ValueError("modulate takes nn.MultiheadAttention without kdim, vdim, add_bias_kv and add_zero_attn")

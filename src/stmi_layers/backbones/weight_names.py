@@ -1,0 +1,89 @@
+"""Names of tensors in a weights file, matched with those of a model: prefixes, wrappers, renamed modules."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+# What Dinov2 is called in files -> in memory, since transformers 5.
+RENAMED = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+}
+
+# Parts of names that torch.compile, FSDP and checkpoint_wrapper add, also to single blocks.
+_WRAPPER = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+
+
+def match_names(
+    own: Mapping[str, Tensor], stored: Mapping[str, Tensor], prefix: str | None, path: Path
+) -> tuple[str, dict[str, str]]:
+    """Find the tensors of a model in a file.
+
+    Args:
+        own: tensors of the model.
+        stored: tensors of the file.
+        prefix: prefix of the names in the file; None for the one that leaves most names of the model found.
+        path: the file, for messages.
+
+    Returns:
+        The prefix, and the name in the file for each name of the model that is there.
+
+    Raises:
+        ValueError: when several prefixes fit equally well, or no name has the one asked for.
+    """
+    held = {re.sub(rf"(?:^|(?<=\.)){_WRAPPER}", "", name): name for name in own}
+    names = {re.sub(rf"(?<=\.){_WRAPPER}", "", name): name for name in stored}
+    if len(names) < len(stored):
+        twice = next(name for name in stored if name not in names.values())
+        raise ValueError(f"{path} holds {twice} twice, with and without the name of a wrapper: remove one of the two")
+    shapes = {name: own[mine].shape for name, mine in held.items()}
+    fits = {candidate: _fit(candidate, shapes, names, stored) for candidate in _prefixes(names)}
+    if prefix is None:
+        prefix = _best(fits, path)
+    elif prefix not in fits:
+        known = sorted((name for name in fits if fits[name][0]), key=lambda name: fits[name], reverse=True)
+        listed = ", ".join(map(repr, known[:5])) or "none"
+        raise ValueError(f"prefix must begin names in {path}; received {prefix!r}. Prefixes that fit: {listed}")
+    rest = {name.removeprefix(prefix): mine for name, mine in names.items() if name.startswith(prefix)}
+    found = {_in_memory(name, held): mine for name, mine in rest.items()}
+    return prefix, {mine: found[name] for name, mine in held.items() if name in found}
+
+
+def _prefixes(names: Mapping[str, str]) -> set[str]:
+    prefixes = {""}
+    for name in names:
+        parts = name.split(".")
+        prefixes |= {".".join(parts[:count]) + "." for count in range(1, len(parts))}
+    return prefixes
+
+
+def _fit(
+    prefix: str, shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str], stored: Mapping[str, Tensor]
+) -> tuple[int, int]:
+    """Count the names of the model that the prefix finds, and the shapes among them that agree."""
+    found = [(shape, names[prefix + name]) for name, shape in shapes.items() if prefix + name in names]
+    return len(found), sum(stored[name].shape == shape for shape, name in found)
+
+
+def _best(fits: Mapping[str, tuple[int, int]], path: Path) -> str:
+    most = max(fits.values())
+    best = sorted((prefix for prefix in fits if fits[prefix] == most), key=lambda prefix: (len(prefix), prefix))
+    if len(best) > 1 and most[0]:
+        raise ValueError(
+            f"{path} holds {most[0]} of the tensors under each of {', '.join(map(repr, best))}: "
+            "choose one of them by prefix="
+        )
+    return best[0]
+
+
+def _in_memory(name: str, held: Mapping[str, str]) -> str:
+    """Return the name under which the model holds what the file calls `name`."""
+    for saved, new in RENAMED.items():
+        renamed = name.replace(f".{saved}.", f".{new}.")
+        if name not in held and renamed in held:
+            return renamed
+    return name

@@ -1,0 +1,79 @@
+"""The choice of an implementation of modulated attention, in one place."""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from stmi_layers._checks import check_choice
+from stmi_layers._typing import tracing
+from stmi_layers.kernels.dense import dense_attention
+from stmi_layers.kernels.tiled import tiled_attention
+from stmi_layers.kernels.triton_attention import triton_modulated_attention
+from stmi_layers.kernels.widened import widened_attention
+
+Implementation = Literal["auto", "dense", "tiled", "widened", "triton"]
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
+    "dense": dense_attention,
+    "tiled": tiled_attention,
+    "widened": widened_attention,
+    "triton": triton_modulated_attention,
+}
+
+# torch 2.6 cannot tell an export from a compilation: there the dense form serves both.
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def check_implementation(implementation: str) -> None:
+    """Refuse the name of an implementation that does not exist."""
+    check_choice("implementation", implementation, get_args(Implementation))
+
+
+def implementation_for(
+    implementation: Implementation, query: Tensor, *others: Tensor
+) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]:
+    """Return the implementation to run: by the rule in `modulated_attention` for "auto", else the one asked for.
+
+    Args:
+        implementation: name that the caller gave.
+        query: query of the attention, batch heads tokens head_dim.
+        others: further tensors of which a derivative may be wanted.
+
+    Raises:
+        ValueError: when there is no such implementation, or it cannot run on these tensors. The rules of triton are
+            checked where it runs.
+    """
+    return FORMS[_choose(implementation, query, *others)]
+
+
+def _choose(implementation: Implementation, query: Tensor, *others: Tensor) -> Implementation:
+    check_implementation(implementation)
+    if implementation == "dense":
+        return implementation
+    transform = _transform(query, *others)
+    if implementation == "auto":
+        return "dense" if transform else _fastest(query)
+    if implementation == "tiled" and not query.is_cpu:
+        raise ValueError(f'implementation="tiled" is for CPU tensors; received query on {query.device}')
+    if transform and implementation != "widened":
+        raise ValueError(f'implementation="{implementation}" cannot run inside {transform}; use "auto" or "dense"')
+    return implementation
+
+
+def _fastest(query: Tensor) -> Implementation:
+    if tracing() or (torch.compiler.is_compiling() and _exporting()):
+        return "dense"  # a graph that is saved must run where this package is not installed
+    return "tiled" if query.is_cpu else "widened"
+
+
+def _transform(*tensors: Tensor) -> str:
+    """Name the transform, if one is active, that sees into torch's own operators only."""
+    if torch.compiler.is_compiling():
+        return ""
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func"
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        return "forward-mode differentiation"
+    return ""

@@ -1,0 +1,200 @@
+r"""Experts for what a caption says: tokens modulated by text, then a feed-forward network per expert (TMSE).
+
+Each expert draws sentences of its own from the caption, and sees the patches weighted by their likeness to them. The
+published text fixes this structure and leaves sizes and normalisations open: the layer documents its reading.
+Paper: NEXT, arXiv 2505.20001, <https://arxiv.org/abs/2505.20001>.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from stmi_layers._checks import check_positive
+from stmi_layers._expert_networks import ExpertNetworks
+from stmi_layers._precision import at_least_float32, without_autocast
+from stmi_layers._typing import typed
+
+
+@typed
+def text_similarity(
+    patches: Float[Tensor, "batch modalities patches dim"], text: Float[Tensor, "batch experts modalities dim"]
+) -> Float[Tensor, "batch experts modalities patches"]:
+    r"""Compare every patch with the texts of its modality: cosines, in at least float32.
+
+    $$\frac{ \text{text}_{em} \cdot \text{patches}_{mn} }
+    { \lVert \text{text}_{em} \rVert\, \lVert \text{patches}_{mn} \rVert }$$
+
+    Args:
+        patches: patches of every modality.
+        text: one feature per expert and modality, in the space of the patches.
+
+    Returns:
+        Cosines in [-1, 1]; 0, with a zero gradient, where a patch or a text is zero.
+
+    Examples:
+        >>> patches = torch.tensor([[[[2.0, 0.0], [0.0, 5.0], [0.0, 0.0]]]])
+        >>> text_similarity(patches, torch.tensor([[[[3.0, 0.0]]]]))
+        tensor([[[[1., 0., 0.]]]])
+    """
+    with without_autocast(patches):
+        patches, text = at_least_float32(patches), at_least_float32(text)
+        products = torch.einsum("bmnd, bemd -> bemn", patches, text)
+        lengths = text.norm(dim=3)[..., None] * patches.norm(dim=3)[:, None]
+        # Twice, because the gradient of 1 / 0 is NaN even where it is not selected.
+        some = lengths > 0
+        return torch.where(some, products / torch.where(some, lengths, 1.0), 0.0).clamp(-1, 1)
+
+
+class TextModulatedExperts(nn.Module):
+    r"""Weighs the patches for every expert by a learned route and by its text, and passes them through its network.
+
+    $$\alpha_{mn} = \sigma( w_m \cdot x_{mn} + b_m ) \qquad \gamma_{emn} = \alpha_{mn} +
+    \big( V\, \sigma( U \beta_{e \cdot n} + u ) + v \big)_m \qquad y_e = E_e\big( \gamma_e \odot x \big)$$
+
+    $x$ are the `patches`, $\beta$ is [`text_similarity`][stmi_layers.text_experts.text_similarity], a vector over the
+    modalities at every place $n$, and $\sigma$ the logistic function. Each expert processes the tokens of all
+    modalities, $E_e(x) = x + \operatorname{Dropout}(\operatorname{MLP}_e(\operatorname{LN}_e(x)))$. Give the experts
+    texts of their own, as [`draw_sentences`][stmi_layers.sentences.draw_sentences] makes them. Learned are routes,
+    mixture and networks.
+
+    Open in the paper, and read so here:
+
+    - The route is a linear map to one number per patch and modality, with a sigmoid: a softmax over the patches would
+      scale every token down by their number. All experts share it.
+    - The two linear maps act at every place on the vector over modalities, with four times its width between them. The
+      last one starts at zero: at first the text changes nothing.
+    - "Sampling" is soft: every token stays, times its $\gamma$.
+    - Every modality is compared with its own caption.
+
+    Ours: without text $\gamma = \alpha$, for all samples (`text=None`) or for some (`has_text`). Absent modalities have
+    $\beta = \gamma = 0$, and their results are 0: leave them out of what follows.
+
+    Args:
+        dim: width of the patches.
+        num_modalities: number of modalities; the mixture belongs to it.
+        num_experts: number of experts.
+        mlp_ratio: hidden width of a network, in units of `dim`.
+        dropout: probability, in training, that a feature is zeroed before the residual.
+        text_dim: width of the texts, to map them to `dim` without bias; None when they are in the space of the patches.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: when a size is not positive, or `dropout` is not a probability.
+
+    Examples:
+        >>> experts = TextModulatedExperts(dim=8, num_modalities=3, num_experts=4)
+        >>> patches, text = torch.randn(2, 3, 10, 8), torch.randn(2, 4, 3, 8)
+        >>> experts(patches, text).shape
+        torch.Size([2, 4, 30, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_modalities: int,
+        num_experts: int = 4,
+        *,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.1,
+        text_dim: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(num_modalities=num_modalities, text_dim=text_dim)
+        self.dim, self.num_modalities, self.num_experts, self.text_dim = dim, num_modalities, num_experts, text_dim
+        factory = {"device": device, "dtype": dtype}
+        self.experts = ExpertNetworks(dim, num_experts, mlp_ratio=mlp_ratio, dropout=dropout, **factory)
+        self.route_weight = nn.Parameter(torch.empty(num_modalities, dim, **factory))
+        self.route_bias = nn.Parameter(torch.empty(num_modalities, **factory))
+        self.mix_expand = nn.Linear(num_modalities, 4 * num_modalities, **factory)
+        self.mix_contract = nn.Linear(4 * num_modalities, num_modalities, **factory)
+        self.text_proj = None if text_dim is None else nn.Linear(text_dim, dim, bias=False, **factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the initial values: those of torch, small routes, and no effect of the text."""
+        for layer in (self.experts, self.mix_expand, self.text_proj):
+            if layer is not None:
+                layer.reset_parameters()
+        nn.init.normal_(self.route_weight, std=self.dim**-0.5)
+        for parameter in (self.route_bias, self.mix_contract.weight, self.mix_contract.bias):
+            nn.init.zeros_(parameter)
+
+    @typed
+    def forward(
+        self,
+        patches: Float[Tensor, "batch modalities patches dim"],
+        text: Float[Tensor, "batch text_experts text_modalities text_dim"] | None = None,
+        present: Bool[Tensor, "batch modalities"] | None = None,
+        has_text: Bool[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch networks tokens dim"]:
+        """Process the modulated `patches` of all modalities, the first modality first, by every expert.
+
+        An axis of `text` may be 1: the same text for all experts, or for all modalities.
+        """
+        patches = self._present(patches, present)
+        weights = self._modulation(patches, text, present, has_text).to(patches.dtype)
+        output = self.experts((weights[..., None] * patches[:, None]).flatten(2, 3))
+        if present is None:
+            return output
+        return torch.where(present.repeat_interleave(patches.shape[2], dim=1)[:, None, :, None], output, 0.0)
+
+    @typed
+    def modulation(
+        self,
+        patches: Float[Tensor, "batch modalities patches dim"],
+        text: Float[Tensor, "batch text_experts text_modalities text_dim"] | None = None,
+        present: Bool[Tensor, "batch modalities"] | None = None,
+        has_text: Bool[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch networks modalities patches"]:
+        r"""The weights $\gamma$ that every expert sees the patches with, in at least float32."""
+        weights = self._modulation(self._present(patches, present), text, present, has_text)
+        return weights.expand(-1, self.num_experts, -1, -1)
+
+    def _present(self, patches: Tensor, present: Tensor | None) -> Tensor:
+        if patches.shape[1] != self.num_modalities or patches.shape[3] != self.dim:
+            rule = f"patches must have num_modalities={self.num_modalities} and width dim={self.dim}"
+            raise ValueError(f"{rule}; received shape {tuple(patches.shape)}")
+        return patches if present is None else torch.where(present[..., None, None], patches, 0.0)
+
+    def _modulation(
+        self, patches: Tensor, text: Tensor | None, present: Tensor | None, has_text: Tensor | None
+    ) -> Tensor:
+        """The weights of `modulation`, with a single expert where all have the same."""
+        with without_autocast(patches):
+            products = torch.einsum("bmnd, md -> bmn", at_least_float32(patches), at_least_float32(self.route_weight))
+            route = torch.sigmoid(products + self.route_bias[:, None])[:, None]
+            weights = route if text is None else route + self._mixture(patches, self._known(text, has_text, present))
+            if has_text is not None:
+                weights = torch.where(has_text[:, None, None, None], weights, route)
+            return weights if present is None else torch.where(present[:, None, :, None], weights, 0.0)
+
+    def _known(self, text: Tensor, has_text: Tensor | None, present: Tensor | None) -> Tensor:
+        """Texts in the space of the patches; 0 where there is none."""
+        width = self.dim if self.text_dim is None else self.text_dim
+        shape = text.shape[1:]
+        if shape[0] not in (1, self.num_experts) or shape[1] not in (1, self.num_modalities) or shape[2] != width:
+            rule = f"text must be for 1 or {self.num_experts} experts, 1 or {self.num_modalities} modalities"
+            raise ValueError(f"{rule}, of width {width}; received shape {tuple(text.shape)}")
+        text = text.expand(-1, -1, self.num_modalities, -1)
+        if has_text is not None:
+            text = torch.where(has_text[:, None, None, None], text, 0.0)
+        if present is not None:
+            text = torch.where(present[:, None, :, None], text, 0.0)
+        return text if self.text_proj is None else self.text_proj(text)
+
+    def _mixture(self, patches: Tensor, text: Tensor) -> Tensor:
+        """What the texts add to the route, (batch experts modalities patches)."""
+        similarity = text_similarity(patches, text).movedim(2, 3)
+        for layer in (self.mix_expand, self.mix_contract):
+            weight, bias = at_least_float32(layer.weight), at_least_float32(layer.bias)
+            similarity = F.linear(similarity, weight, bias)
+            similarity = similarity.sigmoid() if layer is self.mix_expand else similarity
+        return similarity.movedim(3, 2)
+
+    def extra_repr(self) -> str:
+        options = f"mlp_ratio={self.experts.mlp_ratio}, dropout={self.experts.dropout.p}, text_dim={self.text_dim}"
+        return f"dim={self.dim}, num_modalities={self.num_modalities}, num_experts={self.num_experts}, {options}"

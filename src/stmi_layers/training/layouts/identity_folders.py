@@ -1,0 +1,80 @@
+"""MSVR310 and WMVEID863: a folder per identity, and in it one per modality.
+
+    ROOT/{bounding_box_train,query3,bounding_box_test}/0002/{vis,ni,th}/0002_s002_v0_000.jpg      scene 2, view 0
+    ROOT/{train,query,test}/0483/{vis,ni,th}/0483_v7_n0_s999_004.jpg                     view 7, not at night (n0)
+
+The modalities are called RGB, NI and TI as everywhere. Neither set numbers its cameras: the view stands for them.
+Masks lie beside vis, ni and th, in a folder `mask` or `mask_<MODALITY>`.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from stmi_layers.training.layouts.layout import MODALITIES, Layout, list_images, refuse_repetition, shorten, subfolders
+from stmi_layers.training.record import Source
+
+FOLDER_OF = {"RGB": "vis", "NI": "ni", "TI": "th"}
+
+
+def has_identities(root: Path, splits: Iterable[str]) -> bool:
+    folders = [root / split / identity for split in splits for identity in list_identities(root / split)]
+    return any((folder / name).is_dir() for folder in folders for name in FOLDER_OF.values())
+
+
+def list_identities(folder: Path) -> list[str]:
+    return [name for name in subfolders(folder) if name.isdecimal()] if folder.is_dir() else []
+
+
+def list_modalities(folder: Path) -> list[str]:
+    identities = list_identities(folder)
+    return [name for name in MODALITIES if any((folder / one / FOLDER_OF[name]).is_dir() for one in identities)]
+
+
+def list_files(folder: Path, modality: str) -> dict[str, Source]:
+    """Files of all identities.
+
+    Raises:
+        ValueError: when a file lies in the folder of another identity than its name says.
+    """
+    found = [
+        (identity, stem, path)
+        for identity in list_identities(folder)
+        for stem, path in list_images(folder / identity / FOLDER_OF.get(modality, modality)).items()
+    ]
+    strangers = [str(path.relative_to(folder)) for identity, stem, path in found if not stem.startswith(f"{identity}_")]
+    if strangers:
+        raise ValueError(
+            f"{folder}: {len(strangers)} files lie in the folder of another identity than their name says: "
+            f"{shorten(strangers)}; move or rename them"
+        )
+    refuse_repetition((stem for _, stem, _ in found), folder)
+    return {stem: path for _, stem, path in found}
+
+
+def _layout(name: str, folders: dict[str, str], pattern: str, rule: str) -> Layout:
+    return Layout(
+        name=name,
+        evidence=f"{{{','.join(folders.values())}}}/<identity>/{{{','.join(FOLDER_OF.values())}}}/",
+        fits=partial(has_identities, splits=folders.values()),
+        list_modalities=list_modalities,
+        list_files=list_files,
+        pattern=re.compile(pattern),
+        rule=rule,
+        folders=folders,
+    )
+
+
+MSVR310 = _layout(
+    "MSVR310",
+    {"train": "bounding_box_train", "query": "query3", "gallery": "bounding_box_test"},
+    r"(?P<identity>[0-9]{4})_s(?P<scene>[0-9]{3})_v(?P<view>[0-9]+)_[0-9]+",
+    "<identity>_s<scene>_v<view>_<number>, as 0002_s002_v0_000",
+)
+WMVEID863 = _layout(
+    "WMVEID863",
+    {"train": "train", "query": "query", "gallery": "test"},
+    r"(?P<identity>[0-9]{4})_v(?P<view>[0-9]+)_n(?P<night>[0-9])_s(?P<scene>[0-9]+)_[0-9]+",
+    "<identity>_v<view>_n<night>_s<scene>_<number>, as 0483_v7_n0_s999_004",
+)

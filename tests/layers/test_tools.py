@@ -1,0 +1,148 @@
+"""Layers in the hands of other tools: tracing, FLOP counters, adapters, quantisation, import hooks."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import stmi_layers as sl
+from case import Fixed
+from cases import CASES
+from stmi_layers.kernels.flops import attention_backward_flops, attention_flops
+
+TRACED = [name for name, case in CASES.items() if case.state and name not in ("IdentityHead", "ReIDLoss")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TRACED)
+def test_a_trace_holds_operators_of_torch_alone(name):
+    case = CASES[name]
+    layer, inputs = case.build("cpu", torch.float32).eval(), case.inputs(Fixed(), 4)
+    traced = torch.jit.trace(layer, inputs)
+    assert "stmi_layers::" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(*inputs), layer(*inputs))
+
+
+def test_tiles_count_as_many_flops_as_the_dense_form(monkeypatch: pytest.MonkeyPatch):
+    heads, foreground = torch.randn(2, 4, 65, 16, requires_grad=True), torch.rand(2, 65) < 0.4
+    strength = torch.tensor([0.1], requires_grad=True)
+
+    def counted(implementation: str) -> tuple[int, int]:
+        with FlopCounterMode(display=False) as forward:  # entered before anything of ours ran
+            result = sl.modulated_attention(
+                heads, heads, heads, foreground, strength, strength, implementation=implementation
+            )
+        with FlopCounterMode(display=False) as backward:
+            result.sum().backward()
+        return forward.get_total_flops(), backward.get_total_flops()
+
+    product = 2 * 2 * 4 * 65 * 65 * 16
+    assert counted("dense") == (2 * product, 4 * product)
+    assert counted("tiled") == (2 * product, 5 * product)  # the logits once more
+    shape = heads.shape
+    assert attention_flops(shape, shape, shape) == 2 * product
+    assert attention_backward_flops(shape, shape, shape, shape) == 5 * product
+
+
+class Adapter(nn.Module):
+    """LoRA around a linear layer, with the attributes of the original."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.change = nn.Linear(base.in_features, base.out_features, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.base(features) + self.change(features)
+
+
+LEARNING = ("SegmentationModulatedAttention", "SemanticTokenReallocation", "GlobalCrossAttention", "HypergraphConv")
+LINEAR = [
+    (name, path)
+    for name in (
+        "SegmentationModulatedAttention",
+        "SemanticTokenReallocation",
+        "GlobalCrossAttention",
+        "HypergraphConv",
+    )
+    for path, module in CASES[name].build("cpu", torch.float32).named_modules()
+    if isinstance(module, nn.Linear)
+]
+
+
+@pytest.mark.parametrize(("name", "path"), LINEAR)
+def test_an_adapter_and_a_hook_on_every_linear_layer_act(name, path):
+    layer, inputs = CASES[name].build("cpu", torch.float32).eval(), CASES[name].inputs(Fixed(), 4)
+    before, called = layer(*inputs), []
+    layer.get_submodule(path).register_forward_hook(lambda *_: called.append(True))
+    layer(*inputs)
+    assert called
+    layer.set_submodule(path, Adapter(layer.get_submodule(path)))
+    after = layer(*inputs)
+    assert (after - before).abs().max() > 1e-3
+    (gradient,) = torch.autograd.grad(after.square().sum(), layer.get_submodule(path).change.weight)
+    assert gradient.any()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in LINEAR))
+def test_dynamic_quantisation_of_the_linear_layers(name):
+    layer, inputs = CASES[name].build("cpu", torch.float32).eval(), CASES[name].inputs(Fixed(), 4)
+    expected = layer(*inputs)
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(layer), {nn.Linear}, dtype=torch.qint8)
+    assert any("quantized" in type(module).__module__ for module in quantised.modules())
+    with torch.no_grad():
+        actual = quantised(*inputs)
+    assert 0 < (actual - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+NORMED = {
+    "reallocation": (lambda: sl.SemanticTokenReallocation(64, 4, num_heads=4), [(64, 128, 64)]),
+    "readout": (lambda: sl.GlobalCrossAttention(64, num_heads=4), [(64, 3, 64), (64, 128, 64)]),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", NORMED)
+def test_norms_sum_their_gradients_in_float32(name, autocast):
+    """In bfloat16 on a CPU, torch's own sums stop at 256 terms."""
+    build, shapes = NORMED[name]
+    layer, inputs = build(), [torch.randn(shape) for shape in shapes]
+
+    def gradients(dtype: torch.dtype) -> dict[str, Tensor]:
+        twin = copy.deepcopy(layer) if autocast else copy.deepcopy(layer).to(dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype is torch.bfloat16):
+            output = twin(*(item.to(dtype) for item in inputs))
+        weight = 0.5 + torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+        (output.float() * weight).sum().backward()
+        return {name: value.grad.float() for name, value in twin.named_parameters() if "norm" in name}
+
+    exact, seen = gradients(torch.float32), gradients(torch.bfloat16)
+    for parameter, gradient in exact.items():
+        assert (seen[parameter] - gradient).norm() <= 0.05 * gradient.norm(), parameter
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "from beartype.claw import beartype_package; beartype_package('stmi_layers')",
+        "from jaxtyping import install_import_hook; install_import_hook('stmi_layers', 'beartype.beartype')",
+    ],
+    ids=["beartype", "jaxtyping"],
+)
+def test_the_package_runs_under_type_checking_import_hooks(hook):
+    program = f"""
+import warnings
+warnings.simplefilter("ignore")
+{hook}
+import torch, stmi_layers as sl, stmi_layers.backbones
+print(sl.SegmentationModulatedAttention(8, 2)(torch.randn(2, 9, 8), torch.rand(2, 9) > 0.5).shape)
+from torch import nn
+print(stmi_layers.backbones.modulate(nn.MultiheadAttention(8, 2)).alpha.shape)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

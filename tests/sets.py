@@ -1,0 +1,73 @@
+"""Small sets and settings that several tests share."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from examples.stmi.settings import Settings
+from stmi_layers.training.checkpoint import read_checkpoint
+
+
+def write_set(root: Path) -> Path:
+    """Identities as colours on noise, five for training and five for testing, two cameras, two images each."""
+    random = np.random.default_rng(0)
+    captions: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
+    for identity in range(10):
+        split = "train" if identity < 5 else "test"
+        colour = random.integers(40, 216, 3)
+        for camera, number in ((1, 0), (1, 1), (2, 0), (2, 1)):
+            name = f"{identity:06d}_cam{camera}_0_{number:02d}"
+            for modality in ("RGB", "NI"):
+                pixels = np.clip(colour + random.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+                save(root / split / modality / f"{name}.png", pixels)
+            mask = np.zeros((16, 16), np.uint8)
+            mask[4:12, 4:12] = 255
+            save(root / split / "mask" / f"{name}.png", mask)
+            captions[split].append({"item": f"{name}.png", "description": f"colour {identity}"})
+    (root / "text").mkdir()
+    for split, entries in captions.items():
+        (root / "text" / f"{split}.json").write_text(json.dumps(entries))
+    return root
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def tiny(folder: Path, out: Path, **changes) -> Settings:
+    settings = Settings(
+        data=folder,
+        out=out,
+        modalities=("RGB", "NI"),
+        captions="required",
+        image_size=(16, 16),
+        patch_size=4,
+        dim=16,
+        depth=1,
+        num_heads=2,
+        num_tokens=2,
+        epochs=3,
+        warmup_epochs=1,
+        identities_per_batch=5,
+        images_per_identity=2,
+        evaluate_every=2,
+        threads=1,
+        device="cpu",
+    )
+    return replace(settings, **changes)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(out / "checkpoint.pt")["model"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
