@@ -229,7 +229,7 @@ def test_every_variant_can_be_built_and_every_row_names_one(method: str):
     offer = Offer(method)
     for name, values in offer.variants.items():
         values = {key: value for key, value in values.items() if key not in ("backbone", "captions")}
-        model = small_model(method, 2, **values)
+        model = small_model(method, 2, **{"depth": 2, **values})
         outputs, widths = model.eval()(random_batch(2, 2)), model.widths
         assert list(outputs.features) == list(widths), name
         assert model.headline in widths or (model.headline == "all" and len(widths) > 1), name

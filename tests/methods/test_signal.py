@@ -5,7 +5,6 @@ import torch
 
 from examples.towers.tower import tower_tokens
 from method_batches import random_batch, small_model
-from stmi_layers import local_alignment_loss
 
 PRESENT = torch.tensor([[True, True, True], [True, False, True], [False, True, True], [True, False, False]])
 
@@ -47,13 +46,6 @@ def test_images_of_one_identity_are_negatives_where_all_are():
         torch.manual_seed(0)
         terms.append(small_model("signal", 2, negatives=negatives).train()(random_batch(4, 2)).terms["GAM"])
     assert terms[0] < terms[1]  # fewer negatives, fewer choices
-
-
-def test_equal_modalities_are_aligned_locally_from_the_start():
-    model = small_model("signal", 3).train()
-    patches = torch.randn(2, 1, 16, 16).expand(-1, 3, -1, -1)
-    assert model.local_alignment(patches) == 0
-    assert local_alignment_loss(torch.randn(2, 3, 1, 16)) > 0
 
 
 def test_one_modality_has_terms_of_0():
