@@ -149,7 +149,7 @@ class DeformableSampling(nn.Module):
     - Row and column have an offset each. There, one number serves both, so that a point moves along a diagonal:
       `offset_channels=1`.
     - The two linear maps before the first GELU are one, which computes the same. A checkpoint is merged in
-      `examples/signal/released.py`.
+      `examples/signal_reid/released.py`.
     - Any grid from the size of a window on; a single row or column of points works, except as `"released"`.
 
     Args:
