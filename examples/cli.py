@@ -1,32 +1,68 @@
-"""Commands: what every program of the example does between its arguments and its exit status."""
+"""Command line: flags of a run made of its records, and expected errors in a line."""
 
+import argparse
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-import tyro
+from examples.optional import check_examples
+
+check_examples()
+
+import tyro  # noqa: E402
 
 Arguments = TypeVar("Arguments")
-# Whose message says all there is to know. Any other error is a fault of the program.
-EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+# Errors whose message says all there is to know. Any other error is a fault of the program.
+EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, FloatingPointError)
 
 
 @contextmanager
 def errors_as_a_line() -> Iterator[None]:
-    """End with `error: MESSAGE` on the standard error and status 1 for an expected error.
+    """End with `error: MESSAGE (FLAGS)` on the standard error and status 1 for an expected error.
 
     Any other keeps its traceback.
     """
     try:
         yield
     except EXPECTED as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {with_flags(str(error))}")
     except ImportError as error:
         # Python's own names the module; one raised by hand says what to install.
         if error.name is not None:
             raise
         sys.exit(f"error: {error}")
+
+
+def with_flags(message: str) -> str:
+    """A message of the library, which knows settings and no flags, and the flags of the settings it names.
+
+    Examples:
+        >>> with_flags("pass missing_modality='absent' to do without them")
+        "pass missing_modality='absent' to do without them (--missing-modality)"
+    """
+    from examples.towers.tower import Tower
+    from stmi_layers.training import Data, Machine, Schedule
+
+    settings = [one.name for record in (Data, Schedule, Machine, Tower) for one in fields(record)]
+    # A setting of one word is a setting where a value follows.
+    named = [name for name in settings if re.search(rf"\b{name}\b" if "_" in name else rf"\b{name}=", message)]
+    new = [one for one in map(flag, named) if one not in message]
+    return f"{message} ({', '.join(new)})" if new else message
+
+
+def flag(setting: str) -> str:
+    """The flag of a setting, by its name in recipes.
+
+    Examples:
+        >>> flag("warmup_epochs"), flag("rates.backbone")
+        ('--warmup-epochs', '--backbone-learning-rate')
+    """
+    whole, _, entry = setting.partition(".")
+    return f"--{entry}-learning-rate" if whole == "rates" else f"--{whole.replace('_', '-')}"
 
 
 def run(
@@ -35,7 +71,6 @@ def run(
     description: str | None,
     *,
     prog: str | None = None,
-    default: Arguments | None = None,
 ) -> None:
     """Read the command line into `arguments_type` and hand it to `main`.
 
@@ -44,10 +79,88 @@ def run(
         arguments_type: a dataclass whose fields are the options.
         description: shown by `--help`.
         prog: the name of the command in messages; the file by default.
-        default: what options have that are not given, where it is not what their type says.
     """
     with errors_as_a_line():
-        options: dict[str, Any] = {"prog": prog, "description": description}
-        if default is not None:
-            options["default"] = default
-        main(tyro.cli(arguments_type, **options))
+        main(tyro.cli(arguments_type, prog=prog, description=description))
+
+
+def run_method(
+    main: Callable[[Any, Arguments], object], own: Callable[..., Arguments], command: str, description: str | None
+) -> None:
+    """Read `METHOD` and the flags of a run, and hand the run and the command's own options to `main`.
+
+    Args:
+        main: what the command does.
+        own: a dataclass of the command's own options, of which `out` has no default.
+        command: the name of the command in messages.
+        description: shown by `--help`.
+    """
+    with errors_as_a_line():
+        asked, options = parse_run(sys.argv[1:], own, command, description)
+        main(asked, options)
+
+
+def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, description: str | None) -> Any:
+    """A run and the command's own options from a command line, of which the method is the first word.
+
+    A recipe stands beneath the other flags, wherever its own flag stands.
+    """
+    from examples.methods import METHODS, load_method
+    from examples.run import Data, default_run
+
+    if not line or line[0].startswith("-"):
+        known = f"{command} METHOD [flags]; METHOD is one of {', '.join(METHODS)}, or a package of your own"
+        if {"-h", "--help"} & {*line}:
+            print(f"usage: {known}\n\n{description}\nFlags of a method: {command} METHOD --help")
+            raise SystemExit(0)
+        raise ValueError(f"METHOD must come first: {known}; received {line[0] if line else 'nothing'}")
+    method, name = load_method(line[0]), _recipe_in(line[1:])
+    default = default_run(method, Data(tyro.MISSING), name if name in method.recipes else None)
+    shown = [name for name in default.records() if name != "own"]
+    groups = {record: _group(getattr(default, record), record) for record in shown}
+    groups[method.name.rpartition(".")[2]] = (type(default.own), default.own)
+    recipe = make_dataclass("Recipe", [("recipe", _recipe_type(tuple(method.recipes)), None)], frozen=True)
+    groups = {command.rpartition(".")[2]: (own, own(out=tyro.MISSING)), "from_recipe": (recipe, recipe()), **groups}
+    flat = tyro.conf.OmitArgPrefixes
+    kind: Any = make_dataclass("Flags", [(name, flat[group]) for name, (group, _) in groups.items()], frozen=True)
+    values = kind(*(value for _, value in groups.values()))
+    found = tyro.cli(kind, args=line[1:], default=values, prog=f"{command} {line[0]}", description=description)
+    options, chosen, data, schedule, machine, *tower, settings = vars(found).values()
+    records = (_record(default.data, data), _record(default.schedule, schedule), machine, *(tower or [None]), settings)
+    return default.__class__(default.method, *records, recipe=chosen.recipe), options  # pyright: ignore[reportCallIssue]
+
+
+def _recipe_in(line: Sequence[str]) -> str:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", default="")
+    return parser.parse_known_args(line)[0].recipe
+
+
+def _recipe_type(names: tuple[str, ...]) -> Any:
+    help_text = "Take the values of this recipe (recipes.py of the method) wherever the command line gives none."
+    return Annotated[Literal[names] | None if names else None, tyro.conf.arg(help=help_text)]
+
+
+def _group(record: Any, name: str) -> tuple[Any, Any]:
+    """A record as tyro shows it: `root` is --data, and every entry of `rates` has a flag of its own."""
+    kind, values = type(record), vars(record)
+    if name == "data":
+        renamed = [("root", Annotated[Path, tyro.conf.arg(name="data")])]
+        shown = make_dataclass(kind.__name__, renamed, bases=(kind,), frozen=True)
+        return shown, shown(**values)
+    if name != "schedule":
+        return kind, record
+    own: list[Any] = [("rates", tyro.conf.Suppress[dict[str, float]], field(default_factory=dict))]
+    for group, rate in record.rates.items():
+        name = flag(f"rates.{group}").removeprefix("--")
+        option = tyro.conf.arg(name=name, help=f"Learning rate of the parameter group {group}.")
+        own.append((f"rate_of_{group}", Annotated[float, option], rate))
+    shown = make_dataclass(kind.__name__, own, bases=(kind,), frozen=True)
+    return shown, shown(**values)
+
+
+def _record(default: Any, shown: Any) -> Any:
+    """The record behind what `_group` made of it."""
+    values = {one.name: getattr(shown, one.name) for one in fields(default)}
+    rates = {group: getattr(shown, f"rate_of_{group}") for group in getattr(default, "rates", {})}
+    return type(default)(**values | ({"rates": rates} if rates else {}))

@@ -1,21 +1,22 @@
-"""The picture of a comparison: a panel per group of numbers, bars for variants and lines for a sweep."""
+"""Picture of a comparison: a panel per group of numbers, bars for variants and lines for a sweep."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from examples.comparison_table import Result, values_of
+from examples.comparison_table import values_of
+from examples.preset import Column, Result
 
 COLORS = ("#4575b4", "#f46d43", "#1a9850", "#984ea3")
 
 
 def draw(
     rows: dict[str, list[Result]],
-    panels: Sequence[Sequence[str]],
+    panels: Sequence[Mapping[str, Column]],
     path: Path,
     *,
     title: str,
@@ -26,7 +27,7 @@ def draw(
 
     Args:
         rows: the results of the seeds by label.
-        panels: the columns each panel shows.
+        panels: the columns each panel shows, by name.
         path: of the figure, without suffix.
         title: above it.
         axis: what the labels are.
@@ -40,9 +41,12 @@ def draw(
     figure = Figure(figsize=(across * len(panels) + 0.4, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=12)
     for panel, columns in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        present = [column for column in columns if any(values_of(column, runs) for runs in rows.values())]
+        numbers = {
+            name: {label: values_of(column, runs) for label, runs in rows.items()} for name, column in columns.items()
+        }
+        present = [name for name, of_label in numbers.items() if any(of_label.values())]
         for index, column in enumerate(present):
-            of_label = {label: values_of(column, runs) for label, runs in rows.items()}
+            of_label = numbers[column]
             color = COLORS[index % len(COLORS)]
             if sweep:
                 _line(panel, of_label, column, color)

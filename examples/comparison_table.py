@@ -1,49 +1,51 @@
-"""The numbers of a comparison: mean and standard deviation over the seeds, as a Markdown table."""
+"""Numbers of a comparison: mean and standard deviation over the seeds, as a Markdown table."""
 
 import shlex
 import statistics
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-Result = dict[str, Any]
-
-
-def _percent(name: str, descriptor: str = "") -> Callable[[Result], float]:
-    return lambda run: 100 * run["descriptors"][descriptor or run["headline"]][name]
+from examples.preset import Column, Result
 
 
-# What a column shows of a run. A run that has no such number raises KeyError or TypeError: the cell stays empty.
-# Strengths are those of the blocks in which SFM acts; the others have 0.
-COLUMNS: dict[str, Callable[[Result], float]] = {
-    **{name: _percent(name) for name in ("mAP", "R1", "R5", "R10")},
-    **{f"mAP by {name}": _percent("mAP", name) for name in ("G", "T", "all")},
-    "alpha": lambda run: statistics.mean(filter(None, run["strengths"]["alpha"])),
-    "beta": lambda run: statistics.mean(filter(None, run["strengths"]["beta"])),
-    "edge size": lambda run: run["hypergraph"]["mean_edge_size"],
-    "nodes": lambda run: run["hypergraph"]["nodes"],
-    "isolated %": lambda run: 100 * run["hypergraph"]["isolated_share"],
-    "cross-modal %": lambda run: 100 * run["hypergraph"]["cross_modal_share"],
-    "foreground %": lambda run: 100 * run["foreground"],
-    "CPU minutes": lambda run: run["training_cpu_minutes"],
+def column_of(name: str, own: Mapping[str, Column]) -> Column:
+    """The column of a table by its name: one of the method's `own`, or one that every run has.
+
+    Raises:
+        ValueError: when there is none of that name.
+    """
+    common = {**{name: _percent(name) for name in ("mAP", "R1", "R5", "R10")}, **COMMON}
+    if name.startswith("mAP by "):
+        return _percent("mAP", name.removeprefix("mAP by "))
+    if name not in own and name not in common:
+        raise ValueError(f"columns must be among {[*common, *own]}; received {name!r}")
+    return own[name] if name in own else common[name]
+
+
+def _percent(name: str, descriptor: str = "") -> Column:
+    return Column(lambda run: 100 * run["descriptors"][descriptor or run["headline"]][name])
+
+
+COMMON = {
+    "foreground %": Column(lambda run: 100 * run["foreground"]),
+    "CPU minutes": Column(lambda run: run["training_cpu_minutes"], digits=2),
 }
-DIGITS = {"alpha": 2, "beta": 2, "edge size": 2, "nodes": 0, "CPU minutes": 2}
 
 
-def values_of(column: str, runs: Sequence[Result]) -> list[float]:
-    """The column's number in each run; none when the runs have no such number."""
+def values_of(column: Column, runs: Sequence[Result]) -> list[float]:
+    """The number of a column in each run; none when the runs have no such number."""
     try:
-        return [COLUMNS[column](run) for run in runs]
-    except (KeyError, TypeError, statistics.StatisticsError):
+        return [column.value(run) for run in runs]
+    except (KeyError, TypeError, IndexError):
         return []
 
 
-def as_table(axis: str, columns: Sequence[str], rows: dict[str, list[Result]]) -> str:
+def as_table(axis: str, columns: Mapping[str, Column], rows: Mapping[str, Sequence[Result]]) -> str:
     """Markdown of one line per label, from the results of its seeds."""
     header = [axis, "by", *columns]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for label, runs in rows.items():
-        cells = [spread(values_of(column, runs), DIGITS.get(column, 1)) for column in columns]
+        cells = [spread(values_of(column, runs), column.digits) for column in columns.values()]
         lines.append("| " + " | ".join([label, runs[0]["headline"], *cells]) + " |")
     return "\n".join(lines)
 

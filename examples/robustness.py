@@ -1,70 +1,83 @@
-"""Score a finished run on its test split as it might be in use: with other masks, or without some modalities."""
+"""Score a trained model as it might be in use: with other masks, or without some modalities.
+
+python -m examples.robustness --checkpoint runs/NAME/checkpoint.pt --masks eroded --keep RGB NI
+"""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import torch
+import tyro
 
-from examples.stmi.build import build_model, restore_tokenizer
-from examples.stmi.evaluate import choose_device, describe, score, test_dataset
-from examples.stmi.report import as_numbers, headline
-from examples.stmi.settings import Settings
-from examples.stmi.variants import Row
-from stmi_layers.training.checkpoint import load_weights, read_checkpoint
-from stmi_layers.training.dataset import Item
-from stmi_layers.training.protocol import protocol_for
+from examples import cli
+from examples.preset import Result, Row
+from examples.restore import Computer, describe_test, restore
+from stmi_layers.training import Machine, score
+from stmi_layers.training.files import write_text
+from stmi_layers.training.report import as_numbers
 
-
-def without(items: Sequence[Item], modalities: Sequence[str], keep: Sequence[str]) -> list[Item]:
-    """The items with only the modalities to `keep`; the others are missing.
-
-    Raises:
-        ValueError: when one to keep is none of the modalities.
-    """
-    unknown = sorted(set(keep) - set(modalities))
-    if unknown or not keep:
-        raise ValueError(f"keep must name some of the modalities {tuple(modalities)}; received {tuple(keep)}")
-    kept = [modality in keep for modality in modalities]
-
-    def only(parts: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(part if there else None for part, there in zip(parts, kept, strict=True))
-
-    return [replace(item, images=only(item.images), masks=only(item.masks)) for item in items]
+Masks = Literal["", "given", "ones", "empty", "eroded", "dilated", "shuffled"]
 
 
-def score_under(settings: Settings, row: Row) -> dict[str, Any]:
-    """What metrics.json would say of a finished run, tested under the conditions of the row.
+@dataclass(frozen=True)
+class Arguments:
+    """Conditions of the test."""
+
+    checkpoint: Path
+    """The checkpoint.pt of a run."""
+    masks: Masks = ""
+    """Masks of the test images; those of the training by default."""
+    keep: tuple[str, ...] = ()
+    """Modalities that are there; all by default."""
+    machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
+
+
+def finished(path: Path) -> Result | None:
+    """The result in a file, None when there is none; a file that does not parse is none."""
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and "descriptors" in result else None
+
+
+def score_under(checkpoint: Path, row: Row, machine: Machine) -> Result:
+    """What metrics.json would say of a trained model, tested under the conditions of the row.
 
     The result is kept beside the checkpoint and made once.
     """
     name = "-".join(["test", *([row.masks] if row.masks else []), *row.keep])
-    kept = settings.out / "conditions" / f"{name}.json"
-    if not kept.exists():
-        result = _measure(settings, row)
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(json.dumps(result, indent=2) + "\n")
-    return json.loads(kept.read_text())
+    kept = checkpoint.parent / "conditions" / f"{name}.json"
+    if (result := finished(kept)) is None:
+        result = _measure(checkpoint, row, machine)
+        write_text(kept, json.dumps(result, indent=2) + "\n")
+    return result
 
 
-def _measure(settings: Settings, row: Row) -> dict[str, Any]:
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    content = read_checkpoint(settings.out / "checkpoint.pt")
-    tokenizer = restore_tokenizer(settings, content["words"])
-    device = choose_device(settings.device)
-    model = build_model(settings, tokenizer).to(device)
-    load_weights(model, content["model"], "model")
-    dataset = test_dataset(replace(settings, masks=row.masks or settings.masks))
-    protocol = protocol_for(dataset.items, settings.query_cameras, match=settings.match, drop=settings.drop)
-    if row.keep:
-        dataset.items = without(dataset.items, settings.modalities, row.keep)
-    descriptors = describe(model, dataset, tokenizer, device=device, descriptor=settings.descriptor, quiet=True)
-    metrics = score(descriptors, dataset.items, protocol)
-    masks = [sample.masks for sample in (dataset[index] for index in range(len(dataset))) if sample.masks is not None]
+def _measure(checkpoint: Path, row: Row, machine: Machine) -> Result:
+    changes = {"masks": row.masks} if row.masks else {}
+    trained = restore(checkpoint, changes, machine=machine, keep=row.keep)
+    descriptors, headline = describe_test(trained)
+    metrics = score(descriptors, trained.dataset.items, trained.protocol)
+    samples = (trained.dataset[index] for index in range(len(trained.dataset)))
+    masks = [sample.masks for sample in samples if sample.masks is not None]
     return {
-        "headline": headline(settings, list(descriptors)),
+        "headline": headline,
         "descriptors": {name: as_numbers(value) for name, value in metrics.items()},
         "foreground": torch.stack(masks).float().mean().item() if masks else None,
     }
+
+
+def main(arguments: Arguments) -> Result:
+    """Print the scores of every descriptor in percent."""
+    row = Row("", "", arguments.masks, arguments.keep)
+    result = score_under(arguments.checkpoint, row, arguments.machine.machine())
+    for name, numbers in result["descriptors"].items():
+        print(f"{name:10}" + "".join(f"{kind:>8} {100 * value:5.1f}" for kind, value in numbers.items()))
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, __doc__, prog="python -m examples.robustness")

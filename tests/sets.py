@@ -1,15 +1,16 @@
 """Small sets and settings that several tests share."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from examples.stmi.settings import Settings
-from stmi_layers.training.checkpoint import read_checkpoint
+from examples.methods import load_method
+from examples.run import Run, default_run
+from stmi_layers.training import Data, read_checkpoint
 
 
 def write_set(root: Path) -> Path:
@@ -39,34 +40,33 @@ def save(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def tiny(folder: Path, out: Path, **changes) -> Settings:
-    settings = Settings(
-        data=folder,
-        out=out,
-        modalities=("RGB", "NI"),
-        captions="required",
-        image_size=(16, 16),
-        patch_size=4,
-        dim=16,
-        depth=1,
-        num_heads=2,
-        num_tokens=2,
-        epochs=3,
-        warmup_epochs=1,
-        identities_per_batch=5,
-        images_per_identity=2,
-        evaluate_every=2,
-        threads=1,
-        device="cpu",
-    )
-    return replace(settings, **changes)
+def tiny(folder: Path, method: str = "stmi", **changes: Any) -> Run:
+    """A run that takes a second, with other settings by their names in recipes."""
+    small = {
+        "modalities": ("RGB", "NI"),
+        "captions": "required",
+        "image_size": (16, 16),
+        "epochs": 3,
+        "warmup_epochs": 1.0,
+        "identities_per_batch": 5,
+        "images_per_identity": 2,
+        "evaluate_every": 2,
+        "threads": 1,
+        "device": "cpu",
+        "quiet": True,
+    }
+    if method == "stmi":
+        small |= {"patch_size": 4, "dim": 16, "depth": 1, "tower_heads": 2, "num_heads": 2, "num_tokens": 2}
+    return default_run(load_method(method), Data(folder)).changed({**small, **changes})
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(out / "checkpoint.pt")["model"]
+    """The weights of the model in the checkpoint of a run."""
+    return read_checkpoint(out / "checkpoint.pt").model
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
+    """Compare the models of two runs bit for bit."""
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     for name, value in first.items():

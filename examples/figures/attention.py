@@ -1,4 +1,4 @@
-"""Where the tokens look: attention maps over the images of every modality, the mask outlined."""
+"""Attention maps over the images of every modality, the mask outlined."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor
 
-from examples.figures.inside import Looks
+from examples.figures.look import ClassToken
 from examples.figures.style import show_absent, show_image, show_weights, spread
 from stmi_layers import token_foreground
-from stmi_layers.training.dataset import MultiModalDataset
+from stmi_layers.training import MultiModalDataset
 
 BLOCKS = 4  # shown at most, spread evenly from the first to the last
 WIDE = 1.15  # inches of a square image
@@ -39,16 +39,17 @@ def pictures(dataset: MultiModalDataset, indices: Sequence[int]) -> list[Picture
     ]
 
 
-def draw_class_token(looks: Looks, shown: Sequence[Picture], modalities: Sequence[str], threshold: float) -> Figure:
+def draw_class_token(
+    looks: ClassToken, shown: Sequence[Picture], modalities: Sequence[str], threshold: float
+) -> Figure:
     """The class token's attention in every block, without and with the mask; `threshold` is that of the foreground."""
-    assert looks.class_token is not None
-    states = sorted(looks.class_token)
-    blocks = spread(looks.class_token[False].shape[2], BLOCKS)
+    states = sorted(looks.weights)
+    blocks = spread(looks.weights[False].shape[2], BLOCKS)
     columns = [(block, state) for block in blocks for state in states]
     title = "Attention of the class token, mean over heads"
     if True in states:
         title += "\nbelow each map: the share of it that falls on the mask"
-    figure, rows = _rows(shown, modalities, 1 + len(columns), title)
+    figure, rows = rows_of(shown, modalities, 1 + len(columns), title)
     for place, (item, modality, axes) in enumerate(rows):
         picture = shown[item]
         mask = torch.from_numpy(picture.masks[modality])
@@ -59,15 +60,15 @@ def draw_class_token(looks: Looks, shown: Sequence[Picture], modalities: Sequenc
             if not picture.present[modality]:
                 show_absent(axis, picture.masks.shape[1:])
                 continue
-            both = [looks.class_token[one][item, modality, block] for one in states]
-            weights = looks.class_token[state][item, modality, block]
-            _show_map(axis, picture, modality, weights, looks.grid, of_scale=both)
+            both = [looks.weights[one][item, modality, block] for one in states]
+            weights = looks.weights[state][item, modality, block]
+            show_map(axis, picture, modality, weights, looks.grid, of_scale=both)
             if True in states and not inside.all():
                 axis.set_xlabel(f"{weights[inside].sum() / weights.sum():.0%}", fontsize=7, labelpad=1)
     return figure
 
 
-def _heading(looks: Looks, block: int, state: bool, states: Sequence[bool]) -> str:
+def _heading(looks: ClassToken, block: int, state: bool, states: Sequence[bool]) -> str:
     if len(states) == 1:
         return f"block {block + 1}"
     if not state:
@@ -76,28 +77,7 @@ def _heading(looks: Looks, block: int, state: bool, states: Sequence[bool]) -> s
     return "with SFM\n" + ("none here" if strengths is None else r"$\alpha$ {:.2f}, $\beta$ {:.2f}".format(*strengths))
 
 
-def draw_semantic(looks: Looks, shown: Sequence[Picture], modalities: Sequence[str], *, prior: bool) -> Figure:
-    """The patches that STR reads into every semantic token; with a text `prior` the last token is the caption's."""
-    assert looks.semantic is not None
-    count = looks.semantic.shape[2]
-    title = (
-        "What STR reads into each semantic token, mean over heads\nbelow each map: its maximum, in units of an even one"
-    )
-    figure, rows = _rows(shown, modalities, 1 + count, title)
-    for place, (item, modality, axes) in enumerate(rows):
-        for token, axis in enumerate(axes[1:]):
-            if place == 0:
-                axis.set_title("text" if prior and token == count - 1 else f"token {token + 1}", fontsize=8)
-            if not shown[item].present[modality]:
-                show_absent(axis, shown[item].masks.shape[1:])
-                continue
-            weights = looks.semantic[item, modality, token]
-            _show_map(axis, shown[item], modality, weights, looks.grid, of_scale=[weights])
-            axis.set_xlabel(f"{weights.max() * len(weights):.1f}", fontsize=7, labelpad=1)
-    return figure
-
-
-def _rows(
+def rows_of(
     shown: Sequence[Picture], modalities: Sequence[str], columns: int, title: str
 ) -> tuple[Figure, list[tuple[int, int, Sequence[Axes]]]]:
     """A row per item and modality, its image drawn first: (item, modality, axes of the row)."""
@@ -122,7 +102,7 @@ def _rows(
     return figure, rows
 
 
-def _show_map(
+def show_map(
     axis: Axes,
     picture: Picture,
     modality: int,

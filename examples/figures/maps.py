@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from examples.figures.style import COLORS, PALE, spread
-from examples.towers.clip_text import import_library
+from examples.optional import import_library
 
 # More cannot be told apart; further identities are pale.
 STYLES = [(color, marker) for marker, color in product("o^s", COLORS)]
 LEAST = 4  # items, below which t-SNE has nothing to arrange
 
 
-def draw_maps(panels: Mapping[str, Tensor], identities: Sequence[int], *, title: str, seed: int = 0) -> Figure:
+def draw_maps(
+    panels: Mapping[str, Tensor], identities: Sequence[int | str | None], *, title: str, seed: int = 0
+) -> Figure:
     """A column per panel: t-SNE above, principal components below.
 
     Args:
@@ -82,14 +84,17 @@ def principal_components(features: NDArray[np.float64]) -> tuple[NDArray[np.floa
     return points, variance[:2] / max(variance.sum(), 1e-300)
 
 
-def choose_styles(identities: Sequence[int]) -> dict[int, tuple[str, str]]:
+def choose_styles(identities: Sequence[int | str | None]) -> dict[int | str | None, tuple[str, str]]:
     """Colour and shape of as many identities as there are, spread evenly over all."""
-    every = sorted(set(identities))
+    every = sorted(set(identities), key=lambda one: (isinstance(one, str), one is None, one or 0))
     return {every[place]: style for place, style in zip(spread(len(every), len(STYLES)), STYLES, strict=False)}
 
 
 def _scatter(
-    axis: Axes, points: NDArray[np.float64], identities: Sequence[int], styles: Mapping[int, tuple[str, str]]
+    axis: Axes,
+    points: NDArray[np.float64],
+    identities: Sequence[int | str | None],
+    styles: Mapping[int | str | None, tuple[str, str]],
 ) -> None:
     rest = np.array([identity not in styles for identity in identities])
     axis.scatter(*points[rest].T, s=6, color=PALE, linewidths=0)

@@ -4,24 +4,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from stmi_layers.training.record import Item, Source, find_defect, read_image, read_mask
+from stmi_layers.training.files import write_whole
+from stmi_layers.training.images import read_image, read_mask
+from stmi_layers.training.messages import printable
+from stmi_layers.training.record import Item, Source, joined
+from stmi_layers.training.settings import Range
+from stmi_layers.training.transforms import erode
 
 HEIGHT, WIDTH, GAP, LEFT, TOP = 128, 192, 4, 260, 30
 PAPER, INK, OUTLINE = (250, 250, 248), (40, 40, 40), (255, 217, 47)
 
 
 def draw_contact_sheet(
-    splits: Mapping[str, Sequence[Item]], modalities: Sequence[str], path: Path, *, rows_per_split: int = 6
+    splits: Mapping[str, Sequence[Item]],
+    modalities: Sequence[str],
+    path: Path,
+    *,
+    ranges: Mapping[str, Range] | None = None,
+    rows_per_split: int = 6,
 ) -> Path:
     """Write a PNG of items spread evenly over every split.
 
     Args:
         splits: items by name of the split.
         modalities: names of the images of an item.
-        path: of the PNG.
-        rows_per_split: items shown of each.
+        path: the PNG to write.
+        ranges: counts of deep images by modality; an image without is shown between its own.
+        rows_per_split: number of items shown of each split.
     """
     shown = [
         (split, items[index])
@@ -36,9 +48,10 @@ def draw_contact_sheet(
     for row, (split, item) in enumerate(shown):
         top = TOP + row * (HEIGHT + GAP)
         draw.multiline_text((8, top + 4), _label(split, item), INK, font)
-        for column, (source, mask) in enumerate(zip(item.images, item.masks, strict=True)):
-            sheet.paste(_cell(source, mask), (LEFT + column * (WIDTH + GAP), top))
-    sheet.save(path)
+        for column, (name, source, mask) in enumerate(zip(modalities, item.images, item.masks, strict=True)):
+            sheet.paste(_cell(source, mask, (ranges or {}).get(name)), (LEFT + column * (WIDTH + GAP), top))
+    with write_whole(path) as file:
+        sheet.save(file, "PNG")
     return path
 
 
@@ -46,25 +59,46 @@ def _label(split: str, item: Item) -> str:
     known = {"identity": item.identity, "camera": item.camera, "scene": item.scene, "view": item.view}
     facts = [f"{name} {value}" for name, value in known.items() if value is not None]
     role = "" if item.role == "both" else f", {item.role}"
-    caption = [item.caption[:36]] if item.caption else []
-    return "\n".join([f"{split}{role}", item.name[:36], ", ".join(facts[:2]), ", ".join(facts[2:]), *caption])
+    caption = joined(item.captions)[:36]
+    lines = [
+        f"{split}{role}",
+        item.name[:36],
+        ", ".join(facts[:2]),
+        ", ".join(facts[2:]),
+        *([caption] if caption else []),
+    ]
+    return "\n".join(map(printable, lines))
 
 
-def _cell(source: Source | None, mask: Path | None) -> Image.Image:
+def _cell(source: Source | None, mask: Path | None, bounds: Range | None) -> Image.Image:
     cell = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
-    draw = ImageDraw.Draw(cell)
-    if source is None or find_defect(source):
-        draw.text((8, HEIGHT // 2 - 8), "missing" if source is None else "unreadable", INK)
+    image = None if source is None else _read(source, bounds)
+    if image is None:
+        ImageDraw.Draw(cell).text((8, HEIGHT // 2 - 8), "missing" if source is None else "unreadable", INK)
         return cell
-    image = read_image(source).convert("RGB")
     scale = min(WIDTH / image.width, HEIGHT / image.height)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    if mask is not None and find_defect(mask, is_mask=True) is None:
-        inside = np.array(Image.fromarray(read_mask(mask)).resize(image.size, Image.Resampling.NEAREST))
-        padded = np.pad(inside, 1, mode="edge")
-        inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        pixels = np.array(image)
-        pixels[inside & ~inner] = OUTLINE
-        image = Image.fromarray(pixels)
-    cell.paste(image, (0, 0))
+    cell.paste(image if mask is None else _outlined(image, mask), (0, 0))
     return cell
+
+
+def _read(source: Source, bounds: Range | None) -> Image.Image | None:
+    """An image to look at, a deep one between its own counts where there is no range; None when it is damaged."""
+    for one in (bounds, "image"):
+        try:
+            return read_image(source, one)
+        except Exception:  # whatever a damaged file makes of a decoder; inspect names it
+            continue
+    return None
+
+
+def _outlined(image: Image.Image, path: Path) -> Image.Image:
+    """The image with the border of its mask painted in, if the mask can be read."""
+    try:
+        stored = Image.fromarray(read_mask(path))
+    except Exception:  # as above
+        return image
+    inside = torch.from_numpy(np.array(stored.resize(image.size, Image.Resampling.NEAREST)))
+    pixels = np.array(image)
+    pixels[(inside & ~erode(inside, 1, diagonals=False)).numpy()] = OUTLINE
+    return Image.fromarray(pixels)

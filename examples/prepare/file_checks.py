@@ -1,96 +1,149 @@
-"""What is wrong with the files of a set: unreadable, duplicated, or of shapes that do not belong together.
+"""What is wrong with the files of a set, and what is silently decided about them.
 
-Files are decoded in threads, a batch at a time; only their sizes and digests are kept.
+Unusable files, equal ones, and shapes that do not belong together are problems; policies that act are notes with a
+count. Nothing that lies in a set ends the check.
 """
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
-from stmi_layers.training.record import Item, Panel, Source, find_defect, path_of
+from stmi_layers.training.checks import check_files, look_at
+from stmi_layers.training.depth import read_counts
+from stmi_layers.training.images import opened
+from stmi_layers.training.layouts.leftovers import describe_counts
+from stmi_layers.training.messages import printable
+from stmi_layers.training.record import Item, path_of
+from stmi_layers.training.settings import Range
+from stmi_layers.training.splits import ranges_by_file, shown
 
-BATCH = 512
 # A network sees both stretched to one size, so a difference in shape beyond rounding moves one against the other.
 SHAPE_TOLERANCE = 0.02
+# Bytes of a file that are compared with those of others.
+COMPARED = 64 * 2**20
+# Pixels of a deep image that enter the percentiles.
+PIXELS = 4096
+PERCENTILES = (0.001, 0.999)
+IMAGE_NOTES = {
+    "alpha": "images are partly transparent, which is ignored",
+    "pages": "files hold several pages or frames, of which the first is read",
+    "turned": "images are turned upright as their orientation tag says",
+    "clipped": "images have more than 1 % of their counts beyond the range of their modality",
+}
+MASK_NOTES = {
+    "levels": "masks have more than two levels, of which those above 127 are foreground",
+    "empty": "masks have no foreground",
+    "full": "masks have no background",
+    "inverted": "masks are foreground along the border: look whether they are inverted",
+    "turned": "masks are turned upright as their orientation tag says",
+    "pages": "masks hold several pages or frames, of which the first is read",
+}
 
 
-class Facts(NamedTuple):
-    """Width and height of an image, of one panel where there are several; digest of the file; why it is unusable."""
-
-    size: tuple[int, int]
-    digest: bytes
-    defect: str | None
-
-
-def check_files(
-    splits: Mapping[str, Sequence[Item]], root: Path, *, workers: int = 0, quiet: bool = False
+def inspect_files(
+    splits: Mapping[str, Sequence[Item]],
+    modalities: Sequence[str],
+    root: Path,
+    *,
+    ranges: Mapping[str, Range] | None = None,
+    workers: int = 0,
+    quiet: bool = False,
 ) -> dict[str, list[str]]:
     """Problems by kind, and under "notes" what may be as it should.
 
     Args:
         splits: the items of every split.
-        root: that paths are given relative to.
+        modalities: names of their images.
+        root: folder that paths are given relative to.
+        ranges: counts of deep images by modality.
         workers: threads, 0 for as many as there are CPUs.
         quiet: without a progress bar.
     """
     items = [(split, item) for split, some in splits.items() for item in some]
     images = {path_of(source): source for _, item in items for source in item.images if source}
     masks = {path for _, item in items for path in item.masks if path}
-    sources: list[Source] = [*images.values(), *sorted(masks)]
-    facts: dict[Path, Facts] = {}
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, tqdm(total=len(sources), disable=quiet) as progress:
-        for first in range(0, len(sources), BATCH):
-            some = sources[first : first + BATCH]
-            found = pool.map(lambda source: look_at(source, is_mask=source in masks), some)
-            facts |= zip(map(path_of, some), found, strict=True)
-            progress.update(len(some))
-    found = {"unreadable": [f"{_short(path, root)} {fact.defect}" for path, fact in facts.items() if fact.defect]}
-    found |= {"duplicated": list(_duplicates(items, {path: facts[path].digest for path in images}, root))}
-    return found | _mismatches(items, {path: fact.size for path, fact in facts.items() if fact.defect is None})
+    bounds = ranges_by_file([item for _, item in items], modalities, ranges or {})
+    options = {"root": root, "workers": workers, "quiet": quiet}
+    looks = check_files(images.values(), set(), ranges=bounds, **options)
+    of_masks = check_files([], masks, **options)
+    defects = {path: look.defect for path, look in (looks | of_masks).items() if look.defect}
+    sound = {path: look.size for path, look in (looks | of_masks).items() if not look.defect}
+    found = {"unreadable": [f"{shown(path, root)} {printable(defect)}" for path, defect in sorted(defects.items())]}
+    found["duplicated"] = list(_duplicates(items, [path for path in images if path in sound], root, workers))
+    found |= _mismatches(items, sound)
+    found["notes"].append(f"images by suffix: {describe_counts(Counter(path.suffix for path in images))}")
+    for kinds, some in ((IMAGE_NOTES, looks), (MASK_NOTES, of_masks)):
+        counts = Counter(note for look in some.values() for note in look.notes)
+        found["notes"] += [f"{counts[kind]} of {len(some)} {text}" for kind, text in kinds.items() if counts[kind]]
+    return found
 
 
-def look_at(source: Source, *, is_mask: bool) -> Facts:
-    """Read and decode one file."""
-    path = path_of(source)
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-    if defect := find_defect(source, is_mask=is_mask):
-        return Facts((0, 0), digest, defect)
-    if path.suffix == ".npy":
-        height, width = np.load(path, mmap_mode="r").shape
-        return Facts((width, height), digest, None)
-    with Image.open(path) as image:
-        width = image.width // source.count if isinstance(source, Panel) else image.width
-        return Facts((width, image.height), digest, None)
+def suggest_ranges(splits: Mapping[str, Sequence[Item]], modalities: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """For every modality with deep images the counts below which 0.1 % and 99.9 % of their pixels lie.
+
+    Taken from the training split where there is one, from pixels on a grid in every image.
+    """
+    split = next((name for name in splits if name.startswith("train")), next(iter(splits), ""))
+    found: dict[str, tuple[float, float]] = {}
+    for position, name in enumerate(modalities):
+        files = [path_of(source) for item in splits.get(split, ()) if (source := item.images[position])]
+        counts = [some for file in files if (some := _some_counts(file)) is not None]
+        if counts:
+            low, high = np.quantile(np.concatenate(counts), PERCENTILES)
+            found[name] = (float(low), float(max(high, low + 1)))
+    return found
 
 
-def _duplicates(items: Sequence[tuple[str, Item]], digests: Mapping[Path, bytes], root: Path) -> Iterator[str]:
+def _some_counts(file: Path) -> np.ndarray | None:
+    """Counts of some pixels of a deep image, None of any other file."""
+    if "deep" not in look_at(file).notes:
+        return None
+    try:
+        counts = read_counts(file, opened).ravel()
+    except Exception:  # a damaged file, which is named among the unreadable
+        return None
+    return counts[:: max(1, len(counts) // PIXELS)].astype(np.float64)
+
+
+def _duplicates(items: Sequence[tuple[str, Item]], files: Sequence[Path], root: Path, workers: int) -> Iterator[str]:
     """Images with the same bytes, unless they are one item that is query and gallery in folders of its own."""
     owners = {path_of(source): item for _, item in items for source in item.images if source}
+    sizes = Counter(path.stat().st_size for path in files)
+    alike = [path for path in files if sizes[path.stat().st_size] > 1]
     same: dict[bytes, list[Path]] = {}
-    for path, digest in digests.items():
-        same.setdefault(digest, []).append(path)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for path, digest in zip(alike, pool.map(_digest, alike), strict=True):
+            same.setdefault(digest, []).append(path)
     for paths in same.values():
-        shown = {(owners[path].name, path.parent.name) for path in paths}
+        places = {(owners[path].name, path.parent.name) for path in paths}
         roles = sorted(owners[path].role for path in paths)
-        names = {name for name, _ in shown}
+        names = {name for name, _ in places}
         if len(paths) > 1 and not (len(names) == 1 and roles == ["gallery", "query"]):
-            yield " = ".join(_short(path, root) for path in sorted(paths))
+            yield " = ".join(shown(path, root) for path in sorted(paths))
+
+
+def _digest(path: Path) -> bytes:
+    """A digest of the first bytes of a file; one of its own for a file that is gone meanwhile."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.blake2b(file.read(COMPARED), digest_size=16).digest()
+    except OSError:
+        return os.fsencode(path)
 
 
 def _mismatches(items: Sequence[tuple[str, Item]], sizes: Mapping[Path, tuple[int, int]]) -> dict[str, list[str]]:
     """Images and masks of an item whose shapes differ, and how many differ in nothing but their size."""
     found, scaled = dict[str, None](), 0
     for split, item in items:
+        name = printable(item.name)
         images = [sizes[path_of(source)] for source in item.images if source and path_of(source) in sizes]
         if images and _differ(images):
-            found[f"{split}: the images of {item.name} are {_listed(images)}"] = None
+            found[f"{split}: the images of {name} are {_listed(images)}"] = None
         scaled += len(set(images)) > 1
         for source, mask in zip(item.images, item.masks, strict=True):
             # Arrays are stored at the size of the network, whatever that of the image is.
@@ -98,7 +151,7 @@ def _mismatches(items: Sequence[tuple[str, Item]], sizes: Mapping[Path, tuple[in
                 continue
             pair = [sizes[path_of(source)], sizes[mask]]
             if _differ(pair):
-                found[f"{split}: an image and the mask of {item.name} are {_listed(pair)}"] = None
+                found[f"{split}: an image and the mask of {name} are {_listed(pair)}"] = None
     notes = [f"{scaled} items have images of different sizes, which are scaled to one"] if scaled else []
     return {"mismatched": list(found), "notes": notes}
 
@@ -110,7 +163,3 @@ def _differ(sizes: Sequence[tuple[int, int]]) -> bool:
 
 def _listed(sizes: Sequence[tuple[int, int]]) -> str:
     return " and ".join(f"{width} x {height}" for width, height in sizes)
-
-
-def _short(path: Path, root: Path) -> str:
-    return str(path.relative_to(root))

@@ -1,237 +1,197 @@
-"""STMI: backbone with SFM, then STR, CHI and the global readout, each a module that can be replaced or left out."""
+"""STMI: a tower with SFM, then STR, CHI and the global readout, read from top to bottom.
+
+The tower modulates its attention by the masks (SFM, eq. 2-8). STR gathers a few semantic tokens per modality
+(eq. 9-13), CHI joins those of all modalities by a hypergraph (eq. 14-16), and the global tokens read them (eq. 17-18).
+The loss (eq. 19-20) is `Objective` of `stmi_layers.training`: identity and triplet loss on G, U and T.
+"""
 
 import copy
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from examples.stmi.ablations import SelfAttentionInteraction, TokenMixing
-from stmi_layers import CrossModalHypergraph, GlobalCrossAttention, ReIDLoss, SemanticTokenReallocation
-
-Fusion = Literal["hypergraph", "self-attention", "mlp", "none", "concatenation"]
-
-
-class Backbone(Protocol):
-    """What STMI stands on: patch tokens, row by row of a `grid`, and a global token per modality, of width `dim`.
-
-    One that has an attribute `reads_cameras`, and True in it, is called with the camera of each sample besides.
-    """
-
-    dim: int
-    grid: tuple[int, int]
-
-    def __call__(self, images: Tensor, masks: Tensor | None, /, *cameras: Tensor) -> tuple[Tensor, Tensor]: ...
+from examples.stmi.settings import Fusion, Settings
+from examples.towers.clip_text import build_clip_text
+from examples.towers.text import CaptionEncoder
+from examples.towers.tower import Tower, build_tower, tower_tokens, trunk_of, watch_strengths
+from stmi_layers import CrossModalHypergraph, GlobalCrossAttention, SemanticTokenReallocation, incidence_statistics
+from stmi_layers.backbones import parameter_groups
+from stmi_layers.training import Batch, Facts, Outputs, joined
 
 
-class Features(NamedTuple):
-    """What STMI supervises and retrieves with; U is missing without STR, T without captions."""
-
-    G: Float[Tensor, "batch width"]
-    U: Float[Tensor, "batch width"] | None
-    T: Float[Tensor, "batch dim"] | None
+def build(settings: Settings, facts: Facts, tower: Tower) -> "STMI":
+    """The model of the settings, with random weights; it reads captions where the training split has some."""
+    backbone = build_tower(tower, facts)
+    text_encoder = None
+    if facts.words and settings.text_encoder == "words":
+        text_encoder = CaptionEncoder(facts.words, backbone.dim, num_heads=settings.num_heads)
+    elif facts.words:
+        options = {"overflow": settings.caption_overflow, "project": settings.text_projection}
+        text_encoder = build_clip_text(tower.architecture, backbone.dim, **options)
+    return STMI(
+        backbone,
+        len(facts.modalities),
+        text_encoder=text_encoder,
+        reallocation=settings.reallocation,
+        fusion=settings.fusion,
+        num_tokens=settings.num_tokens,
+        num_heads=settings.num_heads,
+        threshold=settings.threshold,
+        similarity=settings.similarity,
+        descriptor=settings.descriptor,
+    )
 
 
 class STMI(nn.Module):
-    """The full model (eq. 1-18). With only a backbone it is the baseline of the paper's Table 3.
+    """STMI, or a variant of Tables 3 and 4, around a tower: a `ReIDModel`.
 
     Args:
-        backbone: a module that maps images and masks to patch tokens and a global token per modality.
-        fusion: what makes U of them, or None for a model that retrieves with G.
-        text_encoder: maps token ids of captions to the text prior, or None.
-    """
+        backbone: an image tower, a `Backbone`; SFM is its part.
+        num_modalities: images per sample.
+        text_encoder: encoder of the text prior T, or None for a model without captions.
+        reallocation: STR and everything behind it; False is the baseline that retrieves with G.
+        fusion: interaction of the semantic tokens: the hypergraph (CHI), self-attention, an MLP over the tokens, no
+            interaction ("none"), or none and a readout that stays within each modality ("concatenation").
+        num_tokens: K, the semantic tokens per modality without the text prior.
+        num_heads: heads of the cross- and self-attentions; divides the width of the tower.
+        threshold: least cosine, or greatest distance, at which two semantic tokens share a hyperedge.
+        similarity: "cosine" or "euclidean".
+        descriptor: what is scored first; "auto" is U, or G in a model without U.
 
-    def __init__(
-        self, backbone: Backbone, *, fusion: "SemanticFusion | None" = None, text_encoder: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.dim = backbone.dim
-        self.reads_cameras: bool = getattr(backbone, "reads_cameras", False)
-        self.backbone, self.fusion, self.text_encoder = backbone, fusion, text_encoder
-
-    def forward(
-        self,
-        images: Float[Tensor, "batch modalities 3 height width"],
-        masks: Bool[Tensor, "batch modalities height width"] | None = None,
-        present: Bool[Tensor, "batch modalities"] | None = None,
-        caption_tokens: Int[Tensor, "batch words"] | None = None,
-        cameras: Int[Tensor, " batch"] | None = None,
-    ) -> Features:
-        """Features of a batch; `present` is False where a modality is missing, whose part of G and U is then zero.
-
-        Leave `present` out when all are there: choosing among the images makes the host wait for the device. `cameras`
-        are for a backbone that reads them.
-        """
-        patches, globals_ = self.tokens(images, masks, present, cameras)
-        prior = None
-        if self.text_encoder is not None:
-            if caption_tokens is None:
-                raise ValueError("the model has a text encoder: caption_tokens must be given")
-            prior = self.text_encoder(caption_tokens)
-        fused = None if self.fusion is None else self.fusion(patches, globals_, present, prior)
-        return Features(_flatten(globals_, present), None if fused is None else _flatten(fused, present), prior)
-
-    def tokens(
-        self, images: Tensor, masks: Tensor | None, present: Tensor | None, cameras: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The backbone on the modalities that are there: a missing one enters no batch statistic and costs nothing."""
-        if present is None:
-            return self.backbone(images, masks, *([] if cameras is None else [cameras]))
-        if not present.any(dim=1).all():
-            without = (~present.any(dim=1)).nonzero().flatten().tolist()
-            raise ValueError(f"present must mark at least one modality per sample; samples {without} have none")
-        patches, globals_ = self.backbone(
-            images[present][:, None],
-            None if masks is None else masks[present][:, None],
-            *([] if cameras is None else [cameras[:, None].expand_as(present)[present]]),
-        )
-        return (
-            patches.new_zeros(*present.shape, *patches.shape[2:]).masked_scatter(present[..., None, None], patches),
-            globals_.new_zeros(*present.shape, *globals_.shape[2:]).masked_scatter(present[..., None], globals_),
-        )
-
-    def feature_widths(self, num_modalities: int) -> dict[str, int]:
-        """Width of each feature the model returns, by name."""
-        widths = {"G": num_modalities * self.dim}
-        if self.fusion is not None:
-            widths["U"] = widths["G"]
-        if self.text_encoder is not None:
-            widths["T"] = self.dim
-        return widths
-
-
-class SemanticFusion(nn.Module):
-    """STR, CHI and the readout: from the tokens of all modalities to U (eq. 9-18).
-
-    Args:
-        reallocations: one `SemanticTokenReallocation` per modality, since its queries differ (eq. 10).
-        interaction: exchanges information among the semantic tokens of all modalities, or None to leave them apart.
-        readout: lets the global tokens read the semantic tokens (eq. 18).
-        cross_modal: whether a global token reads the tokens of all modalities, or only those of its own.
+    Raises:
+        ValueError: when `descriptor` names a feature that the model lacks.
     """
 
     def __init__(
         self,
-        reallocations: nn.ModuleList,
-        interaction: nn.Module | None,
-        readout: nn.Module,
+        backbone: Any,
+        num_modalities: int,
         *,
-        cross_modal: bool = True,
+        text_encoder: Any = None,
+        reallocation: bool = True,
+        fusion: Fusion = "hypergraph",
+        num_tokens: int = 4,
+        num_heads: int = 4,
+        threshold: float = 0.5,
+        similarity: Literal["cosine", "euclidean"] = "cosine",
+        descriptor: str = "auto",
     ) -> None:
         super().__init__()
-        self.reallocations, self.interaction, self.readout = reallocations, interaction, readout
-        self.cross_modal = cross_modal
+        dim, nodes = backbone.dim, num_modalities * (num_tokens + (text_encoder is not None))
+        self.backbone, self.cross_modal = backbone, fusion != "concatenation"
+        self.reallocations = self.interaction = self.readout = None
+        if reallocation:
+            interaction = build_interaction(fusion, dim, nodes, num_heads, threshold, similarity)
+            # Equal at the start: unrelated queries and projections would put the tokens of the modalities in unrelated
+            # directions, and no hyperedge would ever reach from one modality to another.
+            first = SemanticTokenReallocation(dim, num_tokens, num_heads=num_heads)
+            self.reallocations = nn.ModuleList(copy.deepcopy(first) for _ in range(num_modalities))
+            self.interaction = interaction
+            self.readout = GlobalCrossAttention(dim, num_heads=num_heads)
+        self.text_encoder = text_encoder
+        width = num_modalities * dim
+        self.widths = (
+            {"G": width} | ({"U": width} if reallocation else {}) | ({"T": dim} if text_encoder is not None else {})
+        )
+        self.headline = headline(descriptor, self.widths)
+        self._seen: tuple[Tensor, Tensor | None] | None = None  # tokens of a batch, for `watch`
+        self._look = True
 
-    def forward(
-        self,
-        patches: Float[Tensor, "batch modalities patches dim"],
-        globals_: Float[Tensor, "batch modalities dim"],
-        present: Bool[Tensor, "batch modalities"] | None = None,
-        prior: Float[Tensor, "batch dim"] | None = None,
-    ) -> Float[Tensor, "batch modalities dim"]:
-        """U: the global tokens after reading the semantic tokens."""
-        tokens = self.semantic_tokens(patches, prior)
-        if self.interaction is not None:
-            tokens = self.interaction(tokens, present)
+    def forward(self, batch: Batch) -> Outputs:
+        """G, U and T of a batch; the part of G and U that belongs to an absent modality is 0."""
+        present, prior, fused = batch.present, None, None  # (b m) or None
+        patches, globals_ = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
+        if self.text_encoder is not None:
+            if batch.texts is None:
+                raise ValueError(
+                    "batch must hold texts, made by encode, because the model reads captions; received None"
+                )
+            prior = self.text_encoder(batch.texts, batch.has_text)  # (b d)
+        if self.reallocations is not None:
+            tokens = self.semantic_tokens(patches, prior)  # (b m k d), the prior's last
+            self._remember(tokens, present)
+            if self.interaction is not None:
+                tokens = self.interaction(tokens, present)  # (b m k d)
+            fused = self.read(globals_, tokens, present)  # (b m d)
+        features = {"G": globals_.flatten(1)}  # (b m*d)
+        if fused is not None:
+            fused = fused if present is None else torch.where(present[..., None], fused, 0.0)
+            features["U"] = fused.flatten(1)  # (b m*d)
+        if prior is None:
+            return Outputs(features)
+        # A row without caption has the one vector that says so, and there is nothing to tell identities apart by.
+        return Outputs(features | {"T": prior}, rows={"T": batch.has_text})
+
+    def semantic_tokens(self, patches: Tensor, prior: Tensor | None) -> Tensor:
+        """STR, with queries of its own in each modality (eq. 10): (batch modalities semantic dim)."""
+        assert self.reallocations is not None
+        per_modality = zip(self.reallocations, patches.unbind(1), strict=True)
+        return torch.stack([reallocate(of_one, prior) for reallocate, of_one in per_modality], dim=1)
+
+    def read(self, globals_: Tensor, tokens: Tensor, present: Tensor | None) -> Tensor:
+        """Global tokens after reading the semantic tokens of all modalities, or only of their own (eq. 17-18)."""
+        assert self.readout is not None
         batch, _, semantic, _ = tokens.shape
         if not self.cross_modal:
-            own = self.readout(rearrange(globals_, "b m d -> (b m) 1 d"), tokens.flatten(0, 1))
+            own = self.readout(rearrange(globals_, "b m d -> (b m) 1 d"), tokens.flatten(0, 1))  # (b*m 1 d)
             return rearrange(own, "(b m) 1 d -> b m d", b=batch)
         keep = None if present is None else repeat(present, "b m -> b (m s)", s=semantic)
         return self.readout(globals_, tokens.flatten(1, 2), keep)
 
-    def semantic_tokens(self, patches: Tensor, prior: Tensor | None = None) -> Tensor:
-        """STR: a few tokens per modality, (batch modalities semantic dim)."""
-        per_modality = zip(self.reallocations, patches.unbind(1), strict=True)
-        return torch.stack([reallocate(of_one, prior) for reallocate, of_one in per_modality], dim=1)
+    def encode(self, captions: Sequence[tuple[str, ...]]) -> Tensor | None:
+        """Captions for the text encoder, those of several modalities joined; None for a model without one."""
+        return None if self.text_encoder is None else self.text_encoder.encode([joined(each) for each in captions])
 
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """New modules, the tower, and the strengths of SFM: two numbers per block, which need larger steps."""
+        groups = parameter_groups(self, backbone=trunk_of(self.backbone))
+        return {"new": groups["rest"], "backbone": groups["backbone"], "strengths": groups["strengths"]}
 
-def _flatten(globals_: Tensor, present: Tensor | None) -> Tensor:
-    if present is not None:
-        globals_ = torch.where(present[..., None], globals_, 0.0)
-    return globals_.flatten(1)
+    def watch(self) -> dict[str, float]:
+        """Alpha and beta of every block, and what CHI joins in the first batch since the mode changed.
 
-
-def _widened(feature: Tensor) -> Tensor:
-    """At least float32: under autocast a backbone may return half precision, the heads of the losses hold float32."""
-    return feature.to(torch.promote_types(feature.dtype, torch.float32))
-
-
-class STMILoss(nn.Module):
-    """Identity and triplet loss on every feature the model returns (eq. 20).
-
-    Args:
-        widths: width of each feature by its name in `Features`; names left out are not supervised.
-        num_identities: classes of the training set.
-        identity_weight: of the cross-entropy against the triplet loss (eq. 19 has 1; the research code 0.25).
-    """
-
-    def __init__(self, widths: dict[str, int], num_identities: int, *, identity_weight: float = 1.0) -> None:
-        super().__init__()
-        self.terms = nn.ModuleDict(
-            {name: ReIDLoss(width, num_identities, identity_weight=identity_weight) for name, width in widths.items()}
-        )
-
-    def forward(self, features: Features, labels: Tensor, has_caption: Tensor | None = None) -> Tensor:
-        """The sum of all terms; T is supervised in the rows that `has_caption` marks True, by default in all.
-
-        A row without caption has the one vector that says so, and there is nothing to tell identities apart by.
+        The hypergraphs that join nothing, or everything, are the two that do nothing.
         """
-        terms = []
-        for name, loss in self.terms.items():
-            feature, of_feature = _widened(getattr(features, name)), labels
-            if name == "T" and has_caption is not None:
-                feature, of_feature = feature[has_caption], labels[has_caption]
-                if len(feature) < 2:  # too few for a batch norm
-                    terms.append(0 * feature.sum())
-                    continue
-            terms.append(loss(feature, of_feature))
-        return torch.stack(terms).sum()
+        strengths = watch_strengths(self.backbone)
+        if self._seen is None or not isinstance(self.interaction, CrossModalHypergraph):
+            return strengths
+        tokens, present = self._seen
+        statistics = incidence_statistics(self.interaction.incidence(tokens, present), tokens.shape[1])
+        names = ("mean_edge_size", "isolated_share", "cross_modal_share")
+        means = {f"hypergraph/{name}": value.mean().item() for name, value in zip(names, statistics, strict=True)}
+        return strengths | means | {"hypergraph/nodes": float(self.interaction.num_nodes)}
+
+    def train(self, mode: bool = True) -> "STMI":
+        """Set the mode; `watch` then tells of the next batch."""
+        self._look = True
+        return super().train(mode)
+
+    def _remember(self, tokens: Tensor, present: Tensor | None) -> None:
+        if self._look and not torch.compiler.is_compiling():
+            self._seen, self._look = (tokens.detach(), present), False
 
 
-def build_stmi(
-    backbone: Backbone,
-    num_modalities: int,
-    *,
-    reallocation: bool = True,
-    fusion: Fusion = "hypergraph",
-    num_tokens: int = 4,
-    num_heads: int = 4,
-    threshold: float = 0.5,
-    similarity: str = "cosine",
-    text_encoder: nn.Module | None = None,
-) -> STMI:
-    """Compose STMI, or a variant of Tables 3 and 4, around a backbone.
-
-    Args:
-        backbone: SFM is its part: give it masks or not.
-        num_modalities: images per sample.
-        reallocation: STR, and with it everything behind it; False is the baseline that retrieves with G.
-        fusion: what lets the semantic tokens interact: the hypergraph (CHI), self-attention, an MLP over the tokens,
-            nothing ("none"), or nothing with a readout that stays within each modality ("concatenation").
-        num_tokens: K, the semantic tokens per modality without the text prior.
-        num_heads: heads of the cross- and self-attentions.
-        threshold: least cosine, or greatest distance, at which two semantic tokens share a hyperedge.
-        similarity: "cosine" or "euclidean".
-        text_encoder: of the text prior, or None for a model without captions.
-    """
-    if not reallocation:
-        return STMI(backbone, text_encoder=text_encoder)
-    dim = backbone.dim
-    nodes = num_modalities * (num_tokens + (text_encoder is not None))
-    interaction: nn.Module | None = None
+def build_interaction(
+    fusion: Fusion, dim: int, nodes: int, num_heads: int, threshold: float, similarity: Literal["cosine", "euclidean"]
+) -> nn.Module | None:
+    """CHI, or what Table 4 puts in its place; None leaves the tokens apart."""
     if fusion == "hypergraph":
-        interaction = CrossModalHypergraph(dim, nodes, threshold=threshold, similarity=similarity)
-    elif fusion == "self-attention":
-        interaction = SelfAttentionInteraction(dim, num_heads)
-    elif fusion == "mlp":
-        interaction = TokenMixing(nodes)
-    # Equal at the start: unrelated queries and projections would put the tokens of the modalities in unrelated
-    # directions, and no hyperedge would ever reach from one modality to another.
-    first = SemanticTokenReallocation(dim, num_tokens, num_heads=num_heads)
-    reallocations = nn.ModuleList(copy.deepcopy(first) for _ in range(num_modalities))
-    readout = GlobalCrossAttention(dim, num_heads=num_heads)
-    semantic_fusion = SemanticFusion(reallocations, interaction, readout, cross_modal=fusion != "concatenation")
-    return STMI(backbone, fusion=semantic_fusion, text_encoder=text_encoder)
+        return CrossModalHypergraph(dim, nodes, threshold=threshold, similarity=similarity)
+    if fusion == "self-attention":
+        return SelfAttentionInteraction(dim, num_heads)
+    return TokenMixing(nodes) if fusion == "mlp" else None
+
+
+def headline(descriptor: str, widths: dict[str, int]) -> str:
+    """The descriptor that is scored first: U where the model has one, unless `descriptor` chooses another."""
+    if descriptor == "auto":
+        return "U" if "U" in widths else "G"
+    if (descriptor == "all" and len(widths) > 1) or set(descriptor.split("+")) <= widths.keys():
+        return descriptor
+    raise ValueError(
+        f"descriptor must be one the model has, {sorted(widths)} or several of them joined; received {descriptor!r}"
+    )

@@ -1,9 +1,12 @@
-"""What `compare` can compare: variants of the settings, and presets, each a question that a few of them answer."""
+"""Variants of STMI that `compare` can compare, and presets, each a question that a few of them answer."""
 
-from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
+
+from examples.preset import Preset, Row, watched
 
 BASELINE = {"masks": "none", "reallocation": False}
+
+USUAL = ("baseline", "sfm", "sfm+str", "full")  # compared where nothing else is asked
 
 # A variant replaces these settings of the command line. Variants that come to the same run share it.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -35,45 +38,43 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Row(NamedTuple):
-    """A line of a table: a variant, as it is or under other conditions at test time."""
-
-    label: str
-    variant: str
-    masks: str = ""
-    """Masks of the test images, "" for those of the training."""
-    keep: tuple[str, ...] = ()
-    """Modalities that are there at test time, () for all."""
-
-
-class Preset(NamedTuple):
-    """A question, the rows that answer it, and what the table and the panels of the figure show of them."""
-
-    title: str
-    asks: str
-    rows: tuple[Row, ...]
-    columns: tuple[str, ...] = ("mAP", "R1", "R5", "R10", "mAP by G", "alpha", "beta")
-    panels: tuple[tuple[str, ...], ...] = (("mAP", "mAP by G"),)
-    axis: str = "variant"
-    """Name of the first column, and of the axis of the figure."""
-    sweep: bool = False
-    """Labels are numbers: lines instead of bars."""
+# What a run of STMI says of itself. Strengths are those of the blocks in which SFM acts; the others have 0.
+COLUMNS = {
+    "alpha": watched("alpha", digits=2),
+    "beta": watched("beta", digits=2),
+    "edge size": watched("hypergraph/mean_edge_size", digits=2),
+    "nodes": watched("hypergraph/nodes", digits=0),
+    "isolated %": watched("hypergraph/isolated_share", percent=True),
+    "cross-modal %": watched("hypergraph/cross_modal_share", percent=True),
+}
 
 
 def _sweep(kind: str, *values: float) -> tuple[Row, ...]:
     return tuple(Row(f"{value:g}", f"{kind}-{value:g}") for value in values)
 
 
+def _ask(
+    title: str,
+    asks: str,
+    rows: tuple[Row, ...],
+    *,
+    columns: tuple[str, ...] = ("mAP", "R1", "R5", "R10", "mAP by G", "alpha", "beta"),
+    panels: tuple[tuple[str, ...], ...] = (("mAP", "mAP by G"),),
+    **options: Any,
+) -> Preset:
+    return Preset(title, asks, rows, columns, panels, **options)
+
+
 QUALITIES = ("eroded", "dilated", "shuffled", "empty", "ones")
 
 PRESETS: dict[str, Preset] = {
-    "modules": Preset(
+    "modules": _ask(
         "Modules",
         "What does each module add (Table 3)?",
         (Row("baseline", "baseline"), Row("SFM", "sfm"), Row("SFM + STR", "sfm+str"), Row("SFM + STR + CHI", "full")),
         columns=("mAP", "R1", "R5", "R10", "mAP by G", "alpha", "beta", "CPU minutes"),
     ),
-    "fusion": Preset(
+    "fusion": _ask(
         "Fusion",
         "What should the semantic tokens interact by (Table 4)?",
         (
@@ -85,7 +86,7 @@ PRESETS: dict[str, Preset] = {
         ),
         columns=("mAP", "R1", "R5", "R10", "mAP by G", "CPU minutes"),
     ),
-    "sfm": Preset(
+    "sfm": _ask(
         "Strengths of SFM",
         "Where should SFM act, and what should share a pair of strengths (Table 5)?",
         (
@@ -96,14 +97,14 @@ PRESETS: dict[str, Preset] = {
             Row("a pair per block", "full"),
         ),
     ),
-    "perturbation": Preset(
+    "perturbation": _ask(
         "Perturbation",
         "Does it help to take background for foreground at random in training (Figure 5)?",
         _sweep("perturbation", 0.0, 0.01, 0.05, 0.1, 0.3),
         axis="probability",
         sweep=True,
     ),
-    "tokens": Preset(
+    "tokens": _ask(
         "Semantic tokens",
         "How many semantic tokens per modality (Figure 5)?",
         _sweep("tokens", 1, 2, 4, 8),
@@ -111,7 +112,7 @@ PRESETS: dict[str, Preset] = {
         axis="tokens per modality",
         sweep=True,
     ),
-    "threshold": Preset(
+    "threshold": _ask(
         "Similarity threshold",
         "From which cosine similarity on should two semantic tokens share a hyperedge?",
         _sweep("threshold", -1.0, 0.0, 0.5, 0.7, 0.9, 1.1),
@@ -120,7 +121,7 @@ PRESETS: dict[str, Preset] = {
         axis="threshold",
         sweep=True,
     ),
-    "text": Preset(
+    "text": _ask(
         "Text prior",
         "Is it what the captions say that helps?",
         (Row("off", "captions-off"), Row("shuffled captions", "captions-shuffled"), Row("on", "captions-on")),
@@ -128,34 +129,25 @@ PRESETS: dict[str, Preset] = {
         panels=(("mAP", "mAP by G", "mAP by T", "mAP by all"),),
         axis="text prior",
     ),
-    # Its rows depend on the modalities of the set: see `rows_of`.
-    "missing": Preset(
+    "missing": _ask(
         "Missing modalities",
         "How well does the full model retrieve when modalities are missing at test time only?",
-        (),
+        (Row("", "full"),),
         columns=("mAP", "R1", "R5", "R10", "mAP by G"),
         axis="there at test time",
+        subsets=True,
     ),
-    "masks": Preset(
+    "masks": _ask(
         "Mask quality at test time",
         "How good must the masks be when the full model was trained with exact ones?",
         (Row("exact", "full", masks="given"), *(Row(quality, "full", masks=quality) for quality in QUALITIES)),
         columns=("mAP", "R1", "R5", "R10", "mAP by G", "foreground %"),
         axis="masks at test time",
     ),
-    "masks-trained": Preset(
+    "masks-trained": _ask(
         "Mask quality in training and at test time",
         "How good must the masks be when the full model is trained with the same kind?",
         (Row("exact", "full"), *(Row(quality, f"masks-{quality}") for quality in QUALITIES)),
         axis="masks",
     ),
 }
-
-
-def rows_of(name: str, modalities: tuple[str, ...]) -> tuple[Row, ...]:
-    """The rows of a preset; of "missing" all subsets of the modalities but the empty one, the largest first."""
-    if name != "missing":
-        return PRESETS[name].rows
-    sizes = range(len(modalities), 0, -1)
-    subsets = [subset for size in sizes for subset in combinations(modalities, size)]
-    return tuple(Row(" + ".join(subset), "full", keep=subset) for subset in subsets)

@@ -1,31 +1,23 @@
-"""CLIP's text tower as the text prior: frozen, its features kept, with a projection that learns.
+"""CLIP's text tower as the text prior: frozen, each distinct caption read once, with a projection that learns.
 
 The paper supervises T, the feature of the caption, as it does G and U. Behind a frozen tower that loss trains nothing
 but its own classifier. Here a linear map follows the tower by default, so that the loss on T, and those on U through
 STR, shape the prior.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
-from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from stmi_layers.training._torchvision import import_torchvision
+from examples.optional import import_library
+from examples.towers.architectures import build_clip
 
 Overflow = Literal["truncate", "average"]
-
-
-def import_library(name: str, extra: str) -> Any:
-    """A library of pretrained models, or an error that says how to install it."""
-    import_torchvision()  # which all of them import
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{name} cannot be imported; install it by: pip install 'stmi-layers[{extra}]'") from error
+READ_AT_ONCE = 64  # pieces of text
 
 
 class ClipVocabulary:
@@ -41,8 +33,6 @@ class ClipVocabulary:
         ValueError: when the text tower needs other tokens than CLIP's, which would have to be downloaded.
     """
 
-    words: tuple[str, ...] = ()  # none that a checkpoint has to keep
-
     def __init__(self, architecture: str, *, overflow: Overflow = "truncate") -> None:
         open_clip = import_library("open_clip", "clip")
         config = open_clip.get_model_config(architecture) or {}
@@ -54,17 +44,17 @@ class ClipVocabulary:
         self._tokenizer = open_clip.SimpleTokenizer()
         self.length, self.overflow = config["text_cfg"].get("context_length", 77), overflow
 
-    def encode(self, captions: Iterable[str]) -> Int[Tensor, "batch words"]:
+    def encode(self, captions: Iterable[str]) -> Int[Tensor, "captions pieces length"]:
         """Token ids: a start token, the caption and an end token, padded to `length`; then its further pieces, if any.
 
         An empty caption is all padding.
         """
         pieces = [self._pieces(caption) for caption in captions]
-        tokens = torch.zeros(len(pieces), max(1, *map(len, pieces)), self.length, dtype=torch.int64)
+        tokens = torch.zeros(len(pieces), max([1, *map(len, pieces)]), self.length, dtype=torch.int64)
         for row, of_one in enumerate(pieces):
             for column, ids in enumerate(of_one):
                 tokens[row, column, : len(ids)] = torch.tensor(ids)
-        return tokens.flatten(1)
+        return tokens
 
     def describe_overflow(self, captions: Sequence[str]) -> str | None:
         """How many captions are longer than the tower reads, and what happens to them; None when there are none."""
@@ -84,14 +74,13 @@ class ClipVocabulary:
 
 
 class ClipCaptionEncoder(nn.Module):
-    """One vector per caption: a frozen text tower, then a linear map that learns.
+    """One vector per caption: the feature of a frozen text tower, then a linear map that learns.
 
-    The tower reads every distinct text once, in float32 and by itself, so that the vector does not depend on the batch
-    the text first came in. A missing caption has a learned vector instead.
+    A missing caption has a learned vector instead.
 
     Args:
         tower: an open_clip model; of it `encode_text` is used.
-        length: tokens the tower reads at a time.
+        vocabulary: turns captions into what the tower reads.
         width: of the features of the tower.
         dim: width of the vector.
         project: learn the linear map; it starts as the identity where `width` and `dim` are equal. Without it the
@@ -101,14 +90,14 @@ class ClipCaptionEncoder(nn.Module):
         ValueError: when there is no projection and `width` and `dim` differ.
     """
 
-    def __init__(self, tower: nn.Module, length: int, width: int, dim: int, *, project: bool = True) -> None:
+    def __init__(
+        self, tower: nn.Module, vocabulary: ClipVocabulary, width: int, dim: int, *, project: bool = True
+    ) -> None:
         super().__init__()
         if not project and width != dim:
             raise ValueError(f"text_projection=False needs a text tower of width {dim}, as the tokens; it has {width}")
         self.tower = tower.requires_grad_(False).eval()
-        # On the tower, so that weights loaded into it alone count as well as those of the encoder or the model.
-        self.tower.register_load_state_dict_post_hook(self._forget)
-        self.length = length
+        self.vocabulary, self.width = vocabulary, width
         linear = nn.Linear(width, dim)
         if width == dim:
             nn.init.eye_(linear.weight)
@@ -116,7 +105,6 @@ class ClipCaptionEncoder(nn.Module):
         self.projection = linear if project else nn.Identity()
         self.no_caption = nn.Parameter(torch.empty(dim))
         nn.init.normal_(self.no_caption, std=0.02)
-        self._features: dict[tuple[int, ...], Tensor] = {}
 
     def train(self, mode: bool = True) -> "ClipCaptionEncoder":
         """Set the mode of all but the tower, which is frozen."""
@@ -124,24 +112,39 @@ class ClipCaptionEncoder(nn.Module):
         self.tower.eval()
         return self
 
-    def forward(self, tokens: Int[Tensor, "batch words"]) -> Float[Tensor, "batch dim"]:
-        pieces = rearrange(tokens, "batch (pieces length) -> batch pieces length", length=self.length)
-        missing = (tokens == 0).all(dim=1, keepdim=True)
-        # Lists of ids are the keys; rows of padding are no pieces, except that a missing caption has to have one.
-        rows = [[tuple(ids) for ids in of_one if ids[0]] or [tuple(of_one[0])] for of_one in pieces.tolist()]
-        features = torch.stack([torch.stack([self._feature(ids) for ids in row]).mean(dim=0) for row in rows])
-        return torch.where(missing, self.no_caption, self.projection(features.to(self.no_caption.device)))
-
     @torch.no_grad()
-    def _feature(self, ids: tuple[int, ...]) -> Tensor:
-        """The feature of one text, kept on the CPU: a copy per text is small, and survives a move of the model."""
-        if ids not in self._features:
-            device = self.no_caption.device
-            with torch.autocast(device.type, enabled=False):
-                feature = self.tower.encode_text(torch.tensor([ids], device=device))  # pyright: ignore[reportCallIssue]
-            self._features[ids] = feature[0].float().cpu()
-        return self._features[ids]
+    def encode(self, captions: Sequence[str]) -> Float[Tensor, "captions width"]:
+        """Features of the frozen tower, in float32, 0 for a missing caption; every distinct caption is read once.
 
-    def _forget(self, *_: object) -> None:
-        """Features of other weights."""
-        self._features.clear()
+        A caption of several pieces has their mean. Warns of captions that are longer than the tower reads.
+        """
+        if overflow := self.vocabulary.describe_overflow(captions):
+            warnings.warn(overflow, stacklevel=2)
+        distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+        pieces = self.vocabulary.encode(distinct)  # (distinct pieces length)
+        there = pieces.any(dim=-1)  # (distinct pieces)
+        features = torch.zeros(*there.shape, self.width)
+        features[there] = self._read(pieces[there])
+        mean = features.sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
+        return mean[[distinct[caption] for caption in captions]]
+
+    def forward(
+        self, features: Float[Tensor, "batch width"], has_text: Bool[Tensor, " batch"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Vectors of captions, from what `encode` made of them."""
+        return torch.where(has_text[:, None], self.projection(features), self.no_caption)
+
+    def _read(self, pieces: Int[Tensor, "pieces length"]) -> Float[Tensor, "pieces width"]:
+        device = self.no_caption.device
+        with torch.autocast(device.type, enabled=False):
+            read = [self.tower.encode_text(some.to(device)) for some in pieces.split(READ_AT_ONCE)]  # pyright: ignore[reportCallIssue]
+        return torch.cat([some.float().cpu() for some in read]) if read else torch.zeros(0, self.width)
+
+
+def build_clip_text(
+    architecture: str, dim: int, *, overflow: Overflow = "truncate", project: bool = True
+) -> ClipCaptionEncoder:
+    """The text tower of an open_clip model with random weights, and what is learned behind it."""
+    vocabulary = ClipVocabulary(architecture, overflow=overflow)
+    clip = build_clip(architecture)
+    return ClipCaptionEncoder(clip.text, vocabulary, clip.width, dim, project=project)

@@ -1,4 +1,4 @@
-"""A six-layer convolutional network: the plain peer that a transformer from scratch has to beat."""
+"""Six-layer convolutional network: the plain peer that a transformer from scratch has to beat."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ConvolutionalBackbone(nn.Module):
-    """Six 3 x 3 convolutions, three of them strided, and the mean over the image; masks are ignored.
+    """Six 3 x 3 convolutions, three of them strided, and the mean over the image; masks and cameras are ignored.
 
     Args:
         image_size: height and width of the images; multiples of 8.
@@ -26,8 +26,10 @@ class ConvolutionalBackbone(nn.Module):
             layers += [nn.Conv2d(narrow, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Patch tokens and their mean, per modality."""
-        features = self.layers(images.flatten(0, 1))
+    def forward(
+        self, images: Tensor, masks: Tensor | None = None, cameras: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Patch tokens and their mean, per modality, of images in [0, 1]."""
+        features = self.layers((images.flatten(0, 1) - 0.5) / 0.5)
         patches = rearrange(features, "(b m) d rows columns -> b m (rows columns) d", m=images.shape[1])
         return patches, patches.mean(dim=2)

@@ -1,39 +1,37 @@
-"""The text prior: a small transformer over the captions' words, learned with the rest.
+"""Text encoder learned with the rest: a small transformer over the captions' words.
 
-It is one text prior; CLIP's tower in `clip_text.py`, which the paper uses, is another. A tokenizer turns captions into
-token ids, an encoder turns the ids into one vector per caption.
+A text encoder has two steps. `encode` turns captions into numbers once, before training; `forward` turns the numbers of
+a batch into one vector per caption. CLIP's frozen tower in `clip_text.py`, which the paper uses, is another one.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 PADDING, UNKNOWN, NO_CAPTION = range(3)
 RESERVED = ("<padding>", "<unknown>", "<no caption>")
 
 
-class Tokenizer(Protocol):
-    """What stands between captions and an encoder."""
+class TextEncoder(Protocol):
+    """Protocol of a text encoder, which is an `nn.Module` besides."""
 
-    words: tuple[str, ...]
-    """What a checkpoint has to keep of it."""
-
-    def encode(self, captions: Iterable[str], /) -> Int[Tensor, "batch words"]:
-        """Token ids; those of an empty caption say that it is missing."""
+    def encode(self, captions: Sequence[str], /) -> Shaped[Tensor, "captions ..."]:
+        """Numbers of each caption, on the CPU; "" is a caption that is missing."""
         ...
 
-    def describe_overflow(self, captions: Sequence[str], /) -> str | None:
-        """How many captions are too long, and what happens to them; None when there are none."""
+    def __call__(self, texts: Tensor, has_text: Tensor, /) -> Float[Tensor, "batch dim"]:
+        """One vector per row of `texts`, which `encode` made; rows without caption are False in `has_text`."""
         ...
 
 
 class Vocabulary:
-    """The words of the training captions, in a fixed order.
+    """Words of the training captions in a fixed order, and the token ids made of them.
 
     Args:
         words: all words but the reserved ones.
@@ -76,15 +74,16 @@ class CaptionEncoder(nn.Module):
     """One vector per caption: word and position embeddings, a transformer layer, the mean over the words.
 
     Args:
-        vocabulary_size: number of token ids.
-        length: token ids per caption.
+        words: words of the training captions, most frequent first.
         dim: width of the vector.
+        length: token ids per caption; longer captions are cut.
         num_heads: heads of the transformer layer.
     """
 
-    def __init__(self, vocabulary_size: int, length: int, dim: int, *, num_heads: int = 4) -> None:
+    def __init__(self, words: Iterable[str], dim: int, *, length: int = 32, num_heads: int = 4) -> None:
         super().__init__()
-        self.words = nn.Embedding(vocabulary_size, dim, padding_idx=PADDING)
+        self.vocabulary = Vocabulary(words, length=length)
+        self.words = nn.Embedding(len(self.vocabulary), dim, padding_idx=PADDING)
         self.positions = nn.Parameter(torch.empty(length, dim))
         self.layer = nn.TransformerEncoderLayer(
             dim, num_heads, 2 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -92,7 +91,16 @@ class CaptionEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         nn.init.normal_(self.positions, std=0.02)
 
-    def forward(self, tokens: Int[Tensor, "batch words"]) -> Float[Tensor, "batch dim"]:
+    def encode(self, captions: Sequence[str]) -> Int[Tensor, "captions words"]:
+        """Token ids; warns of captions that are cut."""
+        if overflow := self.vocabulary.describe_overflow(captions):
+            warnings.warn(overflow, stacklevel=2)
+        return self.vocabulary.encode(captions)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch words"], has_text: Bool[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """Vectors of captions; a missing one has a token of its own, hence `has_text` is not read."""
         word = (tokens != PADDING)[..., None]
         hidden = self.layer(self.words(tokens) + self.positions, src_key_padding_mask=~word[..., 0])
         mean = (hidden * word).sum(dim=1) / word.sum(dim=1)

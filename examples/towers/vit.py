@@ -1,7 +1,7 @@
-"""A compact vision transformer built from `SegmentationModulatedAttention`, trained from scratch.
+"""Compact vision transformer built from `SegmentationModulatedAttention`, trained from scratch.
 
-It is one backbone STMI can stand on. Any module with the attributes `dim` and `grid` and with the signature of
-`VisionTransformer.forward` can take its place.
+Any module with the attributes `dim` and `grid` and with the signature of `VisionTransformer.forward` can take its
+place under a method.
 """
 
 import math
@@ -9,10 +9,13 @@ from typing import Literal
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from stmi_layers import SegmentationModulatedAttention, token_foreground
+from stmi_layers.backbones import choose_layers
+
+Placement = Literal["all", "early", "late", "none"]
 
 
 class VisionTransformer(nn.Module):
@@ -32,8 +35,8 @@ class VisionTransformer(nn.Module):
         foreground_threshold: share of a patch that the mask has to cover for it to count as foreground.
         per_head: learn the strengths per head instead of per block.
         shared_strengths: learn one alpha and beta for all modulated blocks together.
-        modulated_blocks: where SFM acts: "all" blocks, the "early" half or the "late" half. In the others both
-            strengths stay 0, which is plain attention.
+        modulated_blocks: where SFM acts: "all" blocks, the "early" half, the "late" half or "none". In the others
+            both strengths stay 0, which is plain attention.
         perturbation: probability, in training, that a background token counts as foreground.
     """
 
@@ -52,7 +55,7 @@ class VisionTransformer(nn.Module):
         foreground_threshold: float = 0.5,
         per_head: bool = False,
         shared_strengths: bool = False,
-        modulated_blocks: Literal["all", "early", "late"] = "all",
+        modulated_blocks: Placement = "all",
         perturbation: float = 0.0,
     ) -> None:
         super().__init__()
@@ -84,36 +87,40 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.class_token, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
 
-    def _place_strengths(self, modulated_blocks: Literal["all", "early", "late"], *, shared: bool) -> None:
-        """Hold the strengths of plain blocks at 0, and give the others one pair in common when they share it."""
-        middle, attentions = len(self.blocks) // 2, [block.get_submodule("attention") for block in self.blocks]
-        plain = {"all": [], "early": attentions[middle:], "late": attentions[:middle]}[modulated_blocks]
-        modulated = [attention for attention in attentions if attention not in plain]
-        if not modulated:
-            raise ValueError(f"modulated_blocks={modulated_blocks!r} chooses none of the {len(attentions)} blocks")
+    def _place_strengths(self, modulated_blocks: Placement, *, shared: bool) -> None:
+        """Hold the strengths of plain blocks at 0, and give the other blocks one pair in common if they share it."""
+        depth, attentions = len(self.blocks), [block.get_submodule("attention") for block in self.blocks]
+        self.modulated = modulated_blocks != "none"
+        chosen = set() if modulated_blocks == "none" else choose_layers(modulated_blocks, depth)
         for name in ("alpha", "beta"):
-            for attention in plain:
-                nn.init.zeros_(attention.get_parameter(name).requires_grad_(False))
-            for attention in modulated[1:] if shared else ():
-                setattr(attention, name, modulated[0].get_parameter(name))
+            for index in set(range(depth)) - chosen:
+                nn.init.zeros_(attentions[index].get_parameter(name).requires_grad_(False))
+            for index in chosen if shared else ():
+                setattr(attentions[index], name, attentions[min(chosen)].get_parameter(name))
 
     def forward(
         self,
         images: Float[Tensor, "batch modalities 3 height width"],
         masks: Bool[Tensor, "batch modalities height width"] | None = None,
+        cameras: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch modalities patches dim"], Float[Tensor, "batch modalities dim"]]:
-        """Patch tokens and the class token of every modality; without masks the attention is plain."""
-        batch, modalities = images.shape[:2]
+        """Patch tokens and the class token of every modality; `images` in [0, 1], `cameras` are ignored.
+
+        Without masks the attention is plain.
+        """
+        modalities = images.shape[1]
         if images.shape[3:] != self.image_size:
             raise ValueError(f"images must be {self.image_size} pixels; received shape {tuple(images.shape)}")
         foreground = None
-        if masks is not None:
+        if masks is not None and self.modulated:
             foreground = token_foreground(masks.flatten(0, 1), self.grid, threshold=self.foreground_threshold)
-        patches = rearrange(self.stem(images.flatten(0, 1)), "b d rows columns -> b (rows columns) d")
-        tokens = torch.cat([repeat(self.class_token, "d -> b 1 d", b=len(patches)), patches], dim=1) + self.positions
+        patches = rearrange(self.stem((images.flatten(0, 1) - 0.5) / 0.5), "b d rows columns -> b (rows columns) d")
+        tokens = (
+            torch.cat([repeat(self.class_token, "d -> b 1 d", b=patches.shape[0]), patches], dim=1) + self.positions
+        )
         for block in self.blocks:
             tokens = block(tokens, foreground)
-        tokens = rearrange(self.norm(tokens), "(b m) n d -> b m n d", b=batch, m=modalities)
+        tokens = self.norm(tokens).unflatten(0, (-1, modalities))
         return tokens[:, :, 1:], tokens[:, :, 0]
 
 

@@ -13,6 +13,7 @@ from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 import reference
+from case import unchecked
 from stmi_layers import SegmentationModulatedAttention, modulate_logits, modulated_attention
 
 
@@ -457,3 +458,12 @@ def test_layer_refuses(arguments, message):
 def test_layer_refuses_another_width():
     with pytest.raises(ValueError, match=r"tokens must have width dim=8; received shape \(1, 5, 6\)"):
         SegmentationModulatedAttention(8, 2)(torch.randn(1, 5, 6), None)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_misspelt_implementation_is_never_another_one(masked):
+    """Also where the type checker is off, and where there is no mask and nothing to choose."""
+    query = torch.randn(1, 2, 3, 4)
+    foreground, strength = torch.ones(1, 3, dtype=torch.bool) if masked else None, torch.tensor([0.1])
+    with pytest.raises(ValueError, match=r"implementation must be one of 'auto', 'dense', .*; received 'tield'"):
+        unchecked(modulated_attention)(query, query, query, foreground, strength, strength, implementation="tield")

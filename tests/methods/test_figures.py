@@ -11,27 +11,30 @@ from einops import rearrange
 from matplotlib.text import Text
 from PIL import Image
 
-from examples.figures import save
-from examples.figures.__main__ import Arguments, main
-from examples.figures.attention import draw_class_token, draw_semantic, pictures
-from examples.figures.hyperedges import distinct_edges, draw_hyperedges, place_nodes
-from examples.figures.inside import look
+from examples.figures import curves, save
+from examples.figures.__main__ import Arguments, look_inside, main
+from examples.figures.attention import draw_class_token, pictures
+from examples.figures.look import look
 from examples.figures.maps import STYLES, choose_styles, perplexity, principal_components, tsne
-from examples.stmi.evaluate import restore
-from examples.stmi.model import build_stmi
-from examples.stmi.train import train
+from examples.restore import Trained, restore
+from examples.stmi.figures.hyperedges import distinct_edges, draw_hyperedges, place_nodes
+from examples.stmi.figures.semantic import draw_semantic
+from examples.stmi.figures.semantic import look_inside as look_at_tokens
+from examples.stmi.model import STMI
 from examples.towers.cnn import ConvolutionalBackbone
 from examples.towers.pretrained import PretrainedBackbone
 from examples.towers.vit import VisionTransformer
+from examples.train import train
 from sets import tiny, write_set
 from stmi_layers import SemanticTokenReallocation
 from stmi_layers.backbones import TokenBackbone, attention_layers, heads_of, modulate, recording
+from stmi_layers.training import Batch, Machine, collate
 
 SIZE = (32, 16)
 
 
 def images_and_masks() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.rand(2, 2, 3, *SIZE) * 2 - 1, torch.rand(2, 2, *SIZE) < 0.5
+    return torch.rand(2, 2, 3, *SIZE), torch.rand(2, 2, *SIZE) < 0.5
 
 
 def small_vit() -> VisionTransformer:
@@ -118,7 +121,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "baseline": {"masks": "none", "reallocation": False},
         "mlp": {"fusion": "mlp", "backbone": "cnn", "masks": "none"},
     }.items():
-        train(tiny(root / "data", root / name, epochs=1, **changes), quiet=True)
+        train(tiny(root / "data", **{"epochs": 1, "captions": "off", **changes}), root / name)
     return root
 
 
@@ -148,7 +151,7 @@ def test_one_command_draws_all_figures_twice(run: Path, tmp_path: Path, capsys) 
         (
             "mlp",
             [
-                "attention is left out: ConvolutionalBackbone has no self-attention",
+                "attention is left out: ConvolutionalBackbone has no self-attention with SFM",
                 "hyperedges is left out: the model has no CHI: its semantic tokens meet by 'mlp'",
             ],
         ),
@@ -162,15 +165,20 @@ def test_what_a_model_lacks_is_left_out_and_said(run: Path, tmp_path: Path, caps
     assert "hyperedges" not in written
 
 
+MACHINE = Machine(device="cpu", threads=1, quiet=True)
+
+
+def batch_of(trained: Trained, *indices: int) -> Batch:
+    return collate([trained.dataset[index] for index in indices])
+
+
 def test_without_masks_there_is_one_state_and_a_missing_modality_is_nan(run: Path) -> None:
-    trained = restore(run / "baseline" / "checkpoint.pt", {"device": "cpu"})
-    item = trained.dataset.items[0]
-    absent = (*item.images[:-1], None)
-    trained.dataset.items[0] = type(item)(**{**vars(item), "images": absent})
-    looks = look(trained, [0, 1])
-    assert looks.class_token is not None
-    assert list(looks.class_token) == [False]
-    weights = looks.class_token[False]
+    trained = restore(run / "baseline" / "checkpoint.pt", machine=MACHINE)
+    batch = batch_of(trained, 0, 1)
+    seen = look(trained.model.backbone, batch._replace(present=torch.tensor([[True, False], [True, True]])))
+    assert not isinstance(seen, str)
+    assert list(seen.weights) == [False]
+    weights = seen.weights[False]
     assert weights[0, -1].isnan().all()
     assert weights[0, :-1].isfinite().all()
     assert weights[1].isfinite().all()
@@ -181,16 +189,18 @@ def test_an_absent_modality_is_drawn_as_absent(run: Path, tmp_path: Path) -> Non
     data = tmp_path / "data"
     write_set(data)
     sorted((data / "test" / "NI").iterdir())[0].unlink()
-    trained = restore(run / "full" / "checkpoint.pt", {"data": data, "missing_modality": "absent", "device": "cpu"})
-    looks = look(trained, [0])
+    changes = {"root": data, "missing_modality": "absent"}
+    trained = restore(run / "full" / "checkpoint.pt", changes, machine=MACHINE)
+    batch = batch_of(trained, 0)
+    seen, looks = look(trained.model.backbone, batch), look_at_tokens(trained.model, batch)
+    assert not isinstance(seen, str)
     assert looks.incidence is not None
-    assert looks.semantic is not None
     nodes = looks.incidence.shape[1] // 2
     assert not looks.incidence[0, -nodes:].any()
-    assert looks.semantic[0, -1].isnan().all()
-    shown, modalities = pictures(trained.dataset, [0]), trained.settings.modalities
+    assert looks.weights[0, -1].isnan().all()
+    shown, modalities = pictures(trained.dataset, [0]), trained.run.data.modalities
     figures = [
-        draw_class_token(looks, shown, modalities, 0.5),
+        draw_class_token(seen, shown, modalities, 0.5),
         draw_semantic(looks, shown, modalities, prior=True),
         draw_hyperedges(looks, shown, modalities, prior=True),
     ]
@@ -218,13 +228,13 @@ def test_variants_on_other_items_are_refused(run: Path, tmp_path: Path) -> None:
     write_set(data)
     for folder in (data / "test").iterdir():
         sorted(folder.iterdir())[0].unlink()
-    train(tiny(data, tmp_path / "other", epochs=1, captions="off"), quiet=True)
+    train(tiny(data, epochs=1, captions="off"), tmp_path / "other")
     with pytest.raises(ValueError, match=r"other_checkpoints must be tested on the items of .*full.*\(--data\)"):
         draw(run, "full", "--out", tmp_path, "--other-checkpoints", tmp_path / "other" / "checkpoint.pt")
 
 
 def test_backbones_that_cannot_be_read_say_why(run: Path) -> None:
-    trained = restore(run / "baseline" / "checkpoint.pt", {"device": "cpu"})
+    trained = restore(run / "baseline" / "checkpoint.pt", machine=MACHINE)
     rotary = timm_tower("vit_base_patch16_dinov3")
     pooled = timm_tower("vit_base_patch16_siglip_224")
     for backbone, reason in (
@@ -232,10 +242,19 @@ def test_backbones_that_cannot_be_read_say_why(run: Path) -> None:
         (pooled, "the backbone has no class token"),
         (ConvolutionalBackbone(SIZE, dim=16), "ConvolutionalBackbone has no self-attention"),
     ):
-        model = build_stmi(backbone, 2, reallocation=False).eval()
-        looks = look(trained._replace(model=model), [0])
-        assert looks.class_token is None
-        assert looks.left_out["attention"].startswith(reason)
+        model = STMI(backbone, 2, reallocation=False).eval()
+        figures, left_out = look_inside(trained._replace(model=model), [0])
+        assert figures == {}
+        assert left_out["attention"].startswith(reason)
+
+
+def test_curves_show_every_family_that_a_model_watches() -> None:
+    watch = {"alpha/block_0": 0.5, "beta/block_0": 0.4, "gate": 0.1, "edges/size": 3.0}
+    history = [{"epoch": 1, "loss": 2.0, "learning_rate": 1e-3, "watch": {}}]
+    history.append({"epoch": 2, "loss": 1.0, "learning_rate": 1e-3, "watch": watch, "mAP": {"U": 0.5}})
+    titles = [axis.get_title() for axis in curves(history).axes if axis.get_title()]
+    assert titles[2:] == ["alpha, beta, pale: first block", "gate", "edges"]
+    assert len([axis for axis in curves(history[:1]).axes if axis.get_title()]) == 2
 
 
 def test_maps_of_features() -> None:

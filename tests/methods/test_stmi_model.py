@@ -1,186 +1,236 @@
-"""The example model: every variant trains, missing modalities take no part, checkpoints say what does not fit."""
+"""STMI keeps the contract: every variant trains, missing modalities take no part, it exports, and errors say why."""
 
+import copy
+import pickle
 from itertools import product
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from examples.stmi.model import STMI, Fusion, STMILoss, build_stmi
+from examples.stmi.model import STMI, headline
+from examples.stmi.settings import Fusion
 from examples.towers.cnn import ConvolutionalBackbone
-from examples.towers.text import NO_CAPTION, PADDING, UNKNOWN, CaptionEncoder, Vocabulary
+from examples.towers.text import CaptionEncoder
 from examples.towers.vit import VisionTransformer
-from stmi_layers.training.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from stmi_layers.training import Batch, Objective, ReIDModel, Schedule, load_weights
 
 SIZE = (32, 16)
+WORDS = ("a", "red", "car", "van", "blue", "bus")
 
 
-def tiny_vit(**options) -> VisionTransformer:
+def tiny_vit(**options: Any) -> VisionTransformer:
     return VisionTransformer(SIZE, dim=16, depth=2, num_heads=2, stem_width=8, **options)
 
 
-def tiny_stmi(modalities: int, fusion: Fusion = "hypergraph", *, text: bool = True, reallocation: bool = True) -> STMI:
-    encoder = CaptionEncoder(9, 5, 16, num_heads=2) if text else None
-    return build_stmi(
-        tiny_vit(),
-        modalities,
-        reallocation=reallocation,
-        fusion=fusion,
-        num_tokens=2,
-        num_heads=2,
-        text_encoder=encoder,
+def tiny_stmi(modalities: int, fusion: Fusion = "hypergraph", *, text: bool = True, **options: Any) -> STMI:
+    encoder = CaptionEncoder(WORDS, 16, length=5, num_heads=2) if text else None
+    return STMI(tiny_vit(), modalities, fusion=fusion, num_tokens=2, num_heads=2, text_encoder=encoder, **options)
+
+
+def tiny_batch(count: int, modalities: int, *, present: torch.Tensor | None = None) -> Batch:
+    nowhere = torch.full((count,), -1)
+    return Batch(
+        images=torch.rand(count, modalities, 3, *SIZE),
+        masks=torch.rand(count, modalities, *SIZE) < 0.4,
+        present=present,
+        labels=torch.arange(count) // 2,
+        cameras=nowhere,
+        views=nowhere,
+        scenes=nowhere,
+        texts=torch.randint(1, 9, (count, 5)),
+        has_text=torch.ones(count, dtype=torch.bool),
+        indices=torch.arange(count),
     )
 
 
-def tiny_batch(batch: int, modalities: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    images, masks = torch.randn(batch, modalities, 3, *SIZE), torch.rand(batch, modalities, *SIZE) < 0.4
-    return images, masks, torch.ones(batch, modalities, dtype=torch.bool), torch.randint(1, 9, (batch, 5))
-
-
 @pytest.mark.parametrize(("fusion", "modalities"), list(product(get_args(Fusion), (1, 2, 4))))
-def test_every_variant_gives_every_parameter_a_gradient(fusion, modalities):
-    model = tiny_stmi(modalities, fusion)
-    features = model(*tiny_batch(6, modalities))
-    widths = model.feature_widths(modalities)
-    assert {name: value.shape[1] for name, value in features._asdict().items()} == widths
-    loss = STMILoss(widths, num_identities=3)
-    loss(features, torch.tensor([0, 0, 1, 1, 2, 2])).backward()
-    for name, parameter in [*model.named_parameters(), *loss.named_parameters()]:
+def test_every_variant_gives_every_parameter_a_gradient(fusion: Fusion, modalities: int):
+    model, batch = tiny_stmi(modalities, fusion), tiny_batch(6, modalities)
+    assert isinstance(model, ReIDModel)
+    outputs = model(batch)
+    assert {name: value.shape[1] for name, value in outputs.features.items()} == model.widths
+    objective = Objective(model.widths, 3, Schedule())
+    torch.stack(list(objective(outputs, batch.labels).values())).sum().backward()
+    for name, parameter in [*model.named_parameters(), *objective.named_parameters()]:
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_the_loss_takes_the_half_precision_of_autocast():
-    model = build_stmi(ConvolutionalBackbone(SIZE, dim=16), 2, reallocation=False)
+def test_the_objective_takes_the_half_precision_of_autocast():
+    model = STMI(ConvolutionalBackbone(SIZE, dim=16), 2, reallocation=False)
+    batch = tiny_batch(4, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        features = model(*tiny_batch(4, 2)[:2])
-    assert features.G.dtype == torch.bfloat16
-    loss = STMILoss(model.feature_widths(2), num_identities=2)(features, torch.tensor([0, 0, 1, 1]))
+        outputs = model(batch)
+    assert outputs.features["G"].dtype == torch.bfloat16
+    loss = Objective(model.widths, 2, Schedule())(outputs, batch.labels)["G"]
     assert loss.dtype == torch.float32
     loss.backward()
 
 
 def test_the_baseline_returns_only_g():
     model = tiny_stmi(2, text=False, reallocation=False)
-    features = model(*tiny_batch(3, 2)[:3])
-    assert features.U is None
-    assert features.T is None
-    assert model.feature_widths(2) == {"G": features.G.shape[1]}
+    outputs = model(tiny_batch(3, 2))
+    assert model.widths == {"G": outputs.features["G"].shape[1]} == {"G": 32}
+    assert (model.headline, model.encode([("a car",)])) == ("G", None)
 
 
-@given(st.sampled_from(get_args(Fusion)), st.integers(2, 4), st.data())
-def test_an_absent_modality_takes_no_part(fusion, modalities, data):
+@pytest.mark.parametrize("training", [False, True])
+@given(fusion=st.sampled_from(get_args(Fusion)), modalities=st.integers(2, 4), data=st.data())
+def test_whatever_stands_in_an_absent_slot_changes_nothing(
+    training: bool, fusion: Fusion, modalities: int, data: st.DataObject
+):
     absent = data.draw(st.integers(0, modalities - 1))
     torch.manual_seed(0)
-    model = tiny_stmi(modalities, fusion).eval()
-    images, masks, present, words = tiny_batch(3, modalities)
-    present[:, absent] = False
-    expected = model(images, masks, present, words)
-    images[:, absent], masks[:, absent] = torch.randn(3, 3, *SIZE), torch.rand(3, *SIZE) < 0.5
-    for name, one, other in zip(expected._fields, expected, model(images, masks, present, words), strict=True):
-        torch.testing.assert_close(one, other, msg=name)
+    model = tiny_stmi(modalities, fusion).train(training)
+    present = torch.ones(3, modalities, dtype=torch.bool)
+    present[1:, absent] = False
+    batch = tiny_batch(3, modalities, present=present)
+    results = []
+    for fill in (0.0, 3.0, torch.nan):
+        images = batch.images.masked_fill(~present[..., None, None, None], fill)
+        masks = torch.where(present[..., None, None], batch.masks, fill == 3.0)
+        own = copy.deepcopy(model)
+        features = own(batch._replace(images=images, masks=masks)).features
+        torch.cat([feature.square().sum(dim=1) for feature in features.values()]).sum().backward()
+        results.append((features, {name: parameter.grad for name, parameter in own.named_parameters()}))
+    for features, gradients in results[1:]:
+        for name, value in results[0][0].items():
+            assert torch.equal(value, features[name]), name
+        for name, value in results[0][1].items():
+            assert value is None or torch.equal(value, gradients[name]), name
     part = slice(absent * 16, (absent + 1) * 16)
-    assert expected.G[:, part].abs().sum() == expected.U[:, part].abs().sum() == 0
+    assert results[0][0]["G"][1:, part].abs().sum() == results[0][0]["U"][1:, part].abs().sum() == 0
+    assert results[0][0]["G"][0, part].abs().sum() > 0
+
+
+def test_absent_images_enter_no_batch_statistic_in_training():
+    present = torch.tensor([[True, True], [True, False]])
+    batch = tiny_batch(2, 2, present=present)
+    first, second = tiny_stmi(2).train(), tiny_stmi(2).train()
+    second.load_state_dict(first.state_dict())
+    first(batch)
+    second.backbone(batch.images[present][:, None])
+    for (name, one), other in zip(first.backbone.named_buffers(), second.backbone.buffers(), strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_samples_do_not_see_each_other_in_evaluation():
     model = tiny_stmi(3).eval()
     batch = tiny_batch(4, 3)
-    together = model(*batch)
+    together = model(batch).features
     for index in range(4):
-        alone = model(*(part[index : index + 1] for part in batch))
-        for one, other in zip(alone, together, strict=True):
-            torch.testing.assert_close(one[0], other[index], rtol=1e-4, atol=1e-5)
+        alone = model(Batch(*(None if part is None else part[index : index + 1] for part in batch))).features
+        for name, one in alone.items():
+            torch.testing.assert_close(one[0], together[name][index], rtol=1e-4, atol=1e-5)
 
 
-def test_masks_matter_and_none_is_plain_attention():
-    model = tiny_vit(strength=0.9).eval()
-    images, masks, _, _ = tiny_batch(2, 2)
-    without = model(images, None)[1]
-    assert not torch.allclose(without, model(images, masks)[1])
-    for block in model.blocks:
-        torch.nn.init.zeros_(block.attention.alpha)
-        torch.nn.init.zeros_(block.attention.beta)
-    torch.testing.assert_close(without, model(images, masks)[1], rtol=1e-4, atol=1e-5)
+def test_a_sample_without_any_modality_gives_finite_features():
+    present = torch.tensor([[True, True], [False, False]])
+    features = tiny_stmi(2).eval()(tiny_batch(2, 2, present=present)).features
+    assert all(value.isfinite().all() for value in features.values())
+    assert features["G"][1].abs().sum() == 0
+
+
+class AsTensors(nn.Module):
+    """The model as a function of tensors, which is how it is exported."""
+
+    def __init__(self, model: STMI) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, masks, present, texts) -> tuple[torch.Tensor, ...]:
+        nowhere = images.new_full(images.shape[:1], -1, dtype=torch.int64)
+        has_text = texts.any(dim=1)
+        batch = Batch(images, masks, present, nowhere, nowhere, nowhere, nowhere, texts, has_text, nowhere)
+        return tuple(self.model(batch).features.values())
+
+
+def test_it_exports_with_a_dynamic_batch_and_absent_modalities():
+    model = AsTensors(tiny_stmi(3)).eval()
+    present = torch.tensor([[True, True, False], [True, False, True], [True, True, True]])
+    batch = tiny_batch(3, 3, present=present)
+    arguments = (batch.images, batch.masks, present, batch.texts)
+    count = torch.export.Dim("count", min=2)
+    exported = torch.export.export(model, arguments, dynamic_shapes=({0: count},) * 4).module()
+    for size in (3, 2):
+        some = tuple(part[-size:] for part in arguments)
+        for one, other in zip(exported(*some), model(*some), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_parameter_groups_hold_every_parameter_once():
+    model = tiny_stmi(2)
+    groups = model.parameter_groups()
+    ids = [id(parameter) for group in groups.values() for parameter in group]
+    assert len(ids) == len(set(ids)) == len(list(model.parameters()))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert sorted(names[id(one)].rpartition(".")[2] for one in groups["strengths"]) == [
+        "alpha",
+        "alpha",
+        "beta",
+        "beta",
+    ]
+    assert all(names[id(one)].startswith("backbone.") for one in groups["backbone"])
+    assert not any(names[id(one)].startswith("backbone.") for one in groups["new"])
+
+
+def test_watch_tells_the_strengths_and_what_chi_joins_in_the_first_batch_of_a_mode():
+    model = tiny_stmi(2)
+    assert list(model.watch()) == ["alpha/block_0", "alpha/block_1", "beta/block_0", "beta/block_1"]
+    model.interaction.threshold = 2.0  # above any cosine: nothing is joined
+    model(tiny_batch(2, 2))
+    alone = model.watch()
+    assert (alone["hypergraph/mean_edge_size"], alone["hypergraph/isolated_share"]) == (1.0, 1.0)
+    assert alone["hypergraph/nodes"] == 6
+    model.interaction.threshold = -2.0  # below: everything is
+    model.eval()
+    model(tiny_batch(2, 2))
+    first = model.watch()
+    assert (first["hypergraph/mean_edge_size"], first["hypergraph/cross_modal_share"]) == (6.0, 1.0)
+    seen = model._seen
+    model(tiny_batch(2, 2))
+    assert model._seen is seen
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.watch() == first
+    assert "hypergraph/nodes" not in tiny_stmi(2, "mlp").watch()
 
 
 def test_captions_are_needed_where_the_model_reads_them():
-    with pytest.raises(ValueError, match="caption_tokens must be given"):
-        tiny_stmi(2)(*tiny_batch(2, 2)[:3])
+    with pytest.raises(ValueError, match=r"batch must hold texts, made by encode, .*; received None"):
+        tiny_stmi(2)(tiny_batch(2, 2)._replace(texts=None))
 
 
-def test_a_sample_without_any_modality_is_an_error():
-    images, masks, present, words = tiny_batch(3, 2)
-    present[1] = False
-    with pytest.raises(ValueError, match=r"at least one modality per sample; samples \[1\] have none"):
-        tiny_stmi(2)(images, masks, present, words)
+def test_captions_of_several_modalities_are_joined():
+    model = tiny_stmi(2)
+    tokens = model.encode([("a red car", "a red car"), ("a red", "car"), (), ("", "")])
+    assert torch.equal(tokens[0], tokens[1])
+    assert torch.equal(tokens[2], tokens[3])
 
 
-def test_images_of_another_size_are_named():
-    with pytest.raises(ValueError, match=r"images must be \(32, 16\) pixels; received shape \(2, 1, 3, 16, 32\)"):
-        tiny_vit()(torch.zeros(2, 1, 3, 16, 32))
+def test_rows_without_caption_are_not_supervised_by_t():
+    has_text = torch.tensor([True, False, True])
+    assert torch.equal(tiny_stmi(2)(tiny_batch(3, 2)._replace(has_text=has_text)).rows["T"], has_text)
 
 
-def test_patch_and_image_size_must_fit():
-    with pytest.raises(ValueError, match=r"power of two.*received patch_size=12, image_size=\(32, 16\)"):
-        VisionTransformer(SIZE, patch_size=12)
-    with pytest.raises(ValueError, match=r"multiples of 8; received \(30, 16\)"):
-        ConvolutionalBackbone((30, 16))
-
-
-def test_a_checkpoint_of_another_grid_is_refused_by_name():
-    transposed = VisionTransformer(SIZE[::-1], dim=16, depth=2, num_heads=2, stem_width=8)
-    with pytest.raises(ValueError, match=r"positions are for a grid of \(4, 2\) patches, the model's for \(2, 4\)"):
-        transposed.load_state_dict(tiny_vit().state_dict())
+def test_the_headline_is_what_the_model_has():
+    assert headline("auto", {"G": 1, "U": 1}) == "U"
+    assert headline("G+T", {"G": 1, "U": 1, "T": 1}) == "G+T"
+    assert headline("all", {"G": 1, "U": 1}) == "all"
+    for descriptor, widths in (("U", {"G": 1}), ("all", {"G": 1}), ("G+T", {"G": 1, "U": 1})):
+        with pytest.raises(ValueError, match=r"descriptor must be one the model has, .*received"):
+            headline(descriptor, widths)
 
 
 def test_weights_that_do_not_fit_are_named():
     weights = tiny_stmi(2).state_dict()
     with pytest.raises(ValueError, match=r"does not fit the model(.|\n)*interaction.*is unknown to the model"):
         load_weights(tiny_stmi(2, "none"), weights, "model")
-    wider = build_stmi(VisionTransformer(SIZE, dim=32, depth=2, num_heads=2, stem_width=8), 2, reallocation=False)
+    wider = STMI(VisionTransformer(SIZE, dim=32, depth=2, num_heads=2, stem_width=8), 2, reallocation=False)
     with pytest.raises(ValueError, match=r"is \(16.* in the checkpoint and \(32.* in the model"):
         load_weights(wider, tiny_stmi(2, reallocation=False, text=False).state_dict(), "model")
-
-
-def test_checkpoints_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        read_checkpoint(tmp_path / "absent.pt")
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, {"epoch": 3})
-    assert read_checkpoint(path)["epoch"] == 3
-    whole = path.read_bytes()
-    for content in (whole[:100], b"", b"hello\n", b"some other text"):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="cannot be read as a checkpoint: damaged"):
-            read_checkpoint(path)
-    torch.save({"weights": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="is not a checkpoint of this trainer"):
-        read_checkpoint(path)
-
-
-def test_vocabulary_orders_cuts_and_marks_the_unknown():
-    vocabulary = Vocabulary.from_captions(["A red car", "a RED, red van"], length=3)
-    assert vocabulary.words == ("red", "a", "car", "van")
-    tokens = vocabulary.encode(["blue car", "", "a red car van"])
-    assert tokens[0].tolist() == [UNKNOWN, 5, PADDING]
-    assert tokens[1].tolist() == [NO_CAPTION, PADDING, PADDING]
-    assert tokens[2].tolist() == [4, 3, 5]
-    assert (
-        vocabulary.describe_overflow(["a red car van", "red"]) == "1 of 2 captions have more than 3 words and are cut"
-    )
-    assert vocabulary.describe_overflow(["red"]) is None
-
-
-def test_caption_padding_is_inert():
-    short, long = CaptionEncoder(9, 4, 16, num_heads=2), CaptionEncoder(9, 8, 16, num_heads=2)
-    weights = short.state_dict()
-    weights["positions"] = torch.cat([weights["positions"], torch.randn(4, 16)])
-    long.load_state_dict(weights)
-    tokens = torch.tensor([[3, 4, 0, 0]])
-    padded = torch.nn.functional.pad(tokens, (0, 4))
-    torch.testing.assert_close(short.eval()(tokens), long.eval()(padded))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -11,18 +12,20 @@ import pytest
 from PIL import Image
 
 from benchmark_folders import msvr310, noise, panels, rgbnt201, wmveid863
-from examples.prepare import file_checks
 from examples.prepare.contact_sheet import draw_contact_sheet
-from examples.prepare.inspect import align, count_rows, describe, inspect_set
+from examples.prepare.inspect import as_words, inspect_set
+from examples.prepare.summary import align, count_rows, describe
+from image_files import write_png, write_turned
+from stmi_layers.training import checks
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
     """The command, and its exit status."""
-    monkeypatch.setattr(sys, "argv", ["data", "inspect", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments)])
     # A second import under the name __main__ is what `python -m` does.
-    monkeypatch.delitem(sys.modules, "stmi_layers.training.dataset", raising=False)
+    monkeypatch.delitem(sys.modules, "examples.prepare.inspect", raising=False)
     try:
-        runpy.run_module("stmi_layers.training.dataset", run_name="__main__")
+        runpy.run_module("examples.prepare.inspect", run_name="__main__")
     except SystemExit as stop:
         return stop.code
     return 0
@@ -154,8 +157,8 @@ def test_shared_identities_and_queries_without_a_match_are_noted(tmp_path: Path)
     notes = inspect_set(tmp_path, quiet=True).notes
     assert notes[0] == "1 identities are in train and in test: 1"
     assert notes[1] == (
-        "protocol: the query split queries the gallery, 1 against 2; same identity and camera dropped; "
-        "1 of 1 queries skipped, for the gallery has their identity with no other camera"
+        "protocol: the query split queries the gallery, 1 against 2; same identity and view dropped; "
+        "1 of 1 queries skipped, because the gallery has their identity with no other view"
     )
 
 
@@ -171,10 +174,10 @@ def test_panels_of_another_width_are_unreadable(tmp_path: Path) -> None:
         assert sheet.size[0] > 700
 
 
-def test_files_are_looked_at_a_batch_at_a_time(sound: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(file_checks, "BATCH", 7)
+def test_a_long_inspection_shows_its_progress(sound: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(checks, "SHOWN", 8)
     assert inspect_set(sound, workers=3).problems == {}
-    assert "40/40" in capsys.readouterr().err
+    assert "checking" in capsys.readouterr().err
 
 
 def test_what_is_no_set_is_refused_in_a_line(tmp_path: Path, monkeypatch) -> None:
@@ -185,3 +188,176 @@ def test_what_is_no_set_is_refused_in_a_line(tmp_path: Path, monkeypatch) -> Non
 def test_tables_are_aligned() -> None:
     assert align([{"a": 1, "long": "x"}, {"a": 234, "long": "yz"}]) == ["  a  long", "  1     x", "234    yz"]
     assert align([]) == []
+
+
+def split_of(root: Path, split: str) -> Path:
+    return root / {"train": "train_171"}.get(split, split)
+
+
+def files(root: Path, split: str, modality: str) -> list[Path]:
+    return sorted((split_of(root, split) / modality).iterdir())
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        loop,
+        lambda path: path.symlink_to("/nowhere/x.jpg"),
+        lambda path: path.mkdir(),
+        os.mkfifo,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"GIF89a" + b"\xff" * 900),
+        lambda path: path.symlink_to("/dev/zero"),
+    ],
+)
+def test_nothing_in_a_set_stops_it(sound: Path, tmp_path: Path, fault, monkeypatch, capsys) -> None:
+    """Beside every fault another one is named as well."""
+    one, other = files(sound, "train", "RGB")[:2]
+    other.write_bytes(b"no image")
+    one.unlink()
+    fault(one)
+    mask = files(sound, "train", "mask")[0]
+    mask.unlink()
+    fault(mask)
+    assert run(monkeypatch, sound, "--out", tmp_path / "out") == 1
+    printed = capsys.readouterr().out
+    assert "unreadable (3):" in printed
+    for path in (one, other, mask):
+        assert f"{path.parent.parent.name}/{path.parent.name}/{path.name} " in printed
+
+
+def test_folders_without_permission_are_named(sound: Path, monkeypatch) -> None:
+    really = os.listdir
+    locked = sound / "test" / "NI"
+
+    def listdir(folder):
+        if Path(folder) == locked:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return really(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    found = inspect_set(sound, quiet=True)
+    assert found.problems["contradictory"] == [f"{locked} cannot be read: Permission denied"]
+    assert list(found.splits) == ["train_171"]
+
+
+def test_names_that_are_no_text_are_shown_escaped(sound: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    for modality in ("RGB", "NI", "TI"):
+        noise(split_of(sound, "train") / modality / "plain.jpg")
+        path = os.fsencode(split_of(sound, "train") / modality)
+        os.rename(path + b"/plain.jpg", path + b"/000002_cam1_\xff\x1b[2J.jpg")
+    assert run(monkeypatch, sound, "--out", tmp_path / "out") == 1
+    assert r"train_171: no mask of 000002_cam1_\udcff\x1b[2J for RGB, NI, TI" in capsys.readouterr().out
+
+
+def test_files_that_are_passed_over_are_counted(sound: Path) -> None:
+    folder = split_of(sound, "train") / "RGB"
+    for name in ("a.heic", "b.heic", "c.raw", "d.npy", "notes.txt", "Thumbs.db", ".DS_Store"):
+        (folder / name).write_text("")
+    noise(folder / "more" / "000001_cam1.jpg")
+    noise(sound / "test" / "000001_cam1.jpg")
+    noise(sound / "pictures" / "logo.png")
+    found = inspect_set(sound, quiet=True)
+    assert found.problems == {
+        "passed over": [
+            "train_171/RGB: 2 .heic, 1 .npy, 1 .raw, not read as images",
+            "test: 1 images belong to no item",
+            "train_171/RGB/more: 1 images belong to no item",
+        ]
+    }
+    assert "pictures: 1 images belong to no item" in found.notes
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".pgm", ".jp2", ".JPEG", ".avif", ".gif"])
+def test_images_of_all_suffixes_are_read(sound: Path, suffix: str) -> None:
+    for path in sound.glob("*/*/*_cam2_*"):
+        with Image.open(path) as image:
+            image.convert("L").save(path.with_suffix(suffix), {".jfif": "JPEG"}.get(suffix))
+        path.unlink()
+    found = inspect_set(sound, quiet=True)
+    assert "passed over" not in found.problems
+    assert [len(items) for items in found.splits.values()] == [4, 6]
+
+
+def test_policies_are_noted_with_their_count(sound: Path) -> None:
+    one, other = files(sound, "train", "RGB")[:2]
+    image = Image.effect_noise((16, 16), 90)
+    image.putalpha(Image.linear_gradient("L").resize((16, 16)))
+    image.save(one.with_suffix(".png"))
+    one.unlink()
+    write_turned(other, Image.effect_noise((16, 16), 80), 3)
+    first, second, third, fourth = files(sound, "train", "mask")[:4]
+    Image.new("L", (16, 16)).save(first)
+    Image.new("L", (16, 16), 255).save(second)
+    Image.fromarray(255 - np.eye(16, dtype=np.uint8) * 255).save(third)
+    Image.linear_gradient("L").resize((16, 16)).save(fourth)
+    notes = inspect_set(sound, quiet=True).notes
+    for note in (
+        "1 of 30 images are partly transparent, which is ignored",
+        "1 of 30 images are turned upright as their orientation tag says",
+        "1 of 10 masks have no foreground",
+        "1 of 10 masks have no background",
+        "1 of 10 masks are foreground along the border: look whether they are inverted",
+        "1 of 10 masks have more than two levels, of which those above 127 are foreground",
+    ):
+        assert note in notes
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_images_are_refused_until_their_range_is_stated(
+    sound: Path, tmp_path: Path, channels: int, monkeypatch, capsys
+) -> None:
+    counts = np.linspace(7000, 9000, 256).astype(np.uint16).reshape(16, 16)
+    for number, path in enumerate(sorted(sound.glob("*/TI/*"))):
+        write_png(path.with_suffix(".png"), np.repeat((counts + number)[..., None], channels, axis=-1))
+        path.unlink()
+    assert run(monkeypatch, sound, "--out", tmp_path / "out") == 1
+    printed = capsys.readouterr().out
+    assert "unreadable (10):" in printed
+    assert "has 16 bits per channel; state the counts that become black and white" in printed
+    low, high = json.loads((tmp_path / "out" / "ranges.json").read_text())["TI"]
+    assert (7000 < low < 7015, 8995 < high < 9010) == (True, True)
+    stated = as_words({"TI": (low, high)})
+    assert f"--ranges {stated}" in printed
+    assert run(monkeypatch, sound, "--out", tmp_path / "out", "--ranges", *stated.split()) == 0
+    assert "no problem found" in capsys.readouterr().out
+    assert run(monkeypatch, sound, "--out", tmp_path / "out", "--ranges", "TI", "8000", "8100") == 0
+    assert "10 of 30 images have more than 1 % of their counts beyond the range" in capsys.readouterr().out
+    message = run(monkeypatch, sound, "--ranges", "TI", "9", "2")
+    assert message == 'error: ranges must be a lowest and a highest count, or "image"; received (9.0, 2.0) for TI'
+
+
+def test_what_a_benchmark_lacks_is_missing(tmp_path: Path) -> None:
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        msvr310(tmp_path, folder, 4, range(2), range(2), range(2), noise)
+    found = inspect_set(tmp_path, quiet=True)
+    assert found.problems["missing"] == ["MSVR310 lacks its folder query3"]
+    assert list(found.splits) == ["train", "gallery"]
+
+
+def test_one_wrong_file_of_columns_is_named_once(sound: Path) -> None:
+    (sound / "items.csv").write_text("item;session\n")
+    (sound / "text").mkdir()
+    (sound / "text" / "train.json").write_text("[" * 100_000)
+    problems = inspect_set(sound, quiet=True).problems["contradictory"]
+    assert len(problems) == 2
+    assert "items.csv must separate its columns by commas; it has semicolons" in problems[0] + problems[1]
+
+
+def test_identities_of_ones_own_are_counted(tmp_path: Path) -> None:
+    lines = ["split,identity,RGB,TI"]
+    for number, (split, identity) in enumerate([("train", "a"), ("train", ""), ("test", "-1"), ("test", "b")]):
+        lines.append(f"{split},{identity},{number}.png,t{number}.png")
+        noise(tmp_path / f"{number}.png")
+        noise(tmp_path / f"t{number}.png")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    found = inspect_set(tmp_path, quiet=True)
+    assert (found.layout, found.problems) == ("manifest", {})
+    assert "1 items have the identity -1, junk in Market-1501: state it as junk to ignore them" in found.notes
+    assert "1 items have no identity" in found.notes
+    assert "rule: the manifest " in describe(found)
+    assert [row["identities"] for row in count_rows(found, ["identity"])] == [1, 1, 1, 1]

@@ -45,6 +45,21 @@ def test_boxes_are_not_needed() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_every_modality_is_erased_on_its_own(probability) -> None:
-    erased = erase(torch.ones(4, 3, 32, 32), Augmentation(erasing=probability)) == 0
+    erased = erase(torch.ones(4, 3, 32, 32), Augmentation(erasing=probability)) == 0.5
     assert erased.flatten(1).any(1).all() == (probability == 1)
     assert len(erased.unique(dim=0)) == (4 if probability else 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": 1.5}, r"flip and erasing must lie in \[0, 1\]; received 1.5 and 0.5"),
+        ({"erasing": -0.1}, "flip and erasing must lie in"),
+        ({"padding": -1.0}, "padding must not be negative; received -1.0"),
+        ({"erasing_area": (0.5, 0.2)}, r"erasing_area must rise .*; received \(0.5, 0.2\)"),
+        ({"erasing_aspect": (0.0, 2.0)}, r"erasing_aspect be positive and rise; received .* \(0.0, 2.0\)"),
+    ],
+)
+def test_augmentation_errors(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**options)

@@ -1,49 +1,54 @@
-"""Multi-scale pooling: the share of foreground of every cell at three scales."""
+"""Multi-scale pooling: cells of three sizes, and the share of each that is foreground."""
 
 import torch
 
-from docs.figures.layers.drawing import EDGE, GREEN, SOFT, code, picture, rect, text
+from docs.figures.layers.drawing import EDGE, GREEN, INK, PAPER, SOFT, code, lines, picture, rect, text
 from stmi_layers import mask_pooled_cells
 
-GRID, SIDE = (8, 8), 100
-MASK = torch.zeros(1, 64)
-for place, share in {
-    (1, 3): 1,
-    (1, 4): 1,
-    (2, 3): 1,
-    (2, 4): 1,
-    (3, 2): 0.5,
-    (3, 3): 1,
-    (3, 4): 1,
-    (3, 5): 0.5,
-}.items():
-    MASK[0, place[0] * 8 + place[1]] = share
-    MASK[0, (place[0] + 3) * 8 + place[1]] = share
+GRID = (8, 4)
+MASK = torch.tensor(
+    [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0]]
+).float()
+VALUES = torch.arange(32.0).view(1, 32, 1)
 
 
 def shares(scale: int) -> torch.Tensor:
-    """Of every cell, (rows columns)."""
-    count = GRID[0] // scale
-    return mask_pooled_cells(torch.zeros(1, 64, 1), MASK, GRID, scale)[1].reshape(count, count)
+    """Share of foreground of every cell, as a map."""
+    _, found = mask_pooled_cells(VALUES, MASK.flatten()[None], GRID, scale)
+    return found[0].view(GRID[0] // scale, GRID[1] // scale)
 
 
 def draw() -> str:
     parts = []
     for index, scale in enumerate((1, 2, 4)):
-        left, cell = 16 + 114 * index, SIDE / 8 * scale
-        parts.append(text(left + SIDE / 2, 28, f"scale {scale}", bold=True))
-        for row, values in enumerate(shares(scale).tolist()):
-            for column, value in enumerate(values):
-                x, y = left + cell * column, 40 + cell * row
-                parts.append(rect(x, y, cell - 1.5, cell - 1.5, fill="#ffffff", stroke=EDGE, thick=0.6))
-                parts.append(rect(x, y, cell - 1.5, cell - 1.5, fill=GREEN, opacity=value))
-                if scale == 4:
-                    parts.append(code(x + cell / 2, y + cell / 2 + 4, f"{value:.2f}"))
-    parts.append(text(180, 164, "green is the share of foreground of a cell;", size=12, fill=SOFT))
-    parts.append(text(180, 180, "queries read all cells of all scales together", size=12, fill=SOFT))
+        left = 22 + 112 * index
+        parts += [code(left + 46, 28, f"scale {scale}", size=13), *_map(left, scale)]
+    parts += [
+        code(180, 270, "softmax( q k / √d + β log(share + δ) )", size=12),
+        *lines(
+            180,
+            296,
+            "One softmax reads the cells of all scales and",
+            "modalities. β, learned per head, says how much",
+            "less a cell with little foreground is read.",
+        ),
+    ]
     return picture(
-        194,
-        "One mask at three scales",
-        "The share of foreground of eight by eight patches, of four by four cells and of two by two cells.",
+        342,
+        "Patches are pooled to cells of several sizes",
+        "A person on 8 by 4 patches, pooled to cells of one, two and four patches a side. A cell is as dark as its "
+        "share of foreground.",
         *parts,
     )
+
+
+def _map(left: float, scale: int) -> list[str]:
+    parts, side = [], 24.0 * scale
+    for y, row in enumerate(shares(scale).tolist()):
+        for x, share in enumerate(row):
+            box = (left + side * x, 42 + side * y, side - 2, side - 2)
+            parts += [rect(*box, fill=PAPER, stroke=EDGE, thick=0.5), rect(*box, fill=GREEN, opacity=0.85 * share)]
+            if scale > 1:
+                label = f"{share:.2g}"
+                parts.append(text(box[0] + side / 2 - 1, box[1] + side / 2 + 4, label, size=12, fill=INK))
+    return [*parts, text(left + 47, 246, f"{len(shares(scale).flatten())} cells", size=12, fill=SOFT)]

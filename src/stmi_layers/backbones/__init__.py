@@ -10,6 +10,7 @@ from stmi_layers.backbones.attention_maps import Heads as Heads
 from stmi_layers.backbones.attention_maps import attention_layers as attention_layers
 from stmi_layers.backbones.attention_maps import heads_of as heads_of
 from stmi_layers.backbones.attention_maps import recording as recording
+from stmi_layers.backbones.modulation import choose_layers as choose_layers
 from stmi_layers.backbones.modulation import modulate as modulate
 from stmi_layers.backbones.modulation import unmodulate as unmodulate
 from stmi_layers.backbones.parameters import parameter_groups as parameter_groups

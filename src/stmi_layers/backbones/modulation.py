@@ -98,7 +98,7 @@ def modulate(
     if not (math.isfinite(alpha) and math.isfinite(beta)):
         raise ValueError(f"alpha and beta must be finite numbers; received alpha={alpha}, beta={beta}")
     blocks, attentions, classes = _attentions(model)
-    chosen = _chosen(layers, len(attentions))
+    chosen = choose_layers(layers, len(attentions))
     perturbations = [MaskPerturbation(perturbation) for _ in attentions]
     shared = _strengths(attentions[0], alpha, beta, heads=1) if share == "model" else None
     for index, (block, attention) in enumerate(zip(blocks, attentions, strict=True)):
@@ -157,6 +157,33 @@ def _report_partial_strengths(
         missing_keys.extend(absent)
 
 
+def choose_layers(layers: Layers, depth: int) -> set[int]:
+    """Indices of the blocks that `layers` names (Table 5 B and C).
+
+    Args:
+        layers: "all", the "early" half, the "late" half, or indices from 0.
+        depth: number of blocks.
+
+    Raises:
+        ValueError: when `layers` names no block, or one that does not exist.
+
+    Examples:
+        >>> choose_layers("late", depth=5)
+        {2, 3, 4}
+    """
+    if isinstance(layers, str):
+        halves = {"all": range(depth), "early": range(depth // 2), "late": range(depth // 2, depth)}
+        if layers not in halves:
+            raise ValueError(f'layers must be "all", "early", "late" or indices; received {layers!r}')
+        if not halves[layers]:
+            raise ValueError(f"layers={layers!r} chooses none of the {depth} blocks; choose others")
+        return set(halves[layers])
+    chosen = set(layers)
+    if not chosen or not chosen <= set(range(depth)):
+        raise ValueError(f"layers must be indices of the {depth} blocks, 0 to {depth - 1}; received {layers}")
+    return chosen
+
+
 def _attentions(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], Classes]:
     """The blocks of `model`, the attention of each, and the class that each class becomes."""
     towers = find_towers(model)
@@ -180,20 +207,6 @@ def _attentions(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], Cla
             known = ", ".join(sorted(cls.__name__ for cls in family.MODULATED))
             raise ValueError(f"block {index} has an attention of {type(attention)}; modulate knows {known}")
     return blocks, attentions, family.MODULATED
-
-
-def _chosen(layers: Layers, depth: int) -> set[int]:
-    if isinstance(layers, str):
-        halves = {"all": range(depth), "early": range(depth // 2), "late": range(depth // 2, depth)}
-        if layers not in halves:
-            raise ValueError(f'layers must be "all", "early", "late" or indices; received {layers!r}')
-        if not halves[layers]:
-            raise ValueError(f"layers={layers!r} chooses none of the {depth} blocks; choose others")
-        return set(halves[layers])
-    chosen = set(layers)
-    if not chosen or not chosen <= set(range(depth)):
-        raise ValueError(f"layers must be indices of the {depth} blocks, 0 to {depth - 1}; received {layers}")
-    return chosen
 
 
 def _strengths(attention: nn.Module, alpha: float, beta: float, heads: int) -> tuple[nn.Parameter, nn.Parameter]:

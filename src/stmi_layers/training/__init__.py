@@ -1,1 +1,62 @@
-"""Training and evaluation of any ReID model: data, sampler, objective, loop, protocol, checkpoint."""
+"""What every ReID experiment writes again, for any model that keeps the contract; may change until 1.0.
+
+Functions over a few records: layouts, datasets, P x K batches and protocols of multi-modal sets; objective, loop,
+checkpoint, evaluation and report. Needs the extra `training`. `import stmi_layers` does not load it.
+"""
+
+from stmi_layers.training.checkpoint import Checkpoint, load_weights, read_checkpoint, save_checkpoint
+from stmi_layers.training.contract import Batch, Facts, Outputs, ReIDModel
+from stmi_layers.training.dataset import MultiModalDataset, collate, facts_of, load_split
+from stmi_layers.training.distributed import join, whole_batch
+from stmi_layers.training.evaluation import concatenate, describe, evaluate, score
+from stmi_layers.training.loop import fit
+from stmi_layers.training.objective import Objective
+from stmi_layers.training.protocol import Protocol, protocol_for
+from stmi_layers.training.record import Item, Panel, joined, unlabelled
+from stmi_layers.training.report import table, write_features, write_metrics
+from stmi_layers.training.sampler import IdentitySampler
+from stmi_layers.training.schedule import Machine, Schedule
+from stmi_layers.training.settings import Data, differences, from_dict, to_dict
+from stmi_layers.training.splits import read_split
+from stmi_layers.training.transforms import Augmentation
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Checkpoint",
+    "Data",
+    "Facts",
+    "IdentitySampler",
+    "Item",
+    "Machine",
+    "MultiModalDataset",
+    "Objective",
+    "Outputs",
+    "Panel",
+    "Protocol",
+    "ReIDModel",
+    "Schedule",
+    "collate",
+    "concatenate",
+    "describe",
+    "differences",
+    "evaluate",
+    "facts_of",
+    "fit",
+    "from_dict",
+    "join",
+    "joined",
+    "load_split",
+    "load_weights",
+    "protocol_for",
+    "read_checkpoint",
+    "read_split",
+    "save_checkpoint",
+    "score",
+    "table",
+    "to_dict",
+    "unlabelled",
+    "whole_batch",
+    "write_features",
+    "write_metrics",
+]

@@ -1,13 +1,13 @@
-"""What is known about items beside their images: captions, and columns of one's own.
+"""Captions of items, and columns of one's own.
 
     ROOT/text/<split>.json             [{"item": "000028_cam1_0_02.jpg", "description": "..."}, ...]; or
-    ROOT/text/<split>_<MODALITY>.json  one file per modality, whose captions are joined in the order of the modalities
+    ROOT/text/<split>_<MODALITY>.json  one file per modality, whose captions stay apart
     ROOT/items.csv                     item,<column>,...: one line per item of all splits
 
-The columns are for protocols of one's own, such as `--drop session`.
+Files are read as UTF-8, with or without a byte order mark. An empty description, and null, is a missing caption.
+The columns are for protocols of one's own, such as `drop="session"`.
 """
 
-import csv
 import json
 import re
 from collections import Counter
@@ -15,22 +15,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from stmi_layers.training.layouts import shorten
+from stmi_layers.training.messages import printable, shorten
 from stmi_layers.training.record import Item
+from stmi_layers.training.tables import read_csv
 
 
 def read_captions(
     root: Path, splits: Sequence[str], modalities: Sequence[str], names: Collection[str], *, required: bool
-) -> dict[str, str]:
-    """Captions by name, empty ones left out.
+) -> dict[str, tuple[str, ...]]:
+    """Captions by name: one common caption, or one per modality, "" where it is missing; items without are left out.
 
     Args:
-        root: of the set.
-        splits: the names under which captions may be filed, `train` or `query` and `gallery`; `train_171` finds its
+        root: folder of the set.
+        splits: names under which captions may be filed, `train` or `query` and `gallery`; `train_171` finds its
             captions in `train.json`, too.
-        modalities: whose own captions stand in where there is no common one.
-        names: the items of these splits.
-        required: whether every item needs one.
+        modalities: names of those whose own captions stand in where there is no common one.
+        names: names of the items of these splits.
+        required: whether every item needs a caption.
 
     Raises:
         FileNotFoundError: when captions are required and there is no file of them.
@@ -42,27 +43,33 @@ def read_captions(
     own = [_read_all([file.with_stem(f"{file.stem}_{name}") for file in files], names) for name in modalities]
     if required and not any(file.is_file() for file in files) and not any(own):
         raise FileNotFoundError(
-            f"no captions: {files[0]} does not exist; write it by `python -m examples.prepare.captions --data {root} "
-            f"--split {splits[0]}`, or pass missing_caption='none' (--captions optional)"
+            f"captions are required and {files[0]} does not exist; write it by `python -m examples.prepare.captions "
+            f"--data {root} --split {splits[0]}`, or make captions optional"
         )
-    joined = {name: " ".join(dict.fromkeys(one[name] for one in own if name in one)) for name in names}
-    captions = {name: caption for name in names if (caption := common.get(name) or joined[name])}
-    missing = [name for name in names if name not in captions]
-    if missing and required:
-        raise ValueError(
-            f"{files[0]}: {len(missing)} of {len(names)} items have no caption: {shorten(missing)}; "
-            "add them, or pass missing_caption='none' (--captions optional)"
-        )
+    apart = {name: tuple(one.get(name, "") for one in own) for name in names}
+    captions = {name: (common[name],) if name in common else apart[name] for name in names}
+    captions = {name: texts for name, texts in captions.items() if any(texts)}
+    require_captions(str(files[0]), captions, names, required=required)
     return captions
 
 
+def require_captions(where: str, captions: Collection[str], names: Collection[str], *, required: bool) -> None:
+    """Refuse items without a caption where it is required."""
+    missing = [name for name in names if name not in captions] if required else []
+    if missing:
+        raise ValueError(
+            f"{where}: {len(missing)} of {len(names)} items have no caption: {shorten(missing)}; "
+            "add them, or make captions optional"
+        )
+
+
 def _read_all(files: Sequence[Path], names: Collection[str]) -> dict[str, str]:
-    """The captions of all files that exist."""
+    """The captions of all files that exist, empty ones left out."""
     known, captions = set(names), dict[str, str]()
     for file in files:
         if not file.is_file():
             continue
-        entries = _read_entries(file)
+        entries = [(_name(item, known), description) for item, description in _read_entries(file)]
         twice = [name for name, count in Counter(name for name, _ in entries).items() if count > 1]
         if twice:
             raise ValueError(f"{file}: {len(twice)} items have several captions: {shorten(twice)}")
@@ -73,46 +80,56 @@ def _read_all(files: Sequence[Path], names: Collection[str]) -> dict[str, str]:
     return captions
 
 
+def _name(file: str, known: Collection[str]) -> str:
+    """Name of the item that an entry is about: its path without suffix, or only the stem."""
+    path = Path(file)
+    whole = path.with_suffix("").as_posix() if path.name else file
+    return whole if whole in known else path.stem
+
+
 def _read_entries(file: Path) -> list[tuple[str, str]]:
-    """Stem and description of every entry."""
+    """Item and description of every entry."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
+    # ValueError: no UTF-8, no JSON, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     rule = f'{file} must be a list of {{"item": "<file name>", "description": "<text>"}}'
     if not isinstance(entries, list):
         raise ValueError(f"{rule}; received a {type(entries).__name__}")
     for position, entry in enumerate(entries):
-        values = [entry.get(key) for key in ("item", "description")] if isinstance(entry, dict) else [None]
-        if not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{rule}; entry {position} is {json.dumps(entry)[:200]}")
-    return [(Path(entry["item"]).stem, entry["description"]) for entry in entries]
+        fits = isinstance(entry, dict) and isinstance(entry.get("item"), str) and "description" in entry
+        if not fits or not isinstance(entry["description"], str | None):
+            raise ValueError(f"{rule}; entry {position} is {printable(json.dumps(entry))[:200]}")
+    return [(entry["item"], entry["description"] or "") for entry in entries]
 
 
 def read_columns(root: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
     """The columns of `items.csv` by name of the item; nothing where there is no such file.
 
     Raises:
-        ValueError: when the file has no column `item`, one that an `Item` has already, an item twice or not at all.
+        ValueError: when the file cannot be read as such a table, has no column `item`, one that an `Item` has already,
+            or an item twice or not at all.
     """
     file = root / "items.csv"
     if not file.is_file():
         return {}
-    with file.open(encoding="utf-8", newline="") as lines:
-        table = csv.DictReader(lines)
-        header, rows = list(table.fieldnames or ()), list(table)
+    header, rows = read_csv(file, "item")
     taken = sorted({field.name for field in fields(Item)}.intersection(header))
-    if "item" not in header or taken or len(set(header)) < len(header):
+    if taken:
         raise ValueError(
-            f"{file} must have the column item and others with names of their own; it has {', '.join(header)}"
-            + (f", of which {', '.join(taken)} is known from the file names" if taken else "")
+            f"{file} must have the column item and others with names of their own; it has "
+            f"{printable(', '.join(header))}, of which {', '.join(taken)} is known from the file names"
         )
-    stems = [Path(row["item"]).stem for row in rows]
+    known = set(names)
+    stems = [_name(row["item"], known) for row in rows]
     twice = [name for name, count in Counter(stems).items() if count > 1]
     if twice:
         raise ValueError(f"{file}: {len(twice)} items have several lines: {shorten(twice)}")
     columns = {stem: {key: row[key] for key in header if key != "item"} for stem, row in zip(stems, rows, strict=True)}
-    missing = [name for name in names if None in columns.get(name, {"": None}).values()]
+    missing = [name for name in names if name not in columns]
     if missing:
-        raise ValueError(f"{file}: {len(missing)} items have no line, or an incomplete one: {shorten(missing)}")
+        raise ValueError(f"{file}: {len(missing)} items have no line: {shorten(missing)}")
     return {name: columns[name] for name in names}

@@ -1,47 +1,139 @@
 """Checkpoints that are whole or absent, hold no code, and say what does not fit."""
 
-import os
 import pickle
+import shutil
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-FORMAT = "stmi-example-1"
+from stmi_layers.training.files import write_whole
+
+FORMAT = "stmi-layers-1"
+MEGABYTE = 2**20
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write next to `path` first and rename, so that a killed run leaves the previous checkpoint intact."""
+class Checkpoint(NamedTuple):
+    """State of a run after an epoch, in plain values and tensors.
+
+    Attributes:
+        records: settings and facts the run was made with, by name, each a dict of plain values.
+        model: state dict of the model.
+        objective: state dict of the objective.
+        optimizer: state dict of the optimizer.
+        epoch: number of epochs done.
+        history: one entry per epoch.
+    """
+
+    records: dict[str, dict[str, Any]]
+    model: dict[str, Tensor]
+    objective: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    epoch: int
+    history: list[dict[str, Any]]
+
+
+TYPES: dict[str, type] = {
+    "records": dict,
+    "model": dict,
+    "objective": dict,
+    "optimizer": dict,
+    "epoch": int,
+    "history": list,
+}
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write beside `path` and rename, so that a killed run or a full disk leaves the previous checkpoint intact.
+
+    Raises:
+        ValueError: naming the file and the reason when it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with write_whole(path) as file:
+        torch.save({"format": FORMAT, **checkpoint._asdict()}, file)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, on the CPU, without running code from the file.
+def check_room(folder: Path, *modules: nn.Module) -> None:
+    """Refuse a folder on a disk without room for a checkpoint of `modules` and their optimizer.
+
+    Raises:
+        ValueError: naming the folder, what a checkpoint takes, and what is free.
+    """
+    sizes = [value.numel() * value.element_size() for module in modules for value in module.state_dict().values()]
+    learned = [p.numel() * p.element_size() for module in modules for p in module.parameters() if p.requires_grad]
+    needed, free = sum(sizes) + 2 * sum(learned), shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{folder} must have room for a checkpoint of {needed / MEGABYTE:.1f} MB; its disk has "
+            f"{free / MEGABYTE:.1f} MB left"
+        )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a file of `save_checkpoint`, on the CPU, without running code from the file.
+
+    The checksums of the archive are compared before anything is built from it, and every entry with its type.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is damaged or something else.
+        ValueError: when the file is damaged, is something else, or lacks an entry.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train first, or give the path of a checkpoint.pt")
+    _check_sums(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    # What torch.load raises depends on the bytes it stumbles over.
+    # The kind of error depends on the bytes that torch.load stumbles over.
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: damaged, or not written by this trainer") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this trainer (no format {FORMAT!r})")
-    return content
+    problems = _wrong_entries(content)
+    if problems:
+        raise ValueError(f"{path} is no whole checkpoint: it {'; it '.join(problems[:5])}")
+    return Checkpoint(**content)
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
+def _check_sums(path: Path) -> None:
+    """Compare the CRC-32 of every record in the archive, which torch.load does not."""
+    damaged = f"{path} is damaged, or no checkpoint of this trainer"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{damaged}: {error}") from error
+    if record is not None:
+        raise ValueError(f"{damaged}: the checksum of its record {record} is wrong. Take another copy, or train anew")
+
+
+def _wrong_entries(content: dict[str, Any]) -> list[str]:
+    """Say which entries are missing, unknown, or hold something else than they should."""
+    problems = [f"lacks {name!r}" for name in TYPES if name not in content]
+    problems += [f"has an unknown entry {name!r}" for name in content if name not in TYPES]
+    held = {name: content[name] for name in TYPES if name in content}
+    problems += [
+        f"must hold {name!r} as {TYPES[name].__name__}, and holds {type(value).__name__}"
+        for name, value in held.items()
+        if not isinstance(value, TYPES[name]) or isinstance(value, bool)
+    ]
+    if problems:
+        return problems
+    if content["epoch"] < 0:
+        problems.append(f"must hold 'epoch' from 0 on, and holds {content['epoch']}")
+    kinds = {"records": dict, "model": Tensor, "objective": Tensor, "history": dict}
+    return problems + [
+        f"must hold a {kind.__name__} as {name}[{key!r}], and holds {type(value).__name__}"
+        for name, kind in kinds.items()
+        for key, value in (enumerate(content[name]) if name == "history" else content[name].items())
+        if not isinstance(value, kind)
+    ]
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Load all of `weights`, or raise one error that names every parameter that does not fit.
 
     Raises:
@@ -58,4 +150,4 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], what: str) -> No
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
         raise ValueError(f"the checkpoint does not fit the {what}; {len(problems)} differences:\n  {shown}")
-    module.load_state_dict(weights)
+    module.load_state_dict(dict(weights))

@@ -86,7 +86,7 @@ class ReIDModel(Protocol):
 
     Attributes:
         widths: width of every feature in `Outputs.features`, by name, in the order they are reported in.
-        headline: name of the feature that is scored first.
+        headline: name of the descriptor that is scored first: a feature, several joined as in "first+second", or "all".
     """
 
     widths: dict[str, int]

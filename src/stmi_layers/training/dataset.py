@@ -1,72 +1,64 @@
-"""From items on disk to batches: one geometry per sample, masks that stay on their images, reproducible sampling.
+"""From items on disk to batches: one geometry per sample, masks that stay on their images.
 
-Everything random depends on a seed, the epoch and the index of the sample, and on nothing else: not on the number of
-workers, nor on what else draws random numbers. `folders.py` and `layouts/` say how the files are laid out.
+Everything random depends on a seed, the epoch and the index of the sample alone, not on the number of workers.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from PIL import Image
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stmi_layers.training.record import Item as Item
-from stmi_layers.training.record import Source, read_image, read_mask
-from stmi_layers.training.sampler import IdentitySampler as IdentitySampler
-from stmi_layers.training.sampler import derange, mix_seed
-from stmi_layers.training.sampler import query_gallery as query_gallery
-from stmi_layers.training.splits import check_option, shorten
-from stmi_layers.training.splits import read_split as read_split
-from stmi_layers.training.transforms import Augmentation as Augmentation
-from stmi_layers.training.transforms import dilate, erase, erode, move
+from stmi_layers._checks import check_choice
+from stmi_layers.training.cache import Pixels
+from stmi_layers.training.contract import Batch, Facts
+from stmi_layers.training.messages import shorten
+from stmi_layers.training.record import Item, joined, split_words
+from stmi_layers.training.seeds import derange, mix_seed
+from stmi_layers.training.settings import Data, Masks, Range
+from stmi_layers.training.splits import read_split, refuse_missing_masks
+from stmi_layers.training.transforms import GREY, Augmentation, dilate, erase, erode, move
 
-MaskMode = Literal["given", "ones", "empty", "eroded", "dilated", "shuffled", "none"]
-FROM_FILES = ("given", "eroded", "dilated", "shuffled")
+# Masks that are read from files; the others are made.
+FROM_FILES = ("given", "eroded", "dilated", "shuffled", "blank", "blank+given")
 
 
 class Sample(NamedTuple):
-    """What a dataset returns; `Batch` says what the fields are."""
+    """One item of a dataset, with the fields of `Batch`."""
 
     images: Float[Tensor, "modalities 3 height width"]
     masks: Bool[Tensor, "modalities height width"] | None
     present: Bool[Tensor, " modalities"]
     label: int
     camera: int
-    caption: str
+    view: int
+    scene: int
+    text: Shaped[Tensor, "..."] | None
+    has_text: bool
     index: int
-
-
-class Batch(NamedTuple):
-    """Normalised images; masks (True = foreground, None with `mask_mode="none"`); which modalities are there; labels
-    0 ... n-1; cameras; captions, "" where there is none; indices into the items of the dataset; where captions are."""
-
-    images: Float[Tensor, "batch modalities 3 height width"]
-    masks: Bool[Tensor, "batch modalities height width"] | None
-    present: Bool[Tensor, "batch modalities"]
-    labels: Int[Tensor, " batch"]
-    cameras: Int[Tensor, " batch"]
-    captions: list[str]
-    indices: Int[Tensor, " batch"]
-    has_caption: Bool[Tensor, " batch"]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one dataset."""
     masks = [sample.masks for sample in samples if sample.masks is not None]
+    texts = [sample.text for sample in samples if sample.text is not None]
+    present = torch.stack([sample.present for sample in samples])
     return Batch(
         images=torch.stack([sample.images for sample in samples]),
         masks=torch.stack(masks) if masks else None,
-        present=torch.stack([sample.present for sample in samples]),
+        present=None if present.all() else present,
         labels=torch.tensor([sample.label for sample in samples]),
         cameras=torch.tensor([sample.camera for sample in samples]),
-        captions=[sample.caption for sample in samples],
+        views=torch.tensor([sample.view for sample in samples]),
+        scenes=torch.tensor([sample.scene for sample in samples]),
+        texts=torch.stack(texts) if texts else None,
+        has_text=torch.tensor([sample.has_text for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples]),
-        has_caption=torch.tensor([sample.caption != "" for sample in samples]),
     )
 
 
@@ -74,24 +66,23 @@ class MultiModalDataset(Dataset[Sample]):
     """Items as tensors. Images with one channel (NIR, thermal) become three equal ones.
 
     Args:
-        items: from `read_split`, all with the same modalities.
-        size: height and width all images and masks are resized to.
-        augment: how to vary the images; True is `Augmentation()`, False not at all.
+        items: from `read_split`, all with the same number of modalities.
+        size: height and width that all images and masks are resized to.
+        augment: variation of the images; True is `Augmentation()`, False none.
         seed: of the augmentation and of "shuffled".
-        mask_mode: "given"; "ones", all foreground; "empty", all background; "eroded" and "dilated", the given ones
-            shrunk or grown by a 16th of the shorter side; "shuffled", each item has the masks of another one, the same
-            in every epoch; "none", without masks.
-        blank: paint the background grey (0 after normalisation) by the given or shuffled masks (by the given ones
-            with "none").
-        missing_mask: what to do when masks are needed and an image has none; "ones" makes it all foreground.
-        cache: keep decoded and resized images in memory: modalities * 3 * height * width bytes per item, in every
-            worker. Only lasting (`persistent_workers=True`) or no workers profit.
-        mean: subtracted from values in [0, 1], one number or one per colour channel.
-        std: divides what is left.
+        masks: "given"; "ones", all foreground; "empty", all background; "eroded" and "dilated", the given ones shrunk
+            or grown by a 16th of the shorter side; "shuffled", each item has the masks of another one, the same in
+            every epoch; "none", without masks. "blank" paints the background grey by the given masks and hands over
+            none, "blank+given" does both.
+        missing_masks: policy where masks are needed and an image has none; "ones" makes all of it foreground.
+        ranges: counts of deep images that become black and white, one entry per modality, None where there is none.
+        cache: keep decoded images, modalities * 3 * height * width bytes per item, and masks, height * width bytes
+            per file, in every worker. Only lasting (`persistent_workers=True`) or no workers profit.
 
     Attributes:
         identities: the identity behind each label.
-        labels: 0 ... n-1, one per item.
+        labels: 0 ... n-1, one per item; -1 where the identity is unknown.
+        texts: rows made of the captions by `encode_captions`, None before.
 
     Raises:
         ValueError: when there are no items, an option is out of its range, or a needed mask is missing.
@@ -104,37 +95,31 @@ class MultiModalDataset(Dataset[Sample]):
         *,
         augment: Augmentation | bool = False,
         seed: int = 0,
-        mask_mode: MaskMode = "given",
-        blank: bool = False,
-        missing_mask: Literal["error", "ones"] = "error",
+        masks: Masks = "given",
+        missing_masks: str = "error",
+        ranges: Sequence[Range | None] | None = None,
         cache: bool = False,
-        mean: float | tuple[float, float, float] = 0.5,
-        std: float | tuple[float, float, float] = 0.5,
     ) -> None:
-        check_option("mask_mode", mask_mode, get_args(MaskMode))
-        check_option("missing_mask", missing_mask, ("error", "ones"))
+        check_choice("masks", masks, get_args(Masks))
+        check_choice("missing_masks", missing_masks, ("error", "ones"))
         if not items or len({len(item.images) for item in items}) > 1:
             raise ValueError(f"items must be some, all with the same number of modalities; received {len(items)}")
         if min(size) < 1:
             raise ValueError(f"size must be a positive height and width; received {size}")
-        if blank and mask_mode in ("ones", "empty"):
-            raise ValueError(f"blank needs masks to blank by; received mask_mode={mask_mode!r}")
-        self.items, self.size, self.seed = list(items), size, seed
+        self.items, self.size, self.seed, self.masks = list(items), size, seed, masks
         self.augment = Augmentation() if augment is True else augment or None
-        self.mask_mode, self.blank, self.cache = mask_mode, blank, cache
-        self.mean, self.std = (torch.tensor(value).reshape(-1, 1, 1) for value in (mean, std))
-        if any(value.numel() not in (1, 3) for value in (self.mean, self.std)) or not (self.std > 0).all():
-            raise ValueError(f"mean and std must be one number or three, std positive; received {mean} and {std}")
-        self.identities = sorted({item.identity for item in items})
-        label_of = {identity: label for label, identity in enumerate(self.identities)}
+        known = {item.identity for item in items if item.identity is not None}
+        self.identities = sorted(known, key=lambda identity: (isinstance(identity, str), identity))
+        label_of = {identity: label for label, identity in enumerate(self.identities)} | {None: -1}
         self.labels = [label_of[item.identity] for item in items]
-        self._mask_of = derange(len(items), seed) if mask_mode == "shuffled" else list(range(len(items)))
-        if missing_mask == "error" and (blank or mask_mode in FROM_FILES):
-            self._refuse_missing_masks()
+        self.texts: Tensor | None = None
+        self._mask_of = derange(len(items), seed) if masks == "shuffled" else list(range(len(items)))
+        if missing_masks == "error" and masks in FROM_FILES:
+            refuse_missing_masks(items)
+        self._ranges = list(ranges) if ranges else [None] * len(items[0].images)
+        self._pixels = Pixels(items, size, masks=masks in FROM_FILES, keep=cache)
         # Shared, so that it reaches workers that outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._images: dict[Source, Tensor] = {}
-        self._masks: dict[Path, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -142,6 +127,17 @@ class MultiModalDataset(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """Augment differently from now on, workers included; the same epoch gives the same samples."""
         self._epoch.fill_(epoch)
+
+    def encode_captions(self, encode: Callable[[Sequence[tuple[str, ...]]], Tensor | None]) -> None:
+        """Set `texts` to what `encode` makes of the captions of all items, once.
+
+        Raises:
+            ValueError: when the result has not one row per item.
+        """
+        texts = encode([item.captions for item in self.items])
+        if texts is not None and len(texts) != len(self):
+            raise ValueError(f"encode must return a row per sample, {len(self)}; received {len(texts)}")
+        self.texts = texts
 
     def picture(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """An item to look at: resized images (modalities, height, width, 3) as bytes, and its Bool masks."""
@@ -152,67 +148,100 @@ class MultiModalDataset(Dataset[Sample]):
         index = range(len(self))[index]
         item = self.items[index]
         images, masks = self._read(index)
-        present = torch.tensor([path is not None for path in item.images])
+        present = torch.tensor([source is not None for source in item.images])
         # The default generator of the CPU alone: torch.manual_seed would also reset those of the GPUs.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix_seed(self.seed, int(self._epoch), index))
             if self.augment is not None:
                 images, masks, _ = move(images, masks, self.augment)
-            images = (images / 255 - self.mean) / self.std
-            if self.blank:
-                images = images.where(masks[:, None], 0.0)
+            images = images / 255
+            if self.masks.startswith("blank"):
+                images = images.where(masks[:, None], GREY)
             if self.augment is not None:
                 images = erase(images, self.augment)
         images = images.where(present[:, None, None, None], 0.0)
-        if self.mask_mode in ("ones", "empty"):
-            masks = torch.full_like(masks, self.mask_mode == "ones")
-        returned = None if self.mask_mode == "none" else masks
-        return Sample(images, returned, present, self.labels[index], item.camera, item.caption or "", index)
+        if self.masks in ("ones", "empty"):
+            masks = torch.full_like(masks, self.masks == "ones")
+        return Sample(
+            images=images,
+            masks=None if self.masks in ("none", "blank") else masks,
+            present=present,
+            label=self.labels[index],
+            camera=_number(item.camera),
+            view=_number(item.view),
+            scene=_number(item.scene),
+            text=None if self.texts is None else self.texts[index],
+            has_text=any(item.captions),
+            index=index,
+        )
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Bytes (modalities, 3, height, width), black where missing, and Bool masks, True where missing."""
-        images = [self._image(source) for source in self.items[index].images]
-        needed = self.blank or self.mask_mode in FROM_FILES
-        paths = self.items[self._mask_of[index]].masks
-        masks = torch.stack([self._mask(path if needed else None) for path in paths])
-        if self.mask_mode in ("eroded", "dilated"):
-            change = erode if self.mask_mode == "eroded" else dilate
-            masks = change(masks, round(min(self.size) / 16))
-        return torch.stack(images), masks
+        pairs = zip(self.items[index].images, self._ranges, strict=True)
+        images = torch.stack([self._pixels.image(source, bounds) for source, bounds in pairs])
+        masks = torch.stack([self._pixels.mask(path) for path in self.items[self._mask_of[index]].masks])
+        if self.masks in ("eroded", "dilated"):
+            masks = (erode if self.masks == "eroded" else dilate)(masks, round(min(self.size) / 16))
+        return images, masks
 
-    def _image(self, source: Source | None) -> Tensor:
-        if source is None:
-            return torch.zeros(3, *self.size, dtype=torch.uint8)
-        if source in self._images:
-            return self._images[source]
-        height, width = self.size
-        resized = read_image(source).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        image = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
-        if self.cache:
-            self._images[source] = image
-        return image
 
-    def _mask(self, path: Path | None) -> Tensor:
-        if path is None:
-            return torch.ones(self.size, dtype=torch.bool)
-        if path in self._masks:
-            return self._masks[path]
-        height, width = self.size
-        # Pillow takes the pixel at the centre; the "nearest" of torch would move a mask by half a pixel.
-        mask = np.array(Image.fromarray(read_mask(path)).resize((width, height), Image.Resampling.NEAREST))
-        if self.cache:
-            self._masks[path] = torch.from_numpy(mask)
-        return torch.from_numpy(mask)
+def _number(value: int | None) -> int:
+    return -1 if value is None else value
 
-    def _refuse_missing_masks(self) -> None:
-        missing = [
-            item.name
-            for item in self.items
-            if any(image is not None and mask is None for image, mask in zip(item.images, item.masks, strict=True))
-        ]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(self.items)} items lack a mask in mask/ or mask_<MODALITY>/: "
-                f"{shorten(missing)}; add them, or pass missing_mask='ones', "
-                "mask_mode='ones' (--masks ones) or mask_mode='none' (--masks none)"
-            )
+
+def load_split(
+    data: Data, split: str, *, augment: Augmentation | bool = False, seed: int = 0, cache: bool = False
+) -> MultiModalDataset:
+    """Load a split as the settings say.
+
+    Args:
+        data: the set, and how it is read.
+        split: `train`, `test`, or any other split that the set has.
+        augment: variation of the images; False in evaluation.
+        seed: of the augmentation, and of shuffled masks and captions.
+        cache: keep decoded images in memory; evaluation reads each image once, and wins nothing by it.
+
+    Raises:
+        FileNotFoundError: when the set, the split, a modality or required captions are not there.
+        ValueError: when files break the layout, or a training item has no identity.
+    """
+    items = read_split(
+        data.root,
+        split,
+        data.modalities,
+        captions=data.captions,
+        missing_modality=data.missing_modality,
+        damaged=data.damaged,
+        ranges=data.ranges,
+    )
+    if split == "train":
+        items = [item for item in items if item.identity not in data.junk]
+        if nameless := [item.name for item in items if item.identity is None]:
+            raise ValueError(f"{data.root}: {len(nameless)} items to train on have no identity: {shorten(nameless)}")
+    if data.shuffled_captions:
+        others = [items[index].captions for index in derange(len(items), seed)]
+        items = [replace(item, captions=captions) for item, captions in zip(items, others, strict=True)]
+    return MultiModalDataset(
+        items,
+        data.image_size,
+        augment=augment,
+        seed=seed,
+        masks=data.masks,
+        missing_masks=data.missing_masks,
+        ranges=[data.ranges.get(name) for name in data.modalities],
+        cache=cache,
+    )
+
+
+def facts_of(dataset: MultiModalDataset, modalities: Sequence[str]) -> Facts:
+    """What a model may be built from: the facts of a training set."""
+    items = dataset.items
+    counts = Counter(word for item in items for word in split_words(joined(item.captions)))
+    return Facts(
+        modalities=tuple(modalities),
+        image_size=dataset.size,
+        num_identities=len(dataset.identities),
+        cameras=tuple(sorted({item.camera for item in items if item.camera is not None})),
+        views=tuple(sorted({item.view for item in items if item.view is not None})),
+        words=tuple(sorted(counts, key=lambda word: (-counts[word], word))),
+    )

@@ -1,8 +1,9 @@
-"""Which gallery entries a query may match, as an object that can be read, printed and used.
+"""Protocol of a test split: who queries whom, and which gallery entries a query may match.
 
-    Protocol()                                    identity and camera: RGBNT201, RGBNT100, RGBN300, WMVEID863
+    Protocol()                                    identity and camera: RGBNT201, RGBNT100, RGBN300
     Protocol(drop="scene")                        identity and scene: MSVR310
-    Protocol(match="model", drop="session")       any two columns of one's own `items.csv`
+    Protocol(junk=(-1,))                          Market-1501: images of identity -1 are neither right nor wrong
+    Protocol(match="model", drop="session")       any two columns of `items.csv` or of a manifest
 
 An entry that equals the query in both columns is dropped from its ranking: it is neither right nor wrong.
 """
@@ -17,47 +18,67 @@ from torch import Tensor
 
 from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics, reranked_metrics
 from stmi_layers.training.record import Item
-from stmi_layers.training.sampler import query_gallery
+from stmi_layers.training.settings import Data
 
 RANKS = (1, 5, 10)
-# Everywhere else the camera, or the view that stands for it.
 DROPPED = {"MSVR310": "scene"}
 FIELDS = ("name", "identity", "camera", "scene", "view")
+Indices = tuple[Int[Tensor, " queries"], Int[Tensor, " gallery"]]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a query may match.
+    """Rules for the matches of a query.
 
     Attributes:
-        match: the column in which a gallery entry has to equal the query to be a right answer.
-        drop: the second column: an entry that equals the query in both is dropped from its ranking, neither right
-            nor wrong, because it shows the same moment. `name` drops nothing but the query itself.
-        query_cameras: the cameras that query the others, in a set that does not tell queries from the gallery;
-            without any, everything queries everything there.
+        match: column in which a gallery entry has to equal the query to be a right answer.
+        drop: second column: an entry that equals the query in both is dropped from its ranking, because it shows the
+            same moment. `name` drops nothing but the query itself.
+        query_cameras: cameras that query the others, in a set that does not tell queries from the gallery; without
+            any, everything queries everything there.
+        junk: values of the column `match` that mark useless images: such queries are left out, and such gallery
+            entries are ignored, neither right nor wrong.
     """
 
     match: str = "identity"
     drop: str = "camera"
     query_cameras: tuple[int, ...] = ()
+    junk: tuple[int | str, ...] = ()
+
+    def split(self, items: Sequence[Item]) -> Indices:
+        """Indices of the queries and of the gallery, without junk.
+
+        Raises:
+            ValueError: when no query or no gallery entry is left.
+        """
+        query, gallery = query_gallery(items, self.query_cameras)
+        if self.junk:
+            useful = torch.tensor([column(item, self.match) not in self.junk for item in items])
+            query, gallery = query[useful[query]], gallery[useful[gallery]]
+        if not len(query) or not len(gallery):
+            raise ValueError(f"junk must leave a query and a gallery entry; received {list(self.junk)}")
+        return query, gallery
 
     def describe(self, items: Sequence[Item]) -> str:
         """The protocol on some items in a line: who queries whom, what is dropped, and who has nothing to find."""
-        query, gallery = query_gallery(items, self.query_cameras)
+        query, gallery = self.split(items)
+        junk = sum(column(item, self.match) in self.junk for item in items) if self.junk else 0
         if self.query_cameras:
             who = f"cameras {list(self.query_cameras)} query the others"
         else:
-            who = "all query all" if len(query) == len(gallery) == len(items) else "the query split queries the gallery"
+            roles = {item.role for item in items}
+            who = "all query all" if roles == {"both"} else "the query split queries the gallery"
         skipped = self.count_skipped(items)
         return (
             f"{who}, {len(query)} against {len(gallery)}; same {self.match} and {self.drop} dropped; "
-            f"{skipped} of {len(query)} queries skipped"
-            + (f", for the gallery has their {self.match} with no other {self.drop}" if skipped else "")
+            + (f"{junk} junk items ignored; " if self.junk else "")
+            + f"{skipped} of {len(query)} queries skipped"
+            + (f", because the gallery has their {self.match} with no other {self.drop}" if skipped else "")
         )
 
     def count_skipped(self, items: Sequence[Item]) -> int:
-        """How many queries have no right answer left in the gallery."""
-        query, gallery = query_gallery(items, self.query_cameras)
+        """Number of queries without a right answer in the gallery."""
+        query, gallery = self.split(items)
         match, drop = self.codes(items)
         pairs = list(zip(match.tolist(), drop.tolist(), strict=True))
         answers = Counter(pairs[index][0] for index in gallery.tolist())
@@ -76,8 +97,8 @@ class Protocol:
     def score(
         self, descriptor: Float[Tensor, "items dim"], items: Sequence[Item], *, rerank: bool = False
     ) -> ReIDMetrics:
-        """How well the gallery is ranked by the distance of descriptors, or by k-reciprocal neighbours as well."""
-        query, gallery = query_gallery(items, self.query_cameras)
+        """Metrics of the gallery ranked by distance of the descriptors, or by k-reciprocal neighbours as well."""
+        query, gallery = self.split(items)
         match, drop = self.codes(items)
         return (reranked_metrics if rerank else reid_metrics)(
             descriptor[query],
@@ -93,7 +114,7 @@ class Protocol:
         self, descriptor: Float[Tensor, "items dim"], items: Sequence[Item], *, queries: int, k: int
     ) -> tuple[Int[Tensor, " queries"], Int[Tensor, "queries k"]]:
         """Some queries, evenly spread, and the indices of their `k` best matches, -1 where there are fewer."""
-        query, gallery = query_gallery(items, self.query_cameras)
+        query, gallery = self.split(items)
         match, drop = self.codes(items)
         shown = query[torch.linspace(0, len(query) - 1, min(queries, len(query))).long()]
         best = rank_gallery(
@@ -108,21 +129,56 @@ class Protocol:
         return shown, torch.where(best < 0, best, gallery[best.clamp(min=0)])
 
 
-def protocol_for(
-    items: Sequence[Item], query_cameras: Sequence[int] = (), *, match: str | None = None, drop: str | None = None
-) -> Protocol:
-    """The protocol of the set that items come from, or the one asked for."""
-    return Protocol(match or "identity", drop or DROPPED.get(items[0].layout, "camera"), tuple(query_cameras))
+def protocol_for(items: Sequence[Item], data: Data | None = None) -> Protocol:
+    """The protocol of the set that items come from, with what the settings say otherwise.
+
+    Dropped are entries of the query's scene on MSVR310, else of its camera, or of its view where no item has a camera.
+    """
+    cameras = any(item.camera is not None for item in items)
+    drop = DROPPED.get(items[0].layout, "camera" if cameras else "view")
+    if data is None:
+        return Protocol(drop=drop)
+    return Protocol(data.match, data.drop or drop, data.query_cameras, data.junk)
+
+
+def query_gallery(items: Sequence[Item], query_cameras: Sequence[int] = ()) -> Indices:
+    """Indices of the queries and of the gallery.
+
+    Args:
+        items: of the test split. Where their roles tell queries from the gallery, these decide.
+        query_cameras: where roles do not tell, the cameras that query all others; without any, every item is both.
+
+    Raises:
+        ValueError: when a camera does not exist, none is left for the gallery, or the roles leave no choice.
+    """
+    roles = [item.role for item in items]
+    if any(role != "both" for role in roles):
+        if query_cameras:
+            raise ValueError(
+                f"query_cameras must be empty where the set has a query split; received {list(query_cameras)}"
+            )
+        query, gallery = (torch.tensor([role != other for role in roles]) for other in ("gallery", "query"))
+        return query.nonzero().flatten(), gallery.nonzero().flatten()
+    if not query_cameras:
+        return torch.arange(len(items)), torch.arange(len(items))
+    there = sorted({item.camera for item in items if item.camera is not None})
+    unknown = sorted(set(query_cameras).difference(there))
+    if unknown:
+        raise ValueError(f"query_cameras must be cameras of the items, {there}; received {unknown} among them")
+    is_query = torch.tensor([item.camera in query_cameras for item in items])
+    if is_query.all():
+        raise ValueError(f"query_cameras must leave a camera for the gallery; received all of them, {there}")
+    return is_query.nonzero().flatten(), (~is_query).nonzero().flatten()
 
 
 def column(item: Item, name: str) -> str | int:
-    """The value of an item in a column: what its name says, or `items.csv`."""
+    """The value of an item in a column: a field of its own, or one of `items.csv` or the manifest."""
     value = getattr(item, name) if name in FIELDS else item.columns.get(name)
     if value is None:
         there = [field for field in FIELDS if getattr(item, field) is not None] + list(item.columns)
         raise ValueError(
-            f"match and drop must be columns of the set, {', '.join(there)}; received {name!r}; "
-            "further ones go into items.csv (--match, --drop)"
+            f"match and drop must be columns of the set, {', '.join(there)}; received {name!r}, which {item.name} "
+            "has no value of. Further columns go into items.csv or the manifest"
         )
     return value
 

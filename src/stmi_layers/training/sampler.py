@@ -1,34 +1,12 @@
-"""Which samples form a batch, and which of them query which: everything random comes from a seed and the epoch."""
+"""P x K sampler: batches of P identities with K images each, from a seed and the epoch."""
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from stmi_layers.training.splits import Item
-
-
-def mix_seed(*numbers: int) -> int:
-    """One seed from several numbers, such that neighbours have nothing in common."""
-    if min(numbers) < 0:
-        raise ValueError(f"seed and epoch must not be negative; received {numbers}")
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-def derange(count: int, seed: int) -> list[int]:
-    """A random cycle through all indices: nobody keeps his own.
-
-    Raises:
-        ValueError: when there are fewer than two.
-    """
-    if count < 2:
-        raise ValueError(f"to be shuffled there must be at least two items; received {count}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(seed))).tolist()
-    following = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [following[index] for index in range(count)]
+from stmi_layers.training.seeds import mix_seed
 
 
 class IdentitySampler(Sampler[list[int]]):
@@ -87,7 +65,7 @@ class IdentitySampler(Sampler[list[int]]):
 
 
 def _draw(counts: Tensor, number: int, generator: torch.Generator) -> Tensor:
-    """The `number` indices drawn least often, ties at random, all of them at once while there are too few.
+    """Draw the `number` indices drawn least often, ties at random, all of them at once while there are too few.
 
     `counts` are raised in place.
     """
@@ -97,41 +75,3 @@ def _draw(counts: Tensor, number: int, generator: torch.Generator) -> Tensor:
     drawn = torch.cat([least.repeat(rounds), least[:rest]])
     counts += torch.bincount(drawn, minlength=len(counts))
     return drawn
-
-
-def query_gallery(
-    items: Sequence[Item], query_cameras: Sequence[int] = ()
-) -> tuple[Int[Tensor, " queries"], Int[Tensor, " gallery"]]:
-    """Indices of the queries and of the gallery.
-
-    Args:
-        items: those of the test split. Where their roles tell queries from the gallery, that is the answer.
-        query_cameras: where they do not, the cameras that query all others; without any, every item is both.
-
-    Raises:
-        ValueError: when a camera does not exist, none is left for the gallery, or the roles leave no choice.
-    """
-    roles = [item.role for item in items]
-    if any(role != "both" for role in roles):
-        if query_cameras:
-            raise ValueError(
-                f"query_cameras must be empty where the set has a query split; received {list(query_cameras)} "
-                "(--query-cameras)"
-            )
-        query, gallery = (torch.tensor([role != other for role in roles]) for other in ("gallery", "query"))
-        return query.nonzero().flatten(), gallery.nonzero().flatten()
-    cameras = torch.tensor([item.camera for item in items])
-    if not query_cameras:
-        return torch.arange(len(items)), torch.arange(len(items))
-    there = sorted(set(cameras.tolist()))
-    unknown = sorted(set(query_cameras).difference(there))
-    if unknown:
-        raise ValueError(
-            f"query_cameras must be cameras of the items, {there}; received {unknown} among them (--query-cameras)"
-        )
-    is_query = torch.isin(cameras, torch.tensor(list(query_cameras)))
-    if is_query.all():
-        raise ValueError(
-            f"query_cameras must leave a camera for the gallery; received all of them, {there} (--query-cameras)"
-        )
-    return is_query.nonzero().flatten(), (~is_query).nonzero().flatten()

@@ -1,24 +1,22 @@
-"""A set on disk as a list of items, and every way in which its folders can be wrong.
-
-`layouts/` says where the files of each benchmark are, `descriptions.py` where captions and further columns are.
-"""
+"""A split on disk as a list of items, and every way in which its files can be wrong."""
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import get_args
 
-from tqdm import tqdm
+from stmi_layers._checks import check_choice
+from stmi_layers.training.annotations import read_captions, read_columns, require_captions
+from stmi_layers.training.checks import check_files
+from stmi_layers.training.layouts import FoundSet, find_set
+from stmi_layers.training.layouts.leftovers import describe_counts, passed_over
+from stmi_layers.training.messages import printable, shorten
+from stmi_layers.training.record import Item, files_of, path_of
+from stmi_layers.training.settings import Captions, Damaged, MissingModality, Range, check_modalities, check_ranges
 
-from stmi_layers.training.annotations import read_captions, read_columns
-from stmi_layers.training.layouts import Layout, find_layout, split_folders
-from stmi_layers.training.layouts import shorten as shorten
-from stmi_layers.training.record import SUFFIXES, Role, Source, find_defect, path_of
-from stmi_layers.training.record import Item as Item
-
-MissingModality = Literal["error", "absent", "skip"]
-MissingCaption = Literal["error", "none", "ignore"]
+# Defects named in a message; `inspect` names all of them.
+LISTED = 50
 
 
 def read_split(
@@ -26,21 +24,24 @@ def read_split(
     split: str,
     modalities: Sequence[str],
     *,
+    captions: Captions = "off",
     missing_modality: MissingModality = "error",
-    missing_caption: MissingCaption = "error",
-    damaged: Literal["error", "skip"] = "error",
+    damaged: Damaged = "error",
+    ranges: Mapping[str, Range] | None = None,
+    memory: Path | None = None,
 ) -> list[Item]:
     """List the items of a split. Every image and mask is decoded once, so that none fails in the middle of a training.
 
     Args:
-        root: the set, in any layout that `layouts.recognise` knows.
+        root: the set, in any layout that `layouts.recognise` knows, or its manifest.
         split: `train`, `test` or any other split it has; `test` is query and gallery together.
         modalities: names of those to read, in the order of `Item.images`: RGB, NI and TI in the benchmarks.
-        missing_modality: what to do when an image is missing in some modality; "absent" puts None in its place,
+        captions: not read, required for every item, or optional.
+        missing_modality: policy for an image that is missing in some modality; "absent" puts None in its place,
             "skip" leaves the item out and warns.
-        missing_caption: what to do when an item has no caption, or an empty one; "none" puts None in its place,
-            "ignore" reads no captions at all.
-        damaged: what to do when a file cannot be decoded; "skip" leaves its item out and warns.
+        damaged: policy for a file that cannot be used; "skip" leaves its item out and warns.
+        ranges: counts that become black and white in deep images, by modality.
+        memory: folder in which checked files are remembered; one among the user's caches by default.
 
     Returns:
         At least one item, queries first, then sorted by name: the order does not depend on the file system.
@@ -49,10 +50,12 @@ def read_split(
         FileNotFoundError: when the root, the split, a modality, its images or the captions are not there.
         ValueError: when names, captions or files break the layout, or an option is unknown.
     """
-    check_option("missing_caption", missing_caption, ("error", "none", "ignore"))
-    check_option("damaged", damaged, ("error", "skip"))
-    items = list_items(root, split, modalities, missing_modality=missing_modality, missing_caption=missing_caption)
-    return _without_damaged(items, damaged, Path(root))
+    check_choice("damaged", damaged, get_args(Damaged))
+    check_ranges(ranges or {})
+    items = list_items(root, split, modalities, captions=captions, missing_modality=missing_modality)
+    _warn_of_passed_over(items, Path(root))
+    bounds = ranges_by_file(items, modalities, ranges or {})
+    return _without_damaged(items, damaged, Path(root), bounds, memory)
 
 
 def list_items(
@@ -60,89 +63,70 @@ def list_items(
     split: str,
     modalities: Sequence[str],
     *,
+    captions: Captions = "off",
     missing_modality: MissingModality = "error",
-    missing_caption: MissingCaption = "none",
 ) -> list[Item]:
     """The items of a split, as `read_split` lists them before it decodes their files."""
-    check_option("missing_modality", missing_modality, ("error", "absent", "skip"))
-    items = find_items(root, split, modalities)
-    names = sorted({item.name for item in items})
-    filed = [split, *dict.fromkeys(item.role for item in items if item.role not in ("both", split))]
-    captions: dict[str, str] = {}
-    if missing_caption != "ignore":
-        captions = read_captions(Path(root), filed, modalities, names, required=missing_caption == "error")
-    columns = read_columns(Path(root), names)
-    items = [
-        replace(item, caption=captions.get(item.name), columns={**item.columns, **columns.get(item.name, {})})
-        for item in items
-    ]
+    check_modalities(modalities)
+    check_choice("captions", captions, get_args(Captions))
+    check_choice("missing_modality", missing_modality, get_args(MissingModality))
+    found = find_set(Path(root), modalities)
+    items = found.list_items(split, modalities)
+    if not items:
+        raise FileNotFoundError(f"{root}: the split {split!r} holds no items")
+    items = _annotate(items, home_of(Path(root), found), split, modalities, captions=captions)
     return items if missing_modality == "absent" else _complete(items, modalities, missing_modality, f"{root}: {split}")
 
 
-def find_items(root: Path | str, split: str, modalities: Sequence[str]) -> list[Item]:
-    """The items of a split as its folders tell them: without captions, None where an image is missing."""
-    if isinstance(modalities, str) or not modalities or len(set(modalities)) < len(modalities):
-        raise ValueError(
-            f"modalities must be a sequence of different folder names; received {modalities!r} (--modalities)"
-        )
-    layout, base = find_layout(Path(root))
-    folders = split_folders(layout, base, split)
-    return [item for role, folder in folders for item in _list_folder(layout, folder, role, modalities)]
+def home_of(root: Path, found: FoundSet) -> Path:
+    """The folder that holds `text/` and `items.csv`: the root, or else that of the splits."""
+    places = (root, found.base, found.base.parent)
+    return next((place for place in places if (place / "text").is_dir() or (place / "items.csv").is_file()), root)
 
 
-def check_option(argument: str, value: str, options: Collection[str]) -> None:
-    if value not in options:
-        flag = "--" + argument.replace("_", "-")
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, options))}; received {value!r} ({flag})")
-
-
-def _list_folder(layout: Layout, folder: Path, role: Role, modalities: Sequence[str]) -> list[Item]:
-    """The items of one folder by name, without captions."""
-    images = [_images(layout, folder, modality) for modality in modalities]
-    names = sorted(set().union(*images))
-    matches = {name: layout.pattern.fullmatch(name) for name in names}
-    strange = [name for name, match in matches.items() if match is None]
-    if strange:
-        raise ValueError(
-            f"{folder}: names must be {layout.rule}; {len(strange)} are not: {shorten(strange)} (read as {layout.name})"
-        )
-    shared = layout.list_files(folder, "mask")
-    masks = [shared | layout.list_files(folder, f"mask_{modality}") for modality in modalities]
+def _annotate(
+    items: Sequence[Item], root: Path, split: str, modalities: Sequence[str], *, captions: Captions
+) -> list[Item]:
+    """Add captions and further columns; a manifest has brought its own."""
+    required = captions == "required"
+    if items[0].layout == "manifest":
+        if captions == "off":
+            return [replace(item, captions=()) for item in items]
+        there = {item.name for item in items if item.captions}
+        require_captions(str(root), there, [item.name for item in items], required=required)
+        return list(items)
+    names = sorted({item.name for item in items})
+    filed = [split, *dict.fromkeys(item.role for item in items if item.role not in ("both", split))]
+    texts: dict[str, tuple[str, ...]] = {}
+    if captions != "off":
+        texts = read_captions(root, filed, modalities, names, required=required)
+    columns = read_columns(root, names)
     return [
-        Item(
-            name,
-            images=tuple(files.get(name) for files in images),
-            masks=tuple(path_of(files[name]) if name in files else None for files in masks),
-            caption=None,
-            role=role,
-            layout=layout.name,
-            **_read_name(match.groupdict()),
-        )
-        for name, match in matches.items()
-        if match is not None
+        replace(item, captions=texts.get(item.name, ()), columns={**item.columns, **columns.get(item.name, {})})
+        for item in items
     ]
 
 
-def _read_name(groups: dict[str, str]) -> dict[str, Any]:
-    """The fields of an item that its name tells, the rest of its groups as columns."""
-    numbers = {name: int(groups.pop(name)) for name in ("identity", "camera", "scene", "view") if name in groups}
-    return {"camera": numbers.get("view"), **numbers, "columns": groups}
+def _warn_of_passed_over(items: Sequence[Item], root: Path) -> None:
+    """Say which files beside those of the items are no images that can be read."""
+    found = passed_over({file.parent for item in items for file in files_of(item)})
+    if found:
+        named = "; ".join(f"{shown(folder, root)}: {describe_counts(counts)}" for folder, counts in found.items())
+        warnings.warn(f"{root}: files are passed over that are not read as images: {named[:500]}", stacklevel=3)
 
 
-def _images(layout: Layout, folder: Path, modality: str) -> dict[str, Source]:
-    there = layout.list_modalities(folder)
-    if modality not in there:
-        raise FileNotFoundError(
-            f"{folder} has no modality folder {modality!r}; it has {', '.join(there) or 'none'} (--modalities)"
-        )
-    files = layout.list_files(folder, modality)
-    if not files:
-        raise FileNotFoundError(f"{folder}: {modality} holds no images ({' '.join(SUFFIXES)})")
-    return files
+def ranges_by_file(items: Sequence[Item], modalities: Sequence[str], ranges: Mapping[str, Range]) -> dict[Path, Range]:
+    """Counts of deep images by file, where the modality has a range."""
+    return {
+        path_of(source): ranges[name]
+        for item in items
+        for name, source in zip(modalities, item.images, strict=True)
+        if source and name in ranges
+    }
 
 
 def _complete(items: list[Item], modalities: Sequence[str], policy: str, where: str) -> list[Item]:
-    """The items that have all modalities, when there are others an error or a warning."""
+    """Keep the items that have all modalities; others are an error or a warning."""
     missing = [
         f"{modality}/{item.name}"
         for position, modality in enumerate(modalities)
@@ -155,7 +139,7 @@ def _complete(items: list[Item], modalities: Sequence[str], policy: str, where: 
     if policy == "error":
         raise ValueError(
             f"{message}; add them, or pass missing_modality='absent' to do without them, or 'skip' to leave their "
-            "items out (--missing-modality)"
+            "items out"
         )
     kept = [item for item in items if None not in item.images]
     if not kept:
@@ -164,22 +148,29 @@ def _complete(items: list[Item], modalities: Sequence[str], policy: str, where: 
     return kept
 
 
-def _without_damaged(items: list[Item], damaged: str, root: Path) -> list[Item]:
+def _without_damaged(
+    items: list[Item], damaged: str, root: Path, bounds: Mapping[Path, Range], memory: Path | None
+) -> list[Item]:
     masks = {file for item in items for file in item.masks if file}
     # One panel stands for all of its file.
     images = {path_of(source): source for item in items for source in item.images if source}
-    progress = tqdm(
-        sorted(masks.union(images)), desc=f"checking {root}", unit="file", leave=False, disable=len(images) < 1000
-    )
-    checks = ((file, find_defect(images.get(file, file), is_mask=file in masks)) for file in progress)
-    defects = {file: defect for file, defect in checks if defect}
+    looks = check_files(images.values(), masks, root=root, ranges=bounds, memory=memory)
+    defects = dict(sorted((file, look.defect) for file, look in looks.items() if look.defect))
+    clipped = [file.name for file, look in looks.items() if "clipped" in look.notes]
+    if clipped:
+        warnings.warn(
+            f"{root}: {len(clipped)} images have more than 1 % of their counts beyond the range of their modality, "
+            f"which become black or white: {shorten(clipped)}",
+            stacklevel=3,
+        )
     if not defects:
         return items
-    found = "\n  ".join(f"{file.relative_to(root)}: {defect}" for file, defect in defects.items())
-    message = f"{root}: {len(defects)} of {len(masks) + len(images)} files cannot be used"
+    lines = [f"{shown(file, root)}: {printable(defect)}" for file, defect in list(defects.items())[:LISTED]]
+    more = [f"and {len(defects) - LISTED} more"] if len(defects) > LISTED else []
+    found = "\n  ".join([*lines, *more])
+    message = f"{root}: {len(defects)} of {len(looks)} files cannot be used"
     if damaged == "error":
-        advice = "repair them, or pass damaged='skip' (--damaged skip) to leave their items out"
-        raise ValueError(f"{message}; {advice}:\n  {found}")
+        raise ValueError(f"{message}; repair them, or pass damaged='skip' to leave their items out:\n  {found}")
     kept = [item for item in items if defects.keys().isdisjoint(files_of(item))]
     if not kept:
         raise ValueError(f"{message}, which leaves no item:\n  {found}")
@@ -187,5 +178,20 @@ def _without_damaged(items: list[Item], damaged: str, root: Path) -> list[Item]:
     return kept
 
 
-def files_of(item: Item) -> set[Path]:
-    return {path_of(source) for source in (*item.images, *item.masks) if source}
+def refuse_missing_masks(items: Sequence[Item]) -> None:
+    """Refuse items with an image that has no mask."""
+    missing = [
+        item.name
+        for item in items
+        if any(image is not None and mask is None for image, mask in zip(item.images, item.masks, strict=True))
+    ]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(items)} items lack a mask in mask/ or mask_<MODALITY>/: {shorten(missing)}; "
+            "add them, or pass missing_masks='ones', masks='ones' or masks='none'"
+        )
+
+
+def shown(file: Path, root: Path) -> str:
+    """Path of a file in messages, relative to the set."""
+    return printable(file.relative_to(root) if file.is_relative_to(root) else file)

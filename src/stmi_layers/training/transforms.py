@@ -10,16 +10,18 @@ from torch import Tensor
 
 from stmi_layers.training._torchvision import tv_tensors, v2
 
+GREY = 0.5
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied. Flip and crop are common to all modalities and masks of a sample; each modality
-    is erased on its own, and its mask never.
+    """Variation of training images. Flip and crop are common to all modalities and masks of a sample; each modality is
+    erased on its own, and its mask never.
 
     Attributes:
         flip: probability of mirroring left and right.
         padding: black border from which the crop is taken, as a share of sqrt(height * width): 10 pixels at 256 x 128.
-        erasing: probability of painting a rectangle grey (0 after normalisation), per modality.
+        erasing: probability of painting a rectangle grey (0.5), per modality.
         erasing_area: smallest and largest area of the rectangle, as shares of the image.
         erasing_aspect: smallest and largest height over width of the rectangle.
     """
@@ -50,7 +52,7 @@ def move(
     *,
     boxes: Float[Tensor, "boxes 4"] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Flip, pad and crop, everything alike.
+    """Flip, pad and crop everything alike.
 
     Args:
         images: of all modalities.
@@ -73,18 +75,27 @@ def move(
 
 
 def erase(images: Float[Tensor, "modalities channels height width"], augmentation: Augmentation) -> Tensor:
-    """Paint a rectangle of every modality grey, each with its own probability, place and shape."""
+    """Paint a rectangle of every modality grey (0.5), each with its own probability, place and shape."""
     scale, ratio = augmentation.erasing_area, augmentation.erasing_aspect
-    one = v2.RandomErasing(augmentation.erasing, scale=scale, ratio=ratio, value=0)
+    one = v2.RandomErasing(augmentation.erasing, scale=scale, ratio=ratio, value=GREY)
     return torch.stack([one(image) for image in images])
 
 
-def dilate(masks: Bool[Tensor, "*batch height width"], pixels: int) -> Bool[Tensor, "*batch height width"]:
-    """Grow the foreground by `pixels` in every direction, diagonals included."""
-    grown = F.max_pool2d(masks.flatten(0, -3)[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)
-    return grown.view(masks.shape) > 0
+def dilate(
+    masks: Bool[Tensor, "*batch height width"], pixels: int, *, diagonals: bool = True
+) -> Bool[Tensor, "*batch height width"]:
+    """Grow the foreground by `pixels` in every direction, or, without `diagonals`, through shared sides alone."""
+    flat = masks.reshape(-1, 1, *masks.shape[-2:]).float()
+    if diagonals:
+        flat = F.max_pool2d(flat, 2 * pixels + 1, stride=1, padding=pixels)
+    for _ in range(0 if diagonals else pixels):
+        rows, columns = (F.max_pool2d(flat, kernel, 1, [size // 2 for size in kernel]) for kernel in ((3, 1), (1, 3)))
+        flat = rows.maximum(columns)
+    return flat.view(masks.shape) > 0
 
 
-def erode(masks: Bool[Tensor, "*batch height width"], pixels: int) -> Bool[Tensor, "*batch height width"]:
+def erode(
+    masks: Bool[Tensor, "*batch height width"], pixels: int, *, diagonals: bool = True
+) -> Bool[Tensor, "*batch height width"]:
     """Shrink the foreground by `pixels`; the border of the image takes nothing away."""
-    return ~dilate(~masks, pixels)
+    return ~dilate(~masks, pixels, diagonals=diagonals)

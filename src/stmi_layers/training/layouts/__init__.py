@@ -1,96 +1,104 @@
-"""Which benchmark a folder holds, and which folders make up a split of it."""
+"""Layouts of sets on disk: which one a folder has, and the splits, modalities and items it holds."""
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from stmi_layers.training.layouts.found import FoundSet as FoundSet
+from stmi_layers.training.layouts.found import found_folders
 from stmi_layers.training.layouts.identity_folders import MSVR310, WMVEID863
-from stmi_layers.training.layouts.layout import Layout as Layout
-from stmi_layers.training.layouts.layout import shorten as shorten
-from stmi_layers.training.layouts.layout import subfolders
+from stmi_layers.training.layouts.layout import is_split, is_system, subfolders
+from stmi_layers.training.layouts.manifest import COLUMNS, EXAMPLE, find_manifest, found_manifest
 from stmi_layers.training.layouts.modality_folders import FOLDERS, RGBNT201
+from stmi_layers.training.layouts.nested_folders import IDENTITY_FIRST, MODALITY_FIRST
 from stmi_layers.training.layouts.panels import RGBN300, RGBNT100
-from stmi_layers.training.record import Role
 
-# The first that fits is taken: a folder set of one's own is what is left.
-LAYOUTS = (RGBNT100, RGBN300, MSVR310, WMVEID863, RGBNT201, FOLDERS)
+# The first that fits is taken: benchmarks before sets of one's own, files where a modality is before files below it.
+LAYOUTS = (RGBNT100, RGBN300, MSVR310, WMVEID863, RGBNT201, FOLDERS, MODALITY_FIRST, IDENTITY_FIRST)
+
+# An archive may put folders of its own around the set: how deep, and among how many folders, it is looked for.
+DEPTH, WIDTH = 2, 50
 
 
-def recognise(root: Path | str) -> str:
-    """The name of the layout of a folder.
+def recognise(root: Path | str, modalities: Sequence[str] = ()) -> str:
+    """The name of the layout of a set.
 
     Raises:
-        FileNotFoundError: when it is no folder, or in no known layout; the message lists what was looked for.
+        FileNotFoundError: when there is no set, or it is in no known layout.
     """
-    return find_layout(Path(root))[0].name
+    return find_set(Path(root), modalities).layout
 
 
-def find_layout(root: Path) -> tuple[Layout, Path]:
-    """The layout of a folder, and where in it the splits are: RGBNT100 may be given with or without its `rgbir`."""
+def find_set(root: Path, modalities: Sequence[str] = ()) -> FoundSet:
+    """The set in a folder, in its folder `rgbir` (RGBNT100), or the only one in its folders.
+
+    Args:
+        root: folder of the set, or its manifest.
+        modalities: names of modalities that are to be recognised besides the usual ones.
+
+    Raises:
+        FileNotFoundError: when there is no set, or it is in no known layout: the message shows all layouts with an
+            example, and the nearest miss.
+    """
+    manifest = find_manifest(root)
+    if manifest is not None:
+        return found_manifest(manifest)
     if not root.is_dir():
-        raise FileNotFoundError(f"root must be the folder of a data set (--data); {root} is not a folder")
-    for layout in LAYOUTS:
-        for base in (root, root / "rgbir"):
-            if base.is_dir() and layout.fits(base):
-                return layout, base
-    looked_for = "".join(f"\n  {layout.name}: {layout.evidence}" for layout in LAYOUTS)
-    raise FileNotFoundError(
-        f"{root} is in no known layout: it holds {', '.join(subfolders(root)) or 'no folder'}. Looked for{looked_for}"
+        raise FileNotFoundError(f"root must be the folder of a data set, or its manifest; {root} is neither")
+    names = [name.lower() for name in modalities]
+    found = _look_for(root, names)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        sets = ", ".join(str(one.base) for one in found[:5])
+        raise FileNotFoundError(f"root must be one set; {root} holds {len(found)}, among them {sets}: give one")
+    raise FileNotFoundError(_not_recognised(root))
+
+
+def _look_for(base: Path, modalities: Sequence[str], depth: int = 0) -> list[FoundSet]:
+    """The set of a folder, or else those in its folders."""
+    found = _look_in(base, modalities)
+    # Deeper down, names of splits tell <archive>/<split>/<MODALITY> from folders of other things.
+    if found and (depth == 0 or found.layout != FOLDERS.name or any(map(is_split, found.splits))):
+        return [found]
+    inside = subfolders(base)[:WIDTH] if depth < DEPTH else []
+    return [one for name in inside for one in _look_for(base / name, modalities, depth + 1)]
+
+
+def _look_in(base: Path, modalities: Sequence[str]) -> FoundSet | None:
+    """The set that a folder, or the folder `rgbir` in it, holds."""
+    manifest = find_manifest(base)
+    if manifest is not None:
+        return found_manifest(manifest)
+    bases = [one for one in (base, base / "rgbir") if one.is_dir()]
+    fitting = ((layout, one) for layout in LAYOUTS for one in bases if layout.fits(one, modalities))
+    layout, one = next(fitting, (None, base))
+    return None if layout is None else found_folders(layout, one)
+
+
+def _not_recognised(root: Path) -> str:
+    rules = [(layout.name, layout.evidence, layout.example) for layout in LAYOUTS]
+    rules.append(("manifest", f"manifest.csv or manifest.parquet with the columns {COLUMNS}", EXAMPLE))
+    shown = "".join(f"\n  {name}: {evidence} as {example}" for name, evidence, example in rules)
+    return (
+        f"{root} is in no known layout: it holds {', '.join(subfolders(root)) or 'no folder'}. {_nearest_miss(root)}"
+        f"Looked for{shown}"
     )
 
 
-def list_splits(layout: Layout, base: Path) -> list[str]:
-    """The splits there are; `test` stands for query and gallery."""
-    if layout.folders:
-        there = [role for role, folder in layout.folders.items() if (base / folder).is_dir()]
-    else:
-        there = _nested(base)
-    if {"query", "gallery"}.issubset(there) and "test" not in there:
-        return [name for name in there if name not in ("query", "gallery")] + ["test"]
-    return there
+def _nearest_miss(root: Path) -> str:
+    """The first image there is, and why its place fits no rule."""
+    for depth in range(5):
+        for path in sorted(root.glob("/".join("*" * (depth + 1)))):
+            if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp") and not is_system(path.name):
+                return f"Nearest miss: {path.relative_to(root)} {_REASONS[depth]}. "
+    return "It holds no image down to five folders deep. "
 
 
-def split_folders(layout: Layout, base: Path, split: str) -> list[tuple[Role, Path]]:
-    """The folders of a split, each with the role of its items.
-
-    Raises:
-        FileNotFoundError: when the set has no such split, or a folder of it is missing.
-        ValueError: when several folders could be meant, or the benchmark knows no such split.
-    """
-    if layout.folders:
-        return _of_benchmark(layout, base, split)
-    there = _nested(base)
-    if split in ("query", "gallery") and split in there:
-        return [(split, base / split)]
-    if (base / split).is_dir():
-        return [("both", base / split)]
-    if split == "test" and {"query", "gallery"}.issubset(there):
-        return [("query", base / "query"), ("gallery", base / "gallery")]
-    numbered = [name for name in there if re.fullmatch(re.escape(split) + "_[0-9]+", name)]
-    if len(numbered) > 1:
-        raise ValueError(f"split {split!r} is ambiguous in {base}: give one of {', '.join(numbered)}")
-    if not numbered:
-        raise FileNotFoundError(f"{base} has no split {split!r}; it has {', '.join(there) or 'none'}")
-    return [("both", base / numbered[0])]
-
-
-def _of_benchmark(layout: Layout, base: Path, split: str) -> list[tuple[Role, Path]]:
-    roles: dict[str, list[Role]] = {
-        "train": ["both"],
-        "test": ["query", "gallery"],
-        "query": ["query"],
-        "gallery": ["gallery"],
-    }
-    if split not in roles:
-        raise ValueError(f"split must be one of {', '.join(roles)} in {layout.name}; received {split!r}")
-    folders: list[tuple[Role, Path]] = [
-        (role, base / layout.folders["train" if role == "both" else role]) for role in roles[split]
-    ]
-    missing = [folder.name for _, folder in folders if not folder.is_dir()]
-    if missing:
-        raise FileNotFoundError(f"split {split!r} of {layout.name} lacks its folder {' and '.join(missing)} in {base}")
-    return folders
-
-
-def _nested(base: Path) -> list[str]:
-    """Folders that hold folders, which splits are."""
-    return [name for name in subfolders(base) if subfolders(base / name)]
+_REASONS = {
+    0: "lies in the root itself; it needs a folder of its split, and in that one of its modality",
+    1: "lies in one folder, which would be its split; it needs a folder of its modality in that",
+    2: "lies where images do, but its folder is not read as a modality",
+    3: "has an identity in its path, but none of its folders has the name of a modality such as RGB, NI, TI, vis or "
+    "thermal; rename them, state the modalities, or write a manifest",
+    4: "lies too deep: there is one more folder than split, modality and identity; leave it out or write a manifest",
+}

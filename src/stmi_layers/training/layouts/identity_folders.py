@@ -3,31 +3,47 @@
     ROOT/{bounding_box_train,query3,bounding_box_test}/0002/{vis,ni,th}/0002_s002_v0_000.jpg      scene 2, view 0
     ROOT/{train,query,test}/0483/{vis,ni,th}/0483_v7_n0_s999_004.jpg                     view 7, not at night (n0)
 
-The modalities are called RGB, NI and TI as everywhere. Neither set numbers its cameras: the view stands for them.
+The modalities are called RGB, NI and TI as everywhere. Neither set numbers its cameras.
 Masks lie beside vis, ni and th, in a folder `mask` or `mask_<MODALITY>`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from stmi_layers.training.layouts.layout import MODALITIES, Layout, list_images, refuse_repetition, shorten, subfolders
+from stmi_layers.training.layouts.layout import (
+    MODALITIES,
+    Layout,
+    is_mask_folder,
+    list_images,
+    refuse_repetition,
+    subfolders,
+)
+from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Source
 
 FOLDER_OF = {"RGB": "vis", "NI": "ni", "TI": "th"}
+LOOKED_AT = 20
 
 
-def has_identities(root: Path, splits: Iterable[str]) -> bool:
-    folders = [root / split / identity for split in splits for identity in list_identities(root / split)]
-    return any((folder / name).is_dir() for folder in folders for name in FOLDER_OF.values())
+def has_identities(
+    root: Path, modalities: Collection[str], *, splits: Collection[str], pattern: re.Pattern[str]
+) -> bool:
+    """Whether the folders are there, and some file in the first ones is named as in the benchmark."""
+    folders = (root / split / identity for split in splits for identity in list_identities(root / split))
+    stems = (stem for folder in folders for name in FOLDER_OF.values() for stem in list_images(folder / name))
+    return any(pattern.fullmatch(stem) for stem in islice(stems, LOOKED_AT))
 
 
 def list_identities(folder: Path) -> list[str]:
-    return [name for name in subfolders(folder) if name.isdecimal()] if folder.is_dir() else []
+    """Folders named by a number."""
+    return [name for name in subfolders(folder) if re.fullmatch("[0-9]+", name)]
 
 
 def list_modalities(folder: Path) -> list[str]:
+    """Modalities that some identity has."""
     identities = list_identities(folder)
     return [name for name in MODALITIES if any((folder / one / FOLDER_OF[name]).is_dir() for one in identities)]
 
@@ -41,7 +57,9 @@ def list_files(folder: Path, modality: str) -> dict[str, Source]:
     found = [
         (identity, stem, path)
         for identity in list_identities(folder)
-        for stem, path in list_images(folder / identity / FOLDER_OF.get(modality, modality)).items()
+        for stem, path in list_images(
+            folder / identity / FOLDER_OF.get(modality, modality), arrays=is_mask_folder(modality)
+        ).items()
     ]
     strangers = [str(path.relative_to(folder)) for identity, stem, path in found if not stem.startswith(f"{identity}_")]
     if strangers:
@@ -53,16 +71,19 @@ def list_files(folder: Path, modality: str) -> dict[str, Source]:
     return {stem: path for _, stem, path in found}
 
 
-def _layout(name: str, folders: dict[str, str], pattern: str, rule: str) -> Layout:
+def _layout(name: str, folders: dict[str, str], pattern: str, rule: str, example: str) -> Layout:
+    compiled = re.compile(pattern)
     return Layout(
         name=name,
         evidence=f"{{{','.join(folders.values())}}}/<identity>/{{{','.join(FOLDER_OF.values())}}}/",
-        fits=partial(has_identities, splits=folders.values()),
+        fits=partial(has_identities, splits=folders.values(), pattern=compiled),
         list_modalities=list_modalities,
         list_files=list_files,
-        pattern=re.compile(pattern),
+        pattern=compiled,
         rule=rule,
         folders=folders,
+        required=tuple(folders.values()),
+        example=example,
     )
 
 
@@ -71,10 +92,12 @@ MSVR310 = _layout(
     {"train": "bounding_box_train", "query": "query3", "gallery": "bounding_box_test"},
     r"(?P<identity>[0-9]{4})_s(?P<scene>[0-9]{3})_v(?P<view>[0-9]+)_[0-9]+",
     "<identity>_s<scene>_v<view>_<number>, as 0002_s002_v0_000",
+    "bounding_box_train/0002/vis/0002_s002_v0_000.jpg",
 )
 WMVEID863 = _layout(
     "WMVEID863",
     {"train": "train", "query": "query", "gallery": "test"},
     r"(?P<identity>[0-9]{4})_v(?P<view>[0-9]+)_n(?P<night>[0-9])_s(?P<scene>[0-9]+)_[0-9]+",
     "<identity>_v<view>_n<night>_s<scene>_<number>, as 0483_v7_n0_s999_004",
+    "train/0483/vis/0483_v7_n0_s999_004.jpg",
 )

@@ -1,68 +1,127 @@
-"""What the layouts have in common: a record that says where files are and how to read their names."""
+"""Layouts of folders: a record that says where files are and how to read their names."""
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stmi_layers.training.record import SUFFIXES, Source
+from stmi_layers.training.images import SUFFIXES
+from stmi_layers.training.messages import shorten
+from stmi_layers.training.record import Source
 
 MODALITIES = ("RGB", "NI", "TI")
+# Folders that systems leave behind, beside those whose names start with . @ $ or __
+SYSTEM = ("system volume information", "lost+found", "thumbs.db", "desktop.ini", "recycler", "#recycle", "#snapshot")
+ARRAY = ".npy"
+_SPLIT = re.compile("(train|training|test|testing|val|valid|validation|query|gallery)(_[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one benchmark lies on disk.
+    """One way in which a set lies on disk.
 
     Attributes:
-        name: of the benchmark; "folders" for a set of one's own.
-        evidence: what a folder has to hold to be recognised, for the message when none is.
-        fits: whether a folder holds it.
+        name: name of the benchmark; of the rule for a set of one's own.
+        evidence: what a folder has to hold to be recognised.
+        fits: whether a folder holds it, given names of modalities in lower case.
         list_modalities: the modalities that the folder of a split has.
-        list_files: the files of one modality, or of a folder of masks, by stem.
-        pattern: of the stem; groups that are no field of `Item` become its columns.
+        list_files: the files of one modality, or of a folder of masks, by name of the item.
+        pattern: pattern of that name; groups that are no field of `Item` become its columns.
         rule: the pattern in words.
         folders: the folder of "train", of "query" and of "gallery"; empty where splits have names of their own.
+        required: folders that the benchmark must have; one that is missing is a problem.
+        named: identities are names of folders as they are written, not numbers.
+        example: path of a file, for the message when nothing is recognised.
     """
 
     name: str
     evidence: str
-    fits: Callable[[Path], bool]
+    fits: Callable[[Path, Collection[str]], bool]
     list_modalities: Callable[[Path], list[str]]
     list_files: Callable[[Path, str], dict[str, Source]]
     pattern: re.Pattern[str]
     rule: str
     folders: dict[str, str] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    named: bool = False
+    example: str = ""
+
+
+def is_system(name: str) -> bool:
+    """Whether an entry of a folder is none of the set's: hidden, or left behind by a system."""
+    return name.startswith((".", "@", "$", "__")) or name.lower() in SYSTEM
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder has a usual name of a split."""
+    return _SPLIT.fullmatch(name.lower()) is not None
 
 
 def subfolders(folder: Path) -> list[str]:
-    return sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    """Names of the folders in a folder, without those of systems; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not is_system(entry.name) and _is_folder(entry))
+    except OSError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def is_mask_folder(name: str) -> bool:
+    """Whether a folder holds masks rather than a modality."""
     return name == "mask" or name.startswith("mask_")
 
 
-def list_images(folder: Path) -> dict[str, Path]:
-    """The images in a folder by stem, none where there is no such folder; of a folder of masks, arrays too."""
-    suffixes = (*SUFFIXES, ".npy") if is_mask_folder(folder.name) else SUFFIXES
-    names = os.listdir(folder) if folder.is_dir() else ()
-    split = [os.path.splitext(name) for name in names if not name.startswith(".")]
+def holds_images(folder: Path) -> bool:
+    """Whether the name of some entry of a folder is that of an image."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(is_image(entry.name) for entry in entries)
+    except OSError:
+        return False
+
+
+def is_image(name: str) -> bool:
+    """Whether a name is that of an image that can be read."""
+    return not is_system(name) and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def list_images(folder: Path, *, arrays: bool = False) -> dict[str, Path]:
+    """The images in a folder by stem, none where there is no such folder.
+
+    Args:
+        folder: the folder.
+        arrays: list `.npy` files as well, which hold masks.
+    """
+    suffixes = (*SUFFIXES, ARRAY) if arrays else SUFFIXES
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read: {error.strerror or error}") from error
+    split = [os.path.splitext(name) for name in names if not is_system(name)]
     found = [(stem, suffix) for stem, suffix in split if suffix.lower() in suffixes]
     refuse_repetition((stem for stem, _ in found), folder)
     return {stem: folder / (stem + suffix) for stem, suffix in found}
 
 
 def refuse_repetition(stems: Iterable[str], folder: Path) -> None:
+    """Refuse several files of one stem."""
     twice = sorted(stem for stem, count in Counter(stems).items() if count > 1)
     if twice:
         raise ValueError(f"{folder} holds several files of one stem, keep one of each: {shorten(twice)}")
 
 
-def shorten(names: Iterable[str]) -> str:
-    """The first five names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+def in_order(modalities: Iterable[str]) -> list[str]:
+    """Modalities of the benchmarks first, in their order."""
+    there = list(dict.fromkeys(modalities))
+    return [name for name in MODALITIES if name in there] + [name for name in there if name not in MODALITIES]

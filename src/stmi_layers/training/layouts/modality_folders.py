@@ -8,32 +8,61 @@ once; a set that has the folders `query` and `gallery` in its place keeps them a
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-from stmi_layers.training.layouts.layout import MODALITIES, Layout, is_mask_folder, list_images, subfolders
+from stmi_layers.training.layouts.layout import (
+    Layout,
+    holds_images,
+    in_order,
+    is_mask_folder,
+    list_images,
+    subfolders,
+)
 from stmi_layers.training.record import Source
 
-PATTERN = re.compile(r"(?P<identity>[0-9]+)_cam(?P<camera>[0-9]+)(?:_.*)?")
+PATTERN = re.compile(r"(?P<identity>-?[0-9]+)_cam(?P<camera>[0-9]+)(?:_.*)?")
 RULE = "<identity>_cam<camera>[_...] with two numbers, as 000028_cam1_0_02"
 
 
-def is_rgbnt201(root: Path) -> bool:
+def is_rgbnt201(root: Path, modalities: Collection[str]) -> bool:
+    """Whether the folder of 171 identities for training is there."""
     return (root / "train_171").is_dir()
 
 
-def is_folder_set(root: Path) -> bool:
-    return any(subfolders(root / name) for name in subfolders(root))
+def is_folder_set(root: Path, modalities: Collection[str]) -> bool:
+    """Whether images lie two folders below."""
+    return any(list_modalities(root / name) for name in subfolders(root))
 
 
 def list_modalities(folder: Path) -> list[str]:
-    """Those of the benchmarks first, in their order."""
-    there = [name for name in subfolders(folder) if not is_mask_folder(name)]
-    return [name for name in MODALITIES if name in there] + [name for name in there if name not in MODALITIES]
+    """Folders of a split that hold images and no masks."""
+    return in_order(name for name in subfolders(folder) if not is_mask_folder(name) and holds_images(folder / name))
 
 
 def list_files(folder: Path, modality: str) -> dict[str, Source]:
-    return {**list_images(folder / modality)}
+    """Files of a modality by stem."""
+    return {**list_images(folder / modality, arrays=is_mask_folder(modality))}
 
 
-RGBNT201 = Layout("RGBNT201", "train_171/{RGB,NI,TI}/", is_rgbnt201, list_modalities, list_files, PATTERN, RULE)
-FOLDERS = Layout("folders", "<split>/<MODALITY>/", is_folder_set, list_modalities, list_files, PATTERN, RULE)
+RGBNT201 = Layout(
+    "RGBNT201",
+    "train_171/{RGB,NI,TI}/",
+    is_rgbnt201,
+    list_modalities,
+    list_files,
+    PATTERN,
+    RULE,
+    required=("train_171", "test"),
+    example="train_171/RGB/000028_cam1_0_02.jpg",
+)
+FOLDERS = Layout(
+    "folders",
+    "<split>/<MODALITY>/",
+    is_folder_set,
+    list_modalities,
+    list_files,
+    PATTERN,
+    RULE,
+    example="train/RGB/000028_cam1_0_02.jpg",
+)

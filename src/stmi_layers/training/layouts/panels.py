@@ -2,53 +2,68 @@
 
     ROOT[/rgbir]/{bounding_box_train,query,bounding_box_test}/0548_c0002_000.jpg    identity 548, camera 2
 
-RGBNT100 has three panels of 256 x 128 pixels, RGB | NI | TI, RGBN300 the first two of them. One file is opened to
-count them. Masks lie in a folder `mask` (or `mask_<MODALITY>`) inside that of the files.
+RGBNT100 has three panels of 256 x 128 pixels, RGB | NI | TI, RGBN300 the first two of them. The width of the first
+file that can be opened tells them apart. Masks lie in a folder `mask` (or `mask_<MODALITY>`) inside that of the files.
 """
 
 import re
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
+from stmi_layers.training.images import PANEL_WIDTH, opened
 from stmi_layers.training.layouts.layout import MODALITIES, Layout, is_mask_folder, list_images
-from stmi_layers.training.record import PANEL_WIDTH, Panel, Source
+from stmi_layers.training.record import Panel, Source
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 PATTERN = re.compile(r"(?P<identity>[0-9]{4})_c(?P<camera>[0-9]{4})_[0-9]+")
+LOOKED_AT = 50
 
 
 def count_panels(root: Path) -> int:
-    """Panels in the first file there is, 0 where there is none.
+    """Panels in the first file of a legal width, 0 where there is no file.
 
     Raises:
-        ValueError: when its width is neither that of two panels nor of three.
+        ValueError: when none of the first files has the width of two panels or of three.
     """
-    first = next((files[min(files)] for name in FOLDERS.values() if (files := list_images(root / name))), None)
-    if first is None:
+    files = [path for name in FOLDERS.values() for _, path in sorted(list_images(root / name).items())[:LOOKED_AT]]
+    strange: dict[Path, int] = {}
+    for path in files:
+        width = _width(path)
+        if width in (2 * PANEL_WIDTH, 3 * PANEL_WIDTH):
+            return width // PANEL_WIDTH
+        if width is not None:
+            strange[path] = width
+    if not files:
         return 0
-    with Image.open(first) as image:
-        width = image.width
-    if width not in (2 * PANEL_WIDTH, 3 * PANEL_WIDTH):
-        raise ValueError(
-            f"{first} must be three (RGBNT100) or two (RGBN300) panels of {PANEL_WIDTH} pixels, side by side; "
-            f"it is {width} pixels wide"
-        )
-    return width // PANEL_WIDTH
+    rule = f"must be three (RGBNT100) or two (RGBN300) panels of {PANEL_WIDTH} pixels, side by side"
+    found = f"it is {next(iter(strange.values()))} pixels wide" if strange else "it cannot be decoded"
+    raise ValueError(f"{next(iter(strange), files[0])} {rule}; {found}, and the other files looked at do no better")
 
 
-def has_panels(root: Path, count: int) -> bool:
+def _width(path: Path) -> int | None:
+    """Width of an image file as it is shown, None for one that cannot be opened."""
+    try:
+        with opened(path) as image:
+            return image.width
+    except Exception:  # whatever a damaged file makes of a decoder; it is named when all files are checked
+        return None
+
+
+def has_panels(root: Path, modalities: Collection[str], *, count: int) -> bool:
+    """Whether the files of the benchmark have this number of panels."""
     return count_panels(root) == count
 
 
 def list_modalities(folder: Path, count: int) -> list[str]:
+    """Modalities of so many panels."""
     return list(MODALITIES[:count])
 
 
 def list_files(folder: Path, modality: str, count: int) -> dict[str, Source]:
+    """Panels of a modality, or masks, by stem."""
     if is_mask_folder(modality):
-        return {**list_images(folder / modality)}
+        return {**list_images(folder / modality, arrays=True)}
     index = MODALITIES.index(modality)
     return {stem: Panel(path, index, count) for stem, path in list_images(folder).items()}
 
@@ -63,6 +78,8 @@ def _layout(name: str, count: int) -> Layout:
         pattern=PATTERN,
         rule="<identity>_c<camera>_<number>, as 0548_c0002_000",
         folders=FOLDERS,
+        required=tuple(FOLDERS.values()),
+        example="rgbir/bounding_box_train/0548_c0002_000.jpg",
     )
 
 

@@ -1,0 +1,72 @@
+"""Retrieve with a trained model: `python -m examples.evaluate --checkpoint runs/NAME/checkpoint.pt`.
+
+The checkpoint is all it takes. Every feature of the model, and all of them joined, are scored in one pass.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from examples import cli
+from examples.restore import Computer, OtherData, describe_test, restore
+from stmi_layers import ReIDMetrics
+from stmi_layers.training import score, table, write_features, write_metrics
+from stmi_layers.training.report import as_numbers
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Evaluate a checkpoint on the test split of its own data, or of other data in any layout."""
+
+    checkpoint: Path
+    """The checkpoint.pt of a run."""
+    out: Path | None = None
+    """Folder for metrics.json and retrieval.png; `evaluation` beside the checkpoint by default."""
+    descriptor: str | None = None
+    """Descriptor of the headline and the picture: a feature of the model, several joined as in G+T, or all."""
+    rerank: bool = False
+    """Report the scores after k-reciprocal re-ranking, too."""
+    features: bool = False
+    """Write the descriptors of all test items as data, too."""
+    data: tyro.conf.OmitArgPrefixes[OtherData] = field(default_factory=OtherData)
+    machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
+
+
+def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
+    """Score a checkpoint, print a table, and write metrics.json and a picture."""
+    out = arguments.out or arguments.checkpoint.parent / "evaluation"
+    trained = restore(arguments.checkpoint, arguments.data.changes(), machine=arguments.machine.machine())
+    # A descriptor that the model lacks is refused now, not after all images.
+    refuse_unknown(arguments.descriptor, trained.model.widths)
+    dataset, protocol = trained.dataset, trained.protocol
+    descriptors, headline = describe_test(trained, arguments.descriptor)
+    metrics = score(descriptors, dataset.items, protocol)
+    print(table(metrics))
+    extra: dict[str, object] = {}
+    if arguments.rerank:
+        reranked = score(descriptors, dataset.items, protocol, rerank=True)
+        print("after k-reciprocal re-ranking:", table(reranked), sep="\n")
+        extra["reranked"] = {name: as_numbers(value) for name, value in reranked.items()}
+    line = protocol.describe(dataset.items)
+    paths = [write_metrics(out, metrics, headline=headline, protocol=line, extra=extra)]
+    if arguments.features:
+        paths += write_features(out, descriptors, [item.name for item in dataset.items])
+    from examples.figures import ranked_lists, save
+
+    paths += save(ranked_lists(dataset, descriptors[headline], headline, protocol), out / "retrieval.png")
+    print(f"protocol: {line}", *paths, sep="\n")
+    return metrics
+
+
+def refuse_unknown(descriptor: str | None, widths: dict[str, int]) -> None:
+    """Refuse a descriptor that cannot be made of the features of a model."""
+    if descriptor is None or descriptor == "all" or set(descriptor.split("+")) <= widths.keys():
+        return
+    raise ValueError(
+        f"descriptor must be one the model has, {list(widths)}, or several joined by +; received {descriptor!r}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, __doc__, prog="python -m examples.evaluate")

@@ -1,0 +1,193 @@
+"""A trained model from its checkpoint alone, and the test split it is asked about."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from examples.run import Run, run_of
+from stmi_layers.training import (
+    Facts,
+    Item,
+    Machine,
+    MultiModalDataset,
+    Protocol,
+    concatenate,
+    describe,
+    load_split,
+    load_weights,
+    protocol_for,
+    read_checkpoint,
+)
+from stmi_layers.training.device import choose_device
+
+
+@dataclass(frozen=True)
+class OtherData:
+    """What may differ from the data of the run; None and () leave the setting of the run."""
+
+    data: Path | None = None
+    """Another set; the one of the run by default."""
+    query_cameras: tuple[int, ...] | None = None
+    """Cameras of the test split that query the others."""
+    match: str | None = None
+    """Column in which a gallery entry has to equal the query to be a right answer."""
+    drop: str | None = None
+    """Column used with `match` to leave gallery entries out: an entry that equals the query in both is ignored."""
+    missing_modality: Literal["error", "absent", "skip"] | None = None
+    """Policy for a sample that lacks an image in some modality."""
+    damaged: Literal["error", "skip"] | None = None
+    """Policy for files that cannot be used."""
+
+    def changes(self) -> dict[str, Any]:
+        """The settings that are given, by the names of the record `Data`."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return {"root" if name == "data" else name: value for name, value in given.items()}
+
+
+@dataclass(frozen=True)
+class Computer:
+    """Where it is computed."""
+
+    device: str = "auto"
+    """cpu, cuda, ...; "auto" takes CUDA when there is one."""
+    workers: int = 0
+    """Processes that load images."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to torch."""
+
+    def machine(self, *, quiet: bool = False) -> Machine:
+        """The record of ring 2."""
+        return Machine(device=self.device, workers=self.workers, threads=self.threads, quiet=quiet)
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds, and the test split it is asked about.
+
+    Attributes:
+        run: settings of the run, with the changes asked for.
+        model: the trained model, on its device and in evaluation mode.
+        dataset: the test split, its captions encoded.
+        protocol: what a query may match.
+        machine: where it is computed.
+        history: an entry per epoch.
+    """
+
+    run: Run
+    model: Any
+    dataset: MultiModalDataset
+    protocol: Protocol
+    machine: Machine
+    history: list[dict[str, Any]]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+
+def restore(
+    checkpoint: Path, changes: Mapping[str, Any] | None = None, *, machine: Machine, keep: Sequence[str] = ()
+) -> Trained:
+    """Read a checkpoint, which is all it takes.
+
+    Args:
+        checkpoint: the checkpoint.pt of a run.
+        changes: settings of the run to replace, by their names in its records.
+        machine: where to compute.
+        keep: modalities that are there at test time; () for all.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint.
+        ValueError: when it is none of this version, or the data does not fit it.
+    """
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    content, device = read_checkpoint(checkpoint), choose_device(machine.device)
+    try:
+        run = run_of(content.records).changed(changes or {})
+        facts = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()
+        }
+        model = run.build(Facts(**facts))  # pyright: ignore[reportArgumentType]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
+    load_weights(model, content.model, "model")
+    model = model.to(device).eval()
+    dataset = load_split(run.data, "test", seed=run.schedule.seed)
+    protocol = protocol_for(dataset.items, run.data)
+    if keep:
+        dataset = reduced(dataset, run, keep)
+    with torch.no_grad():
+        dataset.encode_captions(model.encode)
+    return Trained(run, model, dataset, protocol, machine, content.history)
+
+
+def reduced(dataset: MultiModalDataset, run: Run, keep: Sequence[str]) -> MultiModalDataset:
+    """The dataset with only the modalities to `keep`; the others are missing."""
+    return MultiModalDataset(
+        without(dataset.items, run.data.modalities, keep),
+        run.data.image_size,
+        seed=run.schedule.seed,
+        masks=run.data.masks,
+        missing_masks=run.data.missing_masks,
+        ranges=[run.data.ranges.get(name) for name in run.data.modalities],
+    )
+
+
+def without(items: Sequence[Item], modalities: Sequence[str], keep: Sequence[str]) -> list[Item]:
+    """The items with only the modalities to `keep`.
+
+    Raises:
+        ValueError: when one to keep is none of the modalities.
+    """
+    if not keep or set(keep) - set(modalities):
+        raise ValueError(f"keep must name some of the modalities {tuple(modalities)}; received {tuple(keep)}")
+    kept = [modality in keep for modality in modalities]
+
+    def only(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(part if there else None for part, there in zip(parts, kept, strict=True))
+
+    return [dataclasses.replace(item, images=only(item.images), masks=only(item.masks)) for item in items]
+
+
+def describe_test(trained: Trained, headline: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """Descriptors of the test split by name, and the name of the one that is scored first.
+
+    Args:
+        trained: model and test split.
+        headline: another one than the model's: a feature, several joined as in "G+T", or "all".
+
+    Raises:
+        ValueError: when `headline` is none of the descriptors.
+    """
+    chosen = headline or trained.model.headline
+    machine = trained.machine
+    descriptors = describe(
+        trained.model,
+        trained.dataset,
+        device=trained.device,
+        workers=machine.workers,
+        amp=machine.amp,
+        quiet=machine.quiet,
+    )
+    return joined_as(descriptors, chosen), chosen
+
+
+def joined_as(descriptors: Mapping[str, Tensor], chosen: str) -> dict[str, Tensor]:
+    """The descriptors and, where it is none of them, the `chosen` one, joined of those that a "+" stands between.
+
+    Raises:
+        ValueError: when a part of it is no descriptor.
+    """
+    if chosen in descriptors:
+        return dict(descriptors)
+    if set(chosen.split("+")) <= descriptors.keys():
+        return {**descriptors, chosen: concatenate(descriptors, chosen.split("+"))}
+    raise ValueError(
+        f"descriptor must be one the model has, {list(descriptors)}, or several joined by +; received {chosen!r}"
+    )

@@ -1,0 +1,132 @@
+"""Settings of a run, one record per purpose, and what a checkpoint gives back of them."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.methods import Method, load_method
+from examples.recipe import Recipe, changed, read
+from examples.towers.tower import Tower
+from stmi_layers.training import Data, Facts, Machine, Schedule
+from stmi_layers.training.settings import from_dict
+
+RECORDS = ("data", "schedule", "machine", "tower", "own")
+# Settings outside `Machine` that change how a run is computed, and not what comes out.
+FREE = ("checkpointing", "trust_pickle")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Settings of a run.
+
+    Attributes:
+        method: name of the method.
+        data: the set, and the protocol.
+        schedule: optimisation and augmentation.
+        machine: what never changes a result.
+        tower: the image tower, None for a method that reads none.
+        own: the method's own settings.
+        recipe: name of the recipe beneath, None for none.
+    """
+
+    method: str
+    data: Data
+    schedule: Schedule
+    machine: Machine
+    tower: Tower | None
+    own: Any
+    recipe: str | None = None
+
+    def records(self) -> dict[str, Any]:
+        """The records by name."""
+        return {name: getattr(self, name) for name in RECORDS if getattr(self, name) is not None}
+
+    def build(self, facts: Facts) -> Any:
+        """The model, with random weights."""
+        build, tower = load_method(self.method).build, () if self.tower is None else (self.tower,)
+        return build(self.own, facts, *tower)
+
+    def changed(self, values: Mapping[str, Any]) -> "Run":
+        """The run with other values, by the names that recipes and variants use.
+
+        Raises:
+            ValueError: when a name is a field of no record.
+        """
+        for name in values:
+            read(self.records(), name)
+        return dataclasses.replace(self, **{name: changed(record, values) for name, record in self.records().items()})
+
+    def keep(self, facts: Facts) -> dict[str, Any]:
+        """What a checkpoint has to hold for `restore`, beside the weights and the schedule."""
+        kept = {name: record for name, record in self.records().items() if name not in ("machine", "schedule")}
+        return {"run": {"method": self.method}, **kept, "facts": facts}
+
+
+def default_run(method: Method, data: Data, recipe: str | None = None) -> Run:
+    """The settings of a method where the command line gives none."""
+    tower = Tower() if method.reads_tower else None
+    run = Run(method.name, data, Schedule(), Machine(), tower, method.settings(), recipe)
+    return run.changed(values_of(method.default | (method.recipes[recipe] if recipe else {})))
+
+
+def values_of(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe by setting."""
+    return {name: value for name, (value, _, _) in recipe.items()}
+
+
+def run_of(records: Mapping[str, Any]) -> Run:
+    """The run whose records a checkpoint or settings.json holds as plain values.
+
+    Raises:
+        ValueError: when a record or a field of one is absent or unknown; the message names it.
+    """
+    if absent := sorted({"run", "data", "schedule", "own", "facts"} - records.keys()):
+        raise ValueError(f"the run must hold its records; received one without {', '.join(absent)}: train anew")
+    method = load_method(records["run"]["method"])
+    if method.reads_tower != ("tower" in records):
+        raise ValueError(f"the run must {'hold' if method.reads_tower else 'not hold'} a tower; train anew")
+    return Run(
+        method.name,
+        from_dict(Data, records["data"]),
+        from_dict(Schedule, records["schedule"]),
+        Machine(),
+        from_dict(Tower, records["tower"]) if method.reads_tower else None,
+        from_dict(method.settings, records["own"]),
+    )
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Every setting that may change a result, by its name in recipes."""
+    settings: dict[str, Any] = {"method": run.method}
+    for name, record in run.records().items():
+        for field, value in vars(record).items() if name != "machine" else ():
+            if isinstance(value, Mapping):
+                settings |= {f"{field}.{entry}": part for entry, part in value.items()}
+            elif field not in FREE:
+                settings[field] = value
+    return settings
+
+
+def run_differences(old: Run, new: Run) -> list[str]:
+    """One line per setting in which two runs differ; paths differ when they lead to different places."""
+    before, after = settings_of(old), settings_of(new)
+    pairs = {name: (before.get(name), after.get(name)) for name in (before | after)}
+    return [f"{name}: {one} -> {other}" for name, (one, other) in pairs.items() if _place(one) != _place(other)]
+
+
+def _place(value: object) -> object:
+    return value.resolve() if isinstance(value, Path) else value
+
+
+def deviations(run: Run) -> list[str]:
+    """What a run does otherwise than its recipe, a line each; nothing for a run without recipe."""
+    if run.recipe is None:
+        return []
+    pure = settings_of(default_run(load_method(run.method), run.data, run.recipe))
+    return [
+        f"otherwise than recipe {run.recipe}: {name} is {value}, not {pure.get(name)}"
+        for name, value in settings_of(run).items()
+        if name not in ("root", "weights", "weights_grid") and value != pure.get(name)
+    ]

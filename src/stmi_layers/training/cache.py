@@ -1,0 +1,85 @@
+"""Pixels of a dataset at the size of the network, kept in one block of memory on request."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stmi_layers.training.images import UnreadableError, read_image, read_mask
+from stmi_layers.training.record import Item, Source, path_of
+from stmi_layers.training.settings import Range
+
+
+class Pixels:
+    """Images and masks of items, decoded and resized.
+
+    Args:
+        items: of the dataset.
+        size: height and width.
+        masks: whether masks are read from files.
+        keep: hold what was read once in a block of 3 * height * width bytes per image, and another one of
+            height * width bytes per mask. The memory is taken as the blocks fill.
+    """
+
+    def __init__(self, items: Sequence[Item], size: tuple[int, int], *, masks: bool, keep: bool) -> None:
+        self.size, self._read_masks = size, masks
+        self._images = _Block([source for item in items for source in item.images], (3, *size), torch.uint8, keep=keep)
+        self._masks = _Block(
+            [path for item in items for path in item.masks] if masks else [], size, torch.bool, keep=keep
+        )
+
+    def image(self, source: Source | None, bounds: Range | None) -> Tensor:
+        """Bytes (3, height, width), black where there is no image.
+
+        Raises:
+            UnreadableError: when the file cannot be read any more.
+        """
+        if source is None:
+            return torch.zeros(3, *self.size, dtype=torch.uint8)
+        return self._images.get(source, lambda: self._decode_image(source, bounds))
+
+    def mask(self, path: Path | None) -> Tensor:
+        """Bool (height, width), True where there is no mask, or none is read."""
+        if path is None or not self._read_masks:
+            return torch.ones(self.size, dtype=torch.bool)
+        return self._masks.get(path, lambda: self._decode_mask(path))
+
+    def _decode_image(self, source: Source, bounds: Range | None) -> Tensor:
+        height, width = self.size
+        try:
+            resized = read_image(source, bounds).resize((width, height), Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise UnreadableError(f"{path_of(source)} cannot be read: {error}") from error
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+    def _decode_mask(self, path: Path) -> Tensor:
+        height, width = self.size
+        try:
+            mask = Image.fromarray(read_mask(path))
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise UnreadableError(f"{path} cannot be read: {error}") from error
+        # Pillow takes the pixel at the centre; the "nearest" of torch would move a mask by half a pixel.
+        return torch.from_numpy(np.array(mask.resize((width, height), Image.Resampling.NEAREST)))
+
+
+class _Block:
+    """Rows of one tensor by key, filled as they are asked for."""
+
+    def __init__(self, keys: Sequence, shape: tuple[int, ...], dtype: torch.dtype, *, keep: bool) -> None:
+        distinct = dict.fromkeys(key for key in keys if key is not None) if keep else {}
+        self._rows = {key: row for row, key in enumerate(distinct)}
+        self._filled = bytearray(len(self._rows))
+        # Not torch.empty: under deterministic algorithms it writes all of the memory.
+        self._block = torch.from_numpy(np.empty((len(self._rows), *shape), bool if dtype == torch.bool else np.uint8))
+
+    def get(self, key, read) -> Tensor:
+        row = self._rows.get(key)
+        if row is None:
+            return read()
+        if not self._filled[row]:
+            self._block[row] = read()
+            self._filled[row] = 1
+        return self._block[row]

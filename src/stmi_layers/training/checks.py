@@ -1,0 +1,229 @@
+"""Checks of files before they are used: decoded once, in threads, and remembered until they change.
+
+What was found sound stands in a file beside the user's other caches, by path, size and time of change. It saves the
+next start from decoding everything again, and several processes from doing it each: the first one checks, the others
+wait for it. Nothing depends on that file; it may be deleted at any time.
+"""
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+from PIL import Image
+from tqdm import tqdm
+
+from stmi_layers.training.depth import bits_of, read_counts
+from stmi_layers.training.files import fcntl, write_whole
+from stmi_layers.training.images import (
+    PANEL_WIDTH,
+    deep_message,
+    opened,
+    read_image,
+    read_levels,
+)
+from stmi_layers.training.record import Panel, Source, path_of
+from stmi_layers.training.settings import Range
+
+# Files from which on the progress is shown.
+SHOWN = 1000
+ENTRY = re.compile(r"\S+ [0-9]+ [0-9]+( [a-z]+)*")
+VERSION = 2
+# Share of the counts of an image beyond its range from which on it is noted.
+CLIPPED = 0.01
+
+
+class Look(NamedTuple):
+    """Result of decoding one file.
+
+    Attributes:
+        defect: why the file cannot be used; None when it can.
+        size: width and height as shown; of one panel where there are several.
+        notes: what was silently decided about it: "alpha", "pages", "turned", "clipped", "deep"; of a mask "levels",
+            "empty", "full", "inverted".
+    """
+
+    defect: str | None
+    size: tuple[int, int] = (0, 0)
+    notes: tuple[str, ...] = ()
+
+
+def find_defect(source: Source, *, is_mask: bool = False, bounds: Range | None = None) -> str | None:
+    """Find out why a file cannot be used; None when it can."""
+    return look_at(source, is_mask=is_mask, bounds=bounds).defect
+
+
+def look_at(source: Source, *, is_mask: bool = False, bounds: Range | None = None) -> Look:
+    """Decode a file as the dataset will, and note what is decided about it."""
+    try:
+        return _look_at_mask(path_of(source)) if is_mask else _look_at_image(source, bounds)
+    except OSError as error:
+        return Look(f"cannot be decoded ({error.strerror or error})")
+    except ValueError as error:
+        said = str(error)
+        ours = said.startswith(("is ", "has ", "must "))
+        return Look(said if ours else f"cannot be decoded ({said})")
+    except Exception as error:  # whatever a damaged file makes of a decoder: nothing in a set may stop a command
+        return Look(f"cannot be decoded ({type(error).__name__}: {error})")
+
+
+def _look_at_image(source: Source, bounds: Range | None) -> Look:
+    path = path_of(source)
+    with opened(path) as image:
+        notes = _notes_of(image)
+        bits, mode = bits_of(image, path), image.mode
+    if bits > 8 and bounds is None:
+        return Look(f"{deep_message(bits)} (mode {mode})", notes=(*notes, "deep"))
+    whole = read_image(path, bounds)
+    if bits > 8 and isinstance(bounds, tuple):
+        low, high = bounds
+        counts = read_counts(path, opened)
+        notes += ("clipped",) * bool(((counts < low) | (counts > high)).mean() > CLIPPED)
+    count = source.count if isinstance(source, Panel) else 1
+    if isinstance(source, Panel) and whole.width != count * PANEL_WIDTH:
+        return Look(f"is {whole.width} pixels wide; {count} panels of {PANEL_WIDTH} are {count * PANEL_WIDTH}")
+    return Look(None, (whole.width // count, whole.height), notes)
+
+
+def _notes_of(image: Image.Image) -> tuple[str, ...]:
+    turned = image.getexif().get(0x0112, 1) not in (0, 1)
+    pages = getattr(image, "n_frames", 1) > 1
+    image.seek(0)
+    alpha = image.has_transparency_data
+    return tuple(name for name, is_so in (("alpha", alpha), ("pages", pages), ("turned", turned)) if is_so)
+
+
+def _look_at_mask(path: Path) -> Look:
+    levels = read_levels(path)
+    notes: tuple[str, ...] = ()
+    if path.suffix.lower() != ".npy":
+        with opened(path) as image:
+            notes = tuple(name for name in _notes_of(image) if name != "alpha")
+    largest = float(levels.max())
+    if levels.dtype != np.bool_ and 0 < largest < 128 and not (levels.dtype.kind == "f" and largest >= 0.5):
+        white = "1 or 255" if path.suffix.lower() == ".npy" else "255"
+        return Look(f"is a mask whose largest value is {largest:g}; foreground must be {white}")
+    mask = levels.astype(np.float64) >= (0.5 if levels.dtype.kind in "bf" and largest <= 1 else 127.5)
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
+    found = {
+        "levels": levels.dtype != np.bool_ and len(np.unique(levels)) > 2,
+        "empty": not mask.any(),
+        "full": mask.all(),
+        "inverted": not mask.all() and border > 0.9,
+    }
+    return Look(None, (mask.shape[1], mask.shape[0]), (*notes, *(name for name, is_so in found.items() if is_so)))
+
+
+def check_files(
+    images: Collection[Source],
+    masks: Collection[Path],
+    *,
+    root: Path,
+    ranges: Mapping[Path, Range] | None = None,
+    workers: int = 0,
+    quiet: bool = False,
+    memory: Path | None = None,
+) -> dict[Path, Look]:
+    """Decode files, except those remembered as sound that have not changed since.
+
+    Args:
+        images: images; of a file with panels, one of them.
+        masks: masks.
+        root: the set; what was checked is remembered by it.
+        ranges: counts of deep images by file.
+        workers: threads, 0 for as many as there are CPUs.
+        quiet: without a progress bar.
+        memory: folder of the memory; `stmi-layers/checked` among the user's caches by default.
+    """
+    ranges = ranges or {}
+    sources = {path_of(source): (source, False) for source in images} | {path: (path, True) for path in masks}
+    with _memory(root, memory) as known:
+        stamps = {path: _stamp(*one, ranges.get(path)) for path, one in sources.items()}
+        looks = {path: _recall(known.get(os.fsdecode(path)), stamp) for path, stamp in stamps.items()}
+        todo = [path for path, look in looks.items() if look is None]
+        jobs = ((*sources[path], ranges.get(path)) for path in todo)
+        for path, look in zip(todo, _look_at_all(jobs, len(todo), root, workers, quiet=quiet), strict=True):
+            looks[path] = look
+            known.pop(os.fsdecode(path), None)
+            if look.defect is None:
+                known[os.fsdecode(path)] = " ".join([stamps[path], *map(str, look.size), *look.notes])
+    return {path: look for path, look in looks.items() if look is not None}
+
+
+def _look_at_all(jobs: Iterable[Any], count: int, root: Path, workers: int, *, quiet: bool) -> Iterator[Look]:
+    quiet = quiet or count < SHOWN
+    # Decoders warn about oddities of files; these are for the notes, and threads share the filters.
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")
+        found = pool.map(lambda job: look_at(job[0], is_mask=job[1], bounds=job[2]), jobs)
+        yield from tqdm(found, desc=f"checking {root}", total=count, unit="file", leave=False, disable=quiet)
+
+
+def _stamp(source: Source, is_mask: bool, bounds: Range | None) -> str:
+    """State of a file, and how it is read, as text without spaces that ends a check's being valid when it changes."""
+    try:
+        found = os.stat(path_of(source))
+    except OSError:
+        return "absent"
+    panels = source.count if isinstance(source, Panel) else 1
+    counts = bounds if isinstance(bounds, str) or bounds is None else f"{bounds[0]!r}-{bounds[1]!r}"
+    return f"{found.st_size},{found.st_mtime_ns},{panels},{is_mask:d},{counts}"
+
+
+def _recall(entry: str | None, stamp: str) -> Look | None:
+    """What was seen when the file was in the same state."""
+    if entry is None or not entry.startswith(stamp + " "):
+        return None
+    _, width, height, *notes = entry.split(" ")
+    return Look(None, (int(width), int(height)), tuple(notes))
+
+
+@contextmanager
+def _memory(root: Path, folder: Path | None) -> Iterator[dict[str, str]]:
+    """What is known about the files of a set; changes are written at the end, and one process at a time has it."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    file = (folder or home / "stmi-layers" / "checked") / f"{name}.json"
+    lock = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        pass  # no place for a memory: check everything
+    try:
+        before = _read_memory(file)
+        known = dict(before)
+        yield known
+        if known != before:
+            _write_memory(file, known)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _read_memory(file: Path) -> dict[str, str]:
+    try:
+        content = json.loads(file.read_bytes())
+        known = content["files"] if content["version"] == [VERSION, PIL.__version__] else {}
+        sound = all(ENTRY.fullmatch(entry) for entry in known.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return known if sound else {}
+
+
+def _write_memory(file: Path, known: Mapping[str, str]) -> None:
+    try:
+        with write_whole(file) as out:
+            out.write(json.dumps({"version": [VERSION, PIL.__version__], "files": known}).encode())
+    except ValueError:
+        pass  # a full or read-only disk: the next start checks again

@@ -1,0 +1,188 @@
+"""Training on several processes, started by torchrun, whose step is that of one process with the whole batch.
+
+With one process everything here is the identity, so that one loop serves both. `torchrun` alone decides: nothing has
+to be switched on.
+"""
+
+import atexit
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from stmi_layers.training.device import choose_device
+from stmi_layers.training.sampler import IdentitySampler
+
+Result = TypeVar("Result")
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+
+
+def join(device: str) -> torch.device:
+    """Enter the group of processes that torchrun names, once, and return the device of this process.
+
+    Without torchrun there is nothing to enter. On GPUs every process takes one of its own, by its local rank, when
+    `device` is "auto" or "cuda".
+    """
+    chosen = choose_device(device)
+    if "LOCAL_RANK" not in os.environ:
+        return chosen
+    if chosen.type == "cuda":
+        index = int(os.environ["LOCAL_RANK"]) if chosen.index is None else chosen.index
+        chosen = torch.device("cuda", index)
+        torch.cuda.set_device(chosen)
+    if not dist.is_initialized():
+        from torch.distributed.rendezvous import rendezvous
+
+        # torchrun keeps its store over a restart, with the addresses of the processes that have gone.
+        store, number, processes = next(rendezvous("env://"))
+        store = dist.PrefixStore(f"attempt {os.environ.get(RESTARTS, 0)}", store)  # pyright: ignore[reportPrivateImportUsage]
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=processes)
+        atexit.register(_leave)
+    return chosen
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def num_processes() -> int:
+    """Number of processes that train together, 1 without torchrun."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among those that train together, from 0 on."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+def restarted() -> bool:
+    """Return True where torchrun has started the processes again after one of them failed."""
+    return int(os.environ.get(RESTARTS, 0)) > 0
+
+
+# --8<-- [start:gather]
+class _Gather(torch.autograd.Function):
+    """Rows of all processes in the order of their ranks; the gradient of a row is the sum over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def whole_batch(rows: Tensor) -> Tensor:
+    """Return the rows of all processes, in the order of their ranks, with their gradients.
+
+    With one process these are `rows` themselves. A term of the objective that compares the samples of a batch takes
+    its rows through this function; then every process computes the same value of it, and the gradients are those of
+    one process with the whole batch. All processes have to call it, with the same number of rows.
+
+    Args:
+        rows: tensor with a row per sample of this process, of any further shape and any dtype.
+    """
+    return rows if num_processes() == 1 else _Gather.apply(rows)
+
+
+# --8<-- [end:gather]
+# --8<-- [start:share]
+class Share(Sampler[list[int]]):
+    """Part of every P x K batch that belongs to one process: whole identities, P / `processes` of them.
+
+    Args:
+        batches: seeded alike in all processes, so that all of them draw the same batches.
+        rank: number of this process, from 0 on.
+        processes: number of processes.
+
+    Raises:
+        ValueError: when P is not a multiple of `processes`.
+    """
+
+    def __init__(self, batches: IdentitySampler, rank: int, processes: int) -> None:
+        if batches.identities_per_batch % processes:
+            raise ValueError(
+                f"identities_per_batch must be a multiple of the number of processes, {processes}; "
+                f"received {batches.identities_per_batch}"
+            )
+        self.batches, self.rank, self.processes = batches, rank, processes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            size = len(batch) // self.processes
+            yield batch[self.rank * size : (self.rank + 1) * size]
+
+
+# --8<-- [end:share]
+# --8<-- [start:interleave]
+def share(count: int) -> list[int]:
+    """Return every n-th index below `count`, for this process; the last one again, so that all have equally many."""
+    return [min(index, count - 1) for index in range(rank(), count + (-count) % num_processes(), num_processes())]
+
+
+def interleave(rows: Tensor, count: int, device: torch.device) -> Tensor:
+    """Join the rows that the processes made of their `share`, in the order of the indices, in all processes.
+
+    Args:
+        rows: those of this process, on the CPU.
+        count: number of all rows.
+        device: device on which the processes talk.
+    """
+    if num_processes() == 1:
+        return rows
+    own = rows.to(device)
+    gathered = [torch.empty_like(own) for _ in range(num_processes())]
+    dist.all_gather(gathered, own)
+    return torch.stack(gathered, dim=1).flatten(0, 1)[:count].cpu()
+
+
+# --8<-- [end:interleave]
+def by_first(action: Callable[[], Result]) -> Result:
+    """Let the first process act, and return its result, or raise its error, in all processes.
+
+    The result has to be picklable and small. All processes wait for the action.
+    """
+    if num_processes() == 1:
+        return action()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = action()
+        except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
+    """Average numbers by name over the processes that have them."""
+    if num_processes() == 1:
+        return values
+    of_all: list[dict[str, float]] = [{} for _ in range(num_processes())]
+    dist.all_gather_object(of_all, values)
+    names = dict.fromkeys(name for one in of_all for name in one)
+    there = {name: [one[name] for one in of_all if name in one] for name in names}
+    return {name: sum(numbers) / len(numbers) for name, numbers in there.items()}
+
+
+def share_buffers(module: torch.nn.Module) -> None:
+    """Give all processes the buffers of the first: running statistics that are not synchronised differ."""
+    if num_processes() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)

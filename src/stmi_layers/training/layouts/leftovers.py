@@ -1,0 +1,76 @@
+"""Files of a set that are not read: counted by folder and suffix, so that nothing is dropped in silence."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from stmi_layers.training.layouts.layout import ARRAY, is_image, is_mask_folder, is_system
+
+# Files that belong beside images and are none.
+DOCUMENTS = (
+    *(
+        ".txt",
+        ".md",
+        ".rst",
+        ".html",
+        ".pdf",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".log",
+        ".py",
+        ".m",
+    ),
+    *(".mat", ".pkl", ".parquet", ".pq", ".safetensors", ".zip", ".tar", ".gz", ".7z", ".rar", ".sha256", ".md5", ""),
+)
+DEPTH = 6
+
+
+def passed_over(folders: Collection[Path]) -> dict[Path, Counter[str]]:
+    """Files by folder and suffix whose names are not those of images, without documents and what systems leave."""
+    found: dict[Path, Counter[str]] = {}
+    for folder in sorted(folders):
+        arrays = (ARRAY,) if any(map(is_mask_folder, folder.parts[-2:])) else ()
+        suffixes = [os.path.splitext(name)[1] for name in _names(folder) if not is_image(name)]
+        counts = Counter(one for one in suffixes if one.lower() not in (*DOCUMENTS, *arrays))
+        if counts:
+            found[folder] = counts
+    return found
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Names of the files in a folder, without those of systems; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if not is_system(entry.name) and entry.is_file())
+    except OSError:
+        return
+
+
+def unread_images(folders: Collection[Path], used: Collection[Path]) -> dict[Path, int]:
+    """Number of images by folder that belong to no item."""
+    known = set(used)
+    counts = {
+        folder: sum(is_image(name) and folder / name not in known for name in _names(folder)) for folder in folders
+    }
+    return {folder: count for folder, count in counts.items() if count}
+
+
+def all_folders(base: Path) -> list[Path]:
+    """The folder of a set and all below, without those of systems."""
+    found: list[Path] = []
+    for place, folders, _ in os.walk(base):
+        found.append(Path(place))
+        too_deep = len(found[-1].relative_to(base).parts) >= DEPTH
+        folders[:] = [] if too_deep else sorted(name for name in folders if not is_system(name))
+    return found
+
+
+def describe_counts(counts: Counter[str]) -> str:
+    """Numbers of files by suffix, as 24 .heic, 2 .raw."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))

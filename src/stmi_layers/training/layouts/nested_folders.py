@@ -1,0 +1,125 @@
+"""Sets of one's own with a folder per identity, whose name is the identity.
+
+    ROOT/<split>/<MODALITY>/<identity>/<file>     modality first: train/RGB/red-truck/0001.jpg
+    ROOT/<split>/<identity>/<MODALITY>/<file>     identity first: train/red-truck/RGB/0001.jpg
+
+The same stem in every modality of an identity is one item, called <identity>/<stem>. A stem that has a part
+cam<number>, as 0001_cam2, tells the camera. Masks lie where a modality would, in `mask` or `mask_<MODALITY>`. Which of
+the two rules applies is told by the folders' names: one has to be that of a split, and some those of modalities.
+"""
+
+import re
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+
+from stmi_layers.training.layouts.layout import (
+    Layout,
+    holds_images,
+    in_order,
+    is_mask_folder,
+    is_split,
+    list_images,
+    subfolders,
+)
+from stmi_layers.training.record import Source
+
+# Names of modalities in lower case; those asked for are known besides.
+KNOWN = frozenset(
+    (
+        *(
+            "rgb",
+            "vis",
+            "visible",
+            "colour",
+            "color",
+            "gray",
+            "grey",
+            "pan",
+            "uv",
+            "depth",
+            "event",
+            "events",
+            "sketch",
+        ),
+        *("ni", "nir", "ti", "tir", "th", "thermal", "ir", "infrared", "lwir", "mwir", "swir"),
+    )
+)
+PATTERN = re.compile(r"(?P<identity>[^/]+)/(?:(?:.*_)?cam(?P<camera>[0-9]+)(?:_.*)?|.*)")
+RULE = "<identity>/<file>"
+Below = Callable[[Path, str], list[Path]]
+
+
+def _modality_first(folder: Path, modality: str) -> list[Path]:
+    return [folder / modality / identity for identity in subfolders(folder / modality)]
+
+
+def _identity_first(folder: Path, modality: str) -> list[Path]:
+    return [folder / identity / modality for identity in subfolders(folder) if (folder / identity / modality).is_dir()]
+
+
+def list_modality_first(folder: Path) -> list[str]:
+    """Folders of a split with folders of images, masks aside."""
+    names = [name for name in subfolders(folder) if not is_mask_folder(name)]
+    return in_order(name for name in names if any(map(holds_images, _modality_first(folder, name))))
+
+
+def list_identity_first(folder: Path) -> list[str]:
+    """Folders with images in the folders of a split, masks aside."""
+    below = {
+        name: None
+        for identity in subfolders(folder)
+        for name in subfolders(folder / identity)
+        if not is_mask_folder(name) and holds_images(folder / identity / name)
+    }
+    return in_order(sorted(below))
+
+
+def list_files(folder: Path, modality: str, *, below: Below, identity_at: int) -> dict[str, Source]:
+    """Files of a modality by identity and stem."""
+    arrays = is_mask_folder(modality)
+    return {
+        f"{place.parts[identity_at]}/{stem}": path
+        for place in below(folder, modality)
+        for stem, path in list_images(place, arrays=arrays).items()
+    }
+
+
+def _fits(root: Path, modalities: Collection[str], *, list_modalities: Callable[[Path], list[str]]) -> bool:
+    """Whether some folder has the name of a split, and one where this rule puts modalities the name of one."""
+    known = KNOWN.union(modalities)
+    # Else <archive>/<split>/<MODALITY> could be taken for <split>/<identity>/<MODALITY>.
+    splits = [name for name in subfolders(root) if is_split(name)]
+    return any(name.lower() in known for split in splits for name in list_modalities(root / split))
+
+
+def _layout(name: str, evidence: str, list_modalities, below: Below, identity_at: int, example: str) -> Layout:
+    return Layout(
+        name=name,
+        evidence=evidence,
+        fits=partial(_fits, list_modalities=list_modalities),
+        list_modalities=list_modalities,
+        list_files=partial(list_files, below=below, identity_at=identity_at),
+        pattern=PATTERN,
+        rule=RULE,
+        named=True,
+        example=example,
+    )
+
+
+MODALITY_FIRST = _layout(
+    "modality/identity",
+    "<split>/<MODALITY>/<identity>/",
+    list_modality_first,
+    _modality_first,
+    -1,
+    "train/RGB/red-truck/0001.jpg",
+)
+IDENTITY_FIRST = _layout(
+    "identity/modality",
+    "<split>/<identity>/<MODALITY>/",
+    list_identity_first,
+    _identity_first,
+    -2,
+    "train/red-truck/RGB/0001.jpg",
+)

@@ -1,0 +1,19 @@
+"""Names of files in messages: short, and printable whatever bytes they are made of."""
+
+from collections.abc import Iterable
+
+
+def printable(text: object) -> str:
+    r"""A text in which everything that no terminal should obey, and what is no Unicode, is escaped.
+
+    >>> printable("a\x1b[2J\n")
+    'a\\x1b[2J\\n'
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first five names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(printable, names[:5])) + more

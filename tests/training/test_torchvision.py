@@ -1,0 +1,50 @@
+"""torchvision beside a torch it was not built for."""
+
+import pytest
+import torch
+
+from stmi_layers.training import _torchvision
+
+
+class _Recorder:
+    """Stands in for `import_module` and `torch.library.Library`."""
+
+    def __init__(self, *failures: str) -> None:
+        self.failures, self.imports, self.schemas = list(failures), 0, list[str]()
+
+    def import_module(self, name: str) -> None:
+        self.imports += 1
+        if self.failures:
+            raise RuntimeError(self.failures.pop(0))
+
+    def library(self, namespace: str, kind: str) -> "_Recorder":
+        assert (namespace, kind) == ("torchvision", "FRAGMENT")
+        return self
+
+    def define(self, schema: str) -> None:
+        self.schemas.append(schema)
+
+
+@pytest.mark.parametrize(
+    ("failures", "imports", "declared"),
+    [((), 1, 0), (("operator torchvision::nms does not exist",), 2, 2)],
+)
+def test_torchvision_is_mended_only_where_broken(
+    monkeypatch: pytest.MonkeyPatch, failures: tuple[str, ...], imports: int, declared: int
+) -> None:
+    recorder = _Recorder(*failures)
+    monkeypatch.setattr(_torchvision, "import_module", recorder.import_module)
+    monkeypatch.setattr(torch.library, "Library", recorder.library)
+    monkeypatch.setattr(_torchvision, "_kept", [])
+    _torchvision.import_torchvision()
+    assert (recorder.imports, len(recorder.schemas)) == (imports, declared)
+    assert all("(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" in schema for schema in recorder.schemas)
+    assert len(_torchvision._kept) == (declared > 0)
+
+
+def test_other_errors_of_torchvision_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = _Recorder("another one")
+    monkeypatch.setattr(_torchvision, "import_module", recorder.import_module)
+    with pytest.raises(RuntimeError, match="another one"):
+        _torchvision.import_torchvision()
+    assert recorder.imports == 1
