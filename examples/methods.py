@@ -18,7 +18,12 @@ from typing import Any, NamedTuple
 
 from examples.recipe import Recipe
 
-METHODS: dict[str, str] = {"stmi": "examples.stmi"}
+METHODS: dict[str, str] = {
+    "stmi": "examples.stmi",
+    "demo": "examples.demo",
+    "next": "examples.next",
+    "editor": "examples.editor",
+}
 
 
 class Method(NamedTuple):
