@@ -23,6 +23,8 @@ METHODS: dict[str, str] = {
     "demo": "examples.demo",
     "next": "examples.next",
     "editor": "examples.editor",
+    "signal": "examples.signal",
+    "topreid": "examples.topreid",
 }
 
 

@@ -96,9 +96,7 @@ class NEXT(nn.Module):
         self.backbone, self.num_modalities = backbone, count
         self.num_experts, self.sentence_share, self.text_encoder = num_experts, sentence_share, text_encoder
         kinds = ("semantic", "structural") if experts == "both" else () if experts == "none" else (experts,)
-        self.widths: dict[str, int] = global_widths(modalities, dim, supervision) | {
-            kind: count * dim for kind in kinds
-        }
+        self.widths: dict[str, int] = global_widths(modalities, dim, supervision) | dict.fromkeys(kinds, count * dim)
         self.headline = "+".join(kinds or self.widths)
         self.semantic = self.structural = None
         if "semantic" in kinds:

@@ -241,9 +241,8 @@ class DeformableSampling(nn.Module):
         offsets = offsets * offsets.new_tensor([rows, columns])
         options = {"kernel_size": self.kernel_size, "stride": self.stride, "released": self.points == "released"}
         reference = reference_positions(grid, points, **options, device=tokens.device)
-        return deformable_positions(
-            offsets, reference, grid, reach=(rows, columns) if self.points == "inside" else None
-        )
+        reach = (rows, columns) if self.points == "inside" else None
+        return deformable_positions(offsets, reference, grid, reach=reach)
 
     def extra_repr(self) -> str:
         sizes = f"dim={self.dim}, kernel_size={self.kernel_size}, stride={self.stride}"

@@ -96,6 +96,7 @@ def parts() -> None:
     norms(nn.BatchNorm1d(3, momentum=None).double(), torch.randn(7, 3, dtype=torch.float64), [5, 2])
     norms(nn.BatchNorm2d(2, affine=False).double(), torch.randn(6, 2, 3, 4, dtype=torch.float64), [0, 6])
     norms(nn.BatchNorm3d(2).double(), torch.randn(6, 2, 2, 2, 2, dtype=torch.float64), [3, 3])
+    norms(nn.BatchNorm2d(2).double(), torch.randn(0, 2, 3, 3, dtype=torch.float64), [0, 0])
 
 
 def refuse(message: str) -> None:

@@ -406,7 +406,7 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth():
     [
         ({"epochs": 0}, "epochs must be at least 1; received 0"),
         ({"modality_dropout": 1.5}, r"modality_dropout must be a probability in \[0, 1\]; received 1.5"),
-        ({"optimizer": "sgd"}, "optimizer must be one of 'adamw', 'adam'; received 'sgd'"),
+        ({"optimizer": "lion"}, "optimizer must be one of 'adamw', 'adam', 'sgd'; received 'lion'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive, or None for no clipping; received 0"),
         ({"rates": {"new": -1.0}}, r"rates\['new'\] must be finite and at least 0; received -1"),
         (
