@@ -2,7 +2,7 @@
 
 PIFE puts the mean of the patches into every global token. HDM reads one vector for every subset of the modalities, what
 is specific to one and what several share, and ATMoE weighs these vectors head by head, each behind an expert of its
-own. Global tokens and weighted vectors are supervised apart, and joined for retrieval.
+own. Class tokens and weighted vectors are supervised apart, and joined for retrieval.
 Paper: AAAI 2025, <https://arxiv.org/abs/2412.10650>.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.demo.settings import Fusion, Settings
-from examples.towers.global_features import Supervision, global_features, global_widths
+from examples.towers.class_tokens import Supervision, class_token_features, class_token_widths
 from examples.towers.tower import Tower, build_tower, tower_tokens, trunk_of, watch_strengths
 from stmi_layers import GatedExperts, GlobalPatchReduction, SubsetReadout, subset_presence
 from stmi_layers.backbones import parameter_groups
@@ -52,7 +52,7 @@ class DeMo(nn.Module):
         dropout: share of the attention weights of HDM that are dropped in training.
         subsets: "all", or "ends" for each modality alone and all together.
         incomplete: "read" or "drop", for a subset of which some modalities are missing.
-        supervision: one loss on the global tokens "joined", or one on each, "apart".
+        supervision: one feature of all class tokens, "joined", or one per modality, "single".
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class DeMo(nn.Module):
         self.backbone, self.modalities = backbone, tuple(modalities)
         self.pooling = GlobalPatchReduction(dim, count) if pooling else None
         self.readout = self.experts = None
-        self.widths = global_widths(modalities, dim, supervision)
+        self.class_token_names = class_token_widths(modalities, dim, supervision)
+        self.widths = dict(self.class_token_names)
         if fusion != "none":
             options = {"num_heads": readout_heads, "dropout": dropout}
             self.readout = SubsetReadout(dim, count, subsets=subsets, incomplete=incomplete, **options)
@@ -91,16 +92,16 @@ class DeMo(nn.Module):
         patches, globals_ = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
         if self.pooling is not None:
             globals_ = self.pooling(globals_, patches, present=present)  # (b m d)
-        features, rows = global_features(globals_, present, self.widths)
+        outputs = class_token_features(globals_, present, self.class_token_names)
         if self.readout is not None:
             parts = self.readout(torch.cat([globals_[:, :, None], patches], dim=2), present)  # (b s d)
             if self.experts is None:
-                features["subsets"] = parts.flatten(1)  # (b s*d)
+                outputs.features["subsets"] = parts.flatten(1)  # (b s*d)
             else:
                 known = self.known_subsets(present)  # (b s) or None
                 self._remember(parts, known)
-                features["experts"] = self.experts(parts, known).flatten(1)  # (b s*d)
-        return Outputs(features, rows=rows)
+                outputs.features["experts"] = self.experts(parts, known).flatten(1)  # (b s*d)
+        return outputs
 
     def known_subsets(self, present: Tensor | None) -> Tensor | None:
         """Which subsets have something to say, (batch subsets); None where all have."""

@@ -9,6 +9,7 @@ from examples.recipe import Recipe, ours, research_code
 
 # For a small tower from scratch on a small set: what a run without recipe stands on.
 DEFAULT: Recipe = {
+    "masks": ours("none", "the method has no use for them; with masks, SFM steers its tower"),
     "rates.backbone": ours(2e-3, "a tower from scratch learns as fast as the rest"),
     "rates.strengths": ours(1e-2, "two numbers per block, which need larger steps"),
     "no_decay": ours(("strengths",), "a decay would pull alpha and beta to plain attention"),
@@ -23,7 +24,7 @@ MODEL: Recipe = {
     "backbone": research_code("open_clip", "a pretrained CLIP, shared by the modalities"),
     "architecture": research_code("ViT-B-16-quickgelu", "ViT-B/16 with the weights of OpenAI"),
     "projected": research_code(True, "tokens in the space of CLIP, 512 wide"),
-    "modulated_blocks": research_code("none", "no masks, no SFM"),
+    "modulated_blocks": research_code("none", "plain attention"),
     "camera_embedding": research_code(True, "added to the class token"),
     # PIFE, HDM and ATMoE.
     "pooling": research_code(True, "PIFE"),
@@ -57,7 +58,7 @@ RGBNT201: Recipe = {
     **MODEL,
     "image_size": research_code((256, 128), "height and width"),
     "expert_heads": research_code(4, "for persons"),
-    "supervision": research_code("joined", "one loss on the three global tokens"),
+    "supervision": research_code("joined", "one feature of the three class tokens"),
     "identities_per_batch": research_code(8, "64 triplets a batch"),
     "images_per_identity": research_code(8, "of an identity"),
     "epochs": research_code(50, "for persons"),
@@ -69,7 +70,7 @@ RGBNT100: Recipe = {
     **MODEL,
     "image_size": research_code((128, 256), "height and width"),
     "expert_heads": research_code(8, "for vehicles"),
-    "supervision": research_code("apart", "one loss on each global token"),
+    "supervision": research_code("single", "a feature per modality"),
     "identities_per_batch": research_code(8, "128 triplets a batch"),
     "images_per_identity": research_code(16, "of an identity"),
     "epochs": research_code(30, "fewer than elsewhere"),
@@ -81,7 +82,7 @@ MSVR310: Recipe = {
     **MODEL,
     "image_size": research_code((128, 256), "height and width"),
     "expert_heads": research_code(8, "for vehicles"),
-    "supervision": research_code("apart", "one loss on each global token"),
+    "supervision": research_code("single", "a feature per modality"),
     "identities_per_batch": research_code(16, "64 triplets a batch"),
     "images_per_identity": research_code(4, "of an identity"),
     "epochs": research_code(50, "as for persons"),

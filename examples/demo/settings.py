@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from examples.towers.global_features import Supervision
+from examples.towers.class_tokens import Supervision
 
 Fusion = Literal["experts", "subsets", "none"]
 
@@ -27,4 +27,4 @@ class Settings:
     incomplete: Literal["read", "drop"] = "read"
     """A subset of which some modalities are missing: read from the others, or left out."""
     supervision: Supervision = "joined"
-    """Losses on the global tokens: one on all modalities joined, or one on each."""
+    """Class tokens as one feature of all modalities, or as a feature per modality."""

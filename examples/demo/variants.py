@@ -13,10 +13,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "subsets": {"fusion": "subsets"},
     "full": {},
     "full-without-pooling": {"pooling": False},
-    "full-without-masks": {"masks": "none"},
+    "full-with-sfm": {"masks": "given"},
     "full-ends": {"subsets": "ends"},
     "full-drop": {"incomplete": "drop"},
-    "full-apart": {"supervision": "apart"},
+    "full-single": {"supervision": "single"},
 }
 
 # What a run of DeMo says of itself.
@@ -34,7 +34,7 @@ PRESETS: dict[str, Preset] = {
     "sfm": Preset(
         "DeMo with SFM",
         "Does SFM in the tower help DeMo?",
-        (Row("plain attention", "full-without-masks"), Row("SFM", "full")),
+        (Row("plain attention", "full"), Row("SFM", "full-with-sfm")),
         columns=(*SCORES, "alpha", "beta"),
     ),
     "missing": Preset(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from examples.next.sentences import known_sentences, lay_out
 from examples.next.settings import Experts, Settings
+from examples.towers.class_tokens import Supervision, class_token_features, class_token_widths
 from examples.towers.clip_text import build_clip_text
-from examples.towers.global_features import Supervision, global_features, global_widths
 from examples.towers.text import CaptionEncoder
 from examples.towers.tower import Tower, build_tower, tower_tokens, trunk_of, watch_strengths
 from stmi_layers import ExpertReadout, SharedExperts, TextModulatedExperts, draw_sentences
@@ -71,7 +71,7 @@ class NEXT(nn.Module):
         num_heads: heads of the readouts; divides the width of the tower.
         norm: normalise what a readout compares.
         sentence_share: probability, in training, that an expert draws a sentence.
-        supervision: one loss on the global tokens "joined", or one on each, "apart".
+        supervision: one feature of all class tokens, "joined", or one per modality, "single".
     """
 
     def __init__(
@@ -96,8 +96,10 @@ class NEXT(nn.Module):
         self.backbone, self.num_modalities = backbone, count
         self.num_experts, self.sentence_share, self.text_encoder = num_experts, sentence_share, text_encoder
         kinds = ("semantic", "structural") if experts == "both" else () if experts == "none" else (experts,)
-        self.widths: dict[str, int] = global_widths(modalities, dim, supervision) | dict.fromkeys(kinds, count * dim)
-        self.headline = "+".join(kinds or self.widths)
+        self.class_token_names = class_token_widths(modalities, dim, supervision)
+        self.widths = dict(self.class_token_names)
+        self.widths.update((kind, count * dim) for kind in kinds)
+        self.headline = "+".join(kinds) if kinds else "all" if len(self.widths) > 1 else next(iter(self.widths))
         self.semantic = self.structural = None
         if "semantic" in kinds:
             text_dim = None if text_dim in (None, dim) else text_dim
@@ -115,17 +117,19 @@ class NEXT(nn.Module):
         """Global tokens, and what they read of each kind of experts; what belongs to an absent modality is 0."""
         present = batch.present  # (b m) or None
         patches, globals_ = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
-        features, rows = global_features(globals_, present, self.widths)
+        outputs = class_token_features(globals_, present, self.class_token_names)
         if self.semantic is not None:
             text = None if self.text_encoder is None else self.texts(batch)  # (b e c t), e and c may be 1
             has_text = None if text is None else batch.has_text  # (b)
             tokens = self.semantic(patches, text, present, has_text)  # (b e m*n d)
-            features["semantic"] = self.readouts["semantic"](globals_, tokens, present).flatten(1)  # (b m*d)
+            outputs.features["semantic"] = self.readouts["semantic"](globals_, tokens, present).flatten(1)  # (b m*d)
         if self.structural is not None:
             self._remember(patches, present)
             tokens = self.structural(patches, present)  # (b e m*n d)
-            features["structural"] = self.readouts["structural"](globals_, tokens, present).flatten(1)  # (b m*d)
-        return Outputs(features, rows=rows)
+            outputs.features["structural"] = self.readouts["structural"](globals_, tokens, present).flatten(
+                1
+            )  # (b m*d)
+        return outputs
 
     def texts(self, batch: Batch) -> Tensor:
         """What each expert reads of each caption, (batch experts captions width); all the same in evaluation."""

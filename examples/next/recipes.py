@@ -10,6 +10,7 @@ FIGURE = "the figure of the whole method"
 
 # For a small tower from scratch on a small set: what a run without recipe stands on.
 DEFAULT: Recipe = {
+    "masks": ours("none", "the method has no use for them; with masks, SFM steers its tower"),
     "rates.backbone": ours(2e-3, "a tower from scratch learns as fast as the rest"),
     "rates.strengths": ours(1e-2, "two numbers per block, which need larger steps"),
     "no_decay": ours(("strengths",), "a decay would pull alpha and beta to plain attention"),
@@ -26,7 +27,7 @@ MODEL: Recipe = {
     "backbone": paper("open_clip", f"a pretrained CLIP, shared by the modalities; {FIGURE}"),
     "architecture": ours("ViT-B-16-quickgelu", "as its peers"),
     "projected": ours(True, "tokens and sentences in the one space of CLIP, 512 wide"),
-    "modulated_blocks": paper("none", "no masks, no SFM"),
+    "modulated_blocks": paper("none", "plain attention"),
     "camera_embedding": ours(True, "as in DeMo"),
     # TMSE, CSSE and MGFA.
     "experts": paper("both", FIGURE),
@@ -61,7 +62,7 @@ MODEL: Recipe = {
 RGBNT201: Recipe = {
     **MODEL,
     "image_size": ours((256, 128), "height and width, as in DeMo"),
-    "supervision": ours("joined", "one loss on the class tokens"),
+    "supervision": ours("joined", "one feature of the class tokens"),
     "identities_per_batch": ours(8, "64 triplets a batch, as in DeMo"),
     "images_per_identity": ours(8, "as in DeMo"),
 }
@@ -70,7 +71,7 @@ RGBNT201: Recipe = {
 RGBNT100: Recipe = {
     **MODEL,
     "image_size": ours((128, 256), "height and width, as in DeMo"),
-    "supervision": ours("joined", "one loss on the class tokens"),
+    "supervision": ours("joined", "one feature of the class tokens"),
     "captions": ours("required", "its captions are not released: write them by examples.prepare.captions"),
     "identities_per_batch": ours(8, "128 triplets a batch, as in DeMo"),
     "images_per_identity": ours(16, "as in DeMo"),
@@ -82,7 +83,7 @@ RGBNT100: Recipe = {
 MSVR310: Recipe = {
     **MODEL,
     "image_size": ours((128, 256), "height and width, as in DeMo"),
-    "supervision": ours("joined", "one loss on the class tokens"),
+    "supervision": ours("joined", "one feature of the class tokens"),
     "identities_per_batch": ours(16, "64 triplets a batch, as in DeMo"),
     "images_per_identity": ours(4, "as in DeMo"),
 }

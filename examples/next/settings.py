@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from examples.towers.class_tokens import Supervision
 from examples.towers.clip_text import Overflow
-from examples.towers.global_features import Supervision
 
 Experts = Literal["both", "semantic", "structural", "none"]
 
@@ -32,4 +32,4 @@ class Settings:
     caption_overflow: Overflow = "truncate"
     """Sentences beyond the 77 tokens of CLIP: cut, or read in pieces whose features are averaged."""
     supervision: Supervision = "joined"
-    """Losses on the global tokens: one on all modalities joined, or one on each."""
+    """Class tokens as one feature of all modalities, or as a feature per modality."""

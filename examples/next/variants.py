@@ -12,7 +12,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "semantic": {"experts": "semantic"},
     "structural": {"experts": "structural"},
     "full": {},
-    "full-without-masks": {"masks": "none"},
+    "full-with-sfm": {"masks": "given"},
     "captions-on": {"captions": "required"},
     "captions-off": {"captions": "off"},
     "captions-shuffled": {"captions": "required", "shuffled_captions": True},

@@ -71,7 +71,7 @@ def assert_released(state: dict[str, Tensor], patches: Tensor, globals_: Tensor,
     features = model(batch_of(len(patches), 3)).features
     for actual, expected in zip(features.values(), released(state, patches, globals_, heads), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-    assert list(features) == ["global", "experts"]
+    assert list(features) == ["G", "experts"]
     assert {name: value.shape[1] for name, value in features.items()} == model.widths
 
 
@@ -125,23 +125,23 @@ def test_a_subset_of_absent_modalities_is_nothing(incomplete, expected):
     features = model(batch_of(2, 2, present=torch.tensor([[True, False], [True, True]]))).features
     blocks = features["experts"].unflatten(1, (3, 16)).abs().sum(dim=2) > 0
     assert blocks.tolist() == [expected, [True, True, True]]
-    assert not features["global"][0, 16:].any()
+    assert not features["G"][0, 16:].any()
 
 
-def test_apart_means_a_loss_per_modality_on_the_samples_that_have_it():
-    model, present = demo(supervision="apart"), torch.tensor([[True, False], [True, True]])
+def test_single_means_a_feature_per_modality_supervised_on_the_samples_that_have_it():
+    model, present = demo(supervision="single"), torch.tensor([[True, False], [True, True]])
     outputs = model(batch_of(2, 2, present=present))
-    assert list(outputs.features) == ["global_RGB", "global_NI", "experts"] == list(model.widths)
-    assert torch.equal(outputs.rows["global_NI"], present[:, 1])
-    assert not demo(supervision="apart")(batch_of(2, 2)).rows
+    assert list(outputs.features) == ["G_RGB", "G_NI", "experts"] == list(model.widths)
+    assert torch.equal(outputs.rows["G_NI"], present[:, 1])
+    assert not demo(supervision="single")(batch_of(2, 2)).rows
 
 
 @pytest.mark.parametrize(
     ("options", "names", "headline"),
     [
-        ({"pooling": False, "fusion": "none"}, ["global"], "global"),
-        ({"fusion": "subsets"}, ["global", "subsets"], "all"),
-        ({"subsets": "ends"}, ["global", "experts"], "all"),
+        ({"pooling": False, "fusion": "none"}, ["G"], "G"),
+        ({"fusion": "subsets"}, ["G", "subsets"], "all"),
+        ({"subsets": "ends"}, ["G", "experts"], "all"),
     ],
 )
 def test_a_part_of_it_is_a_model(options, names, headline):
