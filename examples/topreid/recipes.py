@@ -16,7 +16,8 @@ DEFAULT: Recipe = {
 PIXELS = 10 / (256 * 128) ** 0.5
 
 # What no setting here does: the code gives biases twice the rate, adds embeddings of cameras, times three, to all
-# tokens and not to the class token alone, drops blocks of the towers at random (0.1), and flips each modality by itself.
+# tokens and not to the class token alone, drops blocks of the towers at random (0.1), and flips each modality on its
+# own.
 MODEL: Recipe = {
     # What goes in.
     "modalities": research_code(("RGB", "NI", "TI"), "the three of every benchmark"),

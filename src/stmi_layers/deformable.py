@@ -206,8 +206,7 @@ class DeformableSampling(nn.Module):
         if offset_channels not in (1, 2):
             raise ValueError(f"offset_channels must be 1 or 2; received {offset_channels}")
         self.dim, self.kernel_size, self.stride, self.offset_range = dim, kernel_size, stride, offset_range
-        self.offset_channels: Literal[1, 2] = offset_channels
-        self.points: Points = points
+        self.offset_channels, self.points = offset_channels, points
         factory = {"device": device, "dtype": dtype}
         self.mix = nn.Linear(dim, dim, **factory)
         self.windows = nn.Conv2d(dim, dim, kernel_size, stride, groups=dim, **factory)

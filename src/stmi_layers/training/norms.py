@@ -65,7 +65,8 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         share = 1.0 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
-        share = share * (count > 0)  # no samples in any process leave the statistics alone
+        # No sample in any process leaves the statistics alone.
+        share = (count > 0).to(mean.dtype) * share
         unbiased = variance * (count / (count - 1).clamp(min=1))
         self.running_mean.copy_((1 - share) * self.running_mean + share * mean)
         self.running_var.copy_((1 - share) * self.running_var + share * unbiased)
