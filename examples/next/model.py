@@ -119,7 +119,9 @@ class NEXT(nn.Module):
         patches, globals_ = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
         outputs = class_token_features(globals_, present, self.class_token_names)
         if self.semantic is not None:
-            text = None if self.text_encoder is None else self.texts(batch)  # (b e c t), e and c may be 1
+            text = (
+                None if self.text_encoder is None else self.texts(batch).to(patches.dtype)
+            )  # (b e c t), e, c may be 1
             has_text = None if text is None else batch.has_text  # (b)
             tokens = self.semantic(patches, text, present, has_text)  # (b e m*n d)
             outputs.features["semantic"] = self.readouts["semantic"](globals_, tokens, present).flatten(1)  # (b m*d)
