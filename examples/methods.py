@@ -21,6 +21,9 @@ from examples.recipe import Recipe
 METHODS: dict[str, str] = {
     "stmi": "examples.stmi",
     "signal": "examples.signal_reid",
+    "demo": "examples.demo",
+    "next": "examples.next",
+    "editor": "examples.editor",
     "topreid": "examples.topreid",
 }
 

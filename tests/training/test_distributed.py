@@ -1,5 +1,6 @@
 """Several processes make the step of one: shared batches, gathered rows, synchronised norms, one checkpoint."""
 
+import copy
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from sets import write_set
+from stmi_layers import GatedExperts
 from stmi_layers.training import IdentitySampler, describe, facts_of, fit, load_split, read_checkpoint, whole_batch
 from stmi_layers.training.distributed import (
     Share,
@@ -113,6 +115,27 @@ def parts() -> None:
     norms(nn.BatchNorm2d(2, affine=False).double(), torch.randn(6, 2, 3, 4, dtype=torch.float64), [0, 6])
     norms(nn.BatchNorm3d(2).double(), torch.randn(6, 2, 2, 2, 2, dtype=torch.float64), [3, 3])
     norms(nn.BatchNorm2d(2).double(), torch.randn(0, 2, 3, 3, dtype=torch.float64), [0, 0])
+    absent_rows()
+
+
+def absent_rows() -> None:
+    """Compare experts that leave out absent features with one process; one of the two knows of no absent feature."""
+    torch.manual_seed(0)
+    experts = GatedExperts(4, 3, num_heads=2).double()
+    features, present = torch.randn(6, 3, 4, dtype=torch.float64), torch.ones(6, 3, dtype=torch.bool)
+    present[[0, 1, 1], [0, 0, 2]] = False
+    whole, inputs, part = copy.deepcopy(experts), features.clone().requires_grad_(), features.clone().requires_grad_()
+    own = slice(0, 5) if rank() == 0 else slice(5, 6)
+    factor = torch.arange(features.numel(), dtype=features.dtype).view_as(features).sin()
+    with synchronised_norms(experts):
+        result = experts(part[own], present[own] if rank() == 0 else None)
+        (result * factor[own]).sum().backward()
+    expected = whole(inputs, present)
+    (expected * factor).sum().backward()
+    torch.testing.assert_close(result, expected[own])
+    torch.testing.assert_close(part.grad[own], inputs.grad[own])
+    for name, value in experts.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name], msg=name)
 
 
 def refuse(message: str) -> None:
