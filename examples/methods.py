@@ -22,6 +22,7 @@ METHODS: dict[str, str] = {
     "stmi": "examples.stmi",
     "signal": "examples.signal",
     "topreid": "examples.topreid",
+    "idea": "examples.idea",
 }
 
 

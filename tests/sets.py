@@ -17,6 +17,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "stmi": {"num_heads": 2, "num_tokens": 2},
     "signal": {"num_heads": 2},
     "topreid": {"num_heads": 2},
+    "idea": {"num_heads": 2},
 }
 
 
