@@ -23,6 +23,7 @@ METHODS: dict[str, str] = {
     "signal": "examples.signal",
     "topreid": "examples.topreid",
     "idea": "examples.idea",
+    "mambapro": "examples.mambapro",
 }
 
 

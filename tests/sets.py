@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "signal": {"num_heads": 2},
     "topreid": {"num_heads": 2},
     "idea": {"num_heads": 2},
+    "mambapro": {"num_heads": 2},
 }
 
 
