@@ -24,6 +24,7 @@ METHODS: dict[str, str] = {
     "topreid": "examples.topreid",
     "idea": "examples.idea",
     "mambapro": "examples.mambapro",
+    "segtext": "examples.segtext",
 }
 
 

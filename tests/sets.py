@@ -19,6 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "topreid": {"num_heads": 2},
     "idea": {"num_heads": 2},
     "mambapro": {"num_heads": 2},
+    "segtext": {"num_heads": 2},
 }
 
 
