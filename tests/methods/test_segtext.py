@@ -13,7 +13,7 @@ TERMS = {"alignment", "token_identity", "coupling", "mask"}
 
 def test_the_guide_chooses_the_mask():
     batch = random_batch(3, 2)
-    other = batch._replace(masks=~batch.masks)
+    other = batch._replace(masks=torch.logical_not(batch.masks))
     for guide, steered in (("given", True), ("predicted", False), ("none", False)):
         model = small_model("segtext", 2, guide=guide).eval()
         same = torch.allclose(model(batch).features["F"], model(other).features["F"], atol=1e-6)
