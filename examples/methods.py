@@ -20,7 +20,7 @@ from examples.recipe import Recipe
 
 METHODS: dict[str, str] = {
     "stmi": "examples.stmi",
-    "signal": "examples.signal",
+    "signal": "examples.signal_reid",
     "topreid": "examples.topreid",
     "idea": "examples.idea",
     "mambapro": "examples.mambapro",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from examples.signal.settings import Settings
+from examples.signal_reid.settings import Settings
 from examples.towers.class_tokens import Supervision, class_token_features, class_token_widths
 from examples.towers.tower import Tower, build_tower, tower_tokens, trunk_of, watch_strengths
 from stmi_layers import GramAlignment, LocalAlignment, SelectiveInteraction, TokenSelection
