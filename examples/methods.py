@@ -25,6 +25,9 @@ METHODS: dict[str, str] = {
     "next": "examples.next",
     "editor": "examples.editor",
     "topreid": "examples.topreid",
+    "idea": "examples.idea",
+    "mambapro": "examples.mambapro",
+    "segtext": "examples.segtext",
 }
 
 

@@ -21,6 +21,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "demo": {"readout_heads": 2, "expert_heads": 2, "dropout": 0.0},
     "next": {"num_heads": 2, "num_experts": 2, "dropout": 0.0, "sentence_share": 1.0},
     "editor": {"num_heads": 2},
+    "idea": {"num_heads": 2},
+    "mambapro": {"num_heads": 2},
+    "segtext": {"num_heads": 2},
 }
 
 
