@@ -93,7 +93,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError(f"{path} needs safetensors: pip install 'stmi-layers[clip]'") from error
+        raise ImportError(f"{path} needs safetensors; from a clone: pip install '.[clip]'") from error
     try:
         return load_file(path)
     except SafetensorError as error:
