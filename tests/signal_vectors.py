@@ -1,22 +1,12 @@
-"""Arrays that the released code of Signal made, and where they are."""
+"""Arrays that the released code of Signal made: in the dtype of the file, and one per modality."""
 
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-FOLDER = Path(__file__).parents[1].parent / "shared" / "vectors"
 MODALITIES = ("rgb", "nir", "tir")
-
-
-def vector_files(pattern: str) -> list:
-    """Every file that is there, or one parameter that skips the test."""
-    found = sorted(FOLDER.glob(pattern))
-    if found:
-        return [pytest.param(path, id=path.stem) for path in found]
-    return [pytest.param(None, id="missing", marks=pytest.mark.skip(reason=f"no arrays {pattern} in {FOLDER.name}"))]
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -30,10 +30,22 @@ class Vectors:
         return {name.removeprefix(prefix): self[name] for name in self.values if name.startswith(prefix)}
 
 
-def every(pattern: str) -> pytest.MarkDecorator:
-    """Run a test on every file that matches; skip it, saying so, where there is none."""
+def files(pattern: str) -> list:
+    """Every file that matches as a parameter of a test, or one that skips and says why."""
     paths = sorted(FOLDER.glob(pattern))
     if paths:
-        return pytest.mark.parametrize("vectors", [pytest.param(path, id=path.stem) for path in paths])
+        return [pytest.param(path, id=path.stem) for path in paths]
     skipped = pytest.mark.skip(reason=f"no {pattern} in shared/vectors beside the project")
-    return pytest.mark.parametrize("vectors", [pytest.param(None, id=pattern, marks=skipped)])
+    return [pytest.param(None, id=pattern, marks=skipped)]
+
+
+def every(pattern: str) -> pytest.MarkDecorator:
+    """Run a test on every file that matches."""
+    return pytest.mark.parametrize("vectors", files(pattern))
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    """Equal relative to the greatest of the expected numbers."""
+    assert actual.shape == expected.shape
+    error = (actual.detach() - expected).abs().max() / expected.abs().max().clamp(min=1e-300)
+    assert error <= tolerance, f"relative error {error:.1e}"

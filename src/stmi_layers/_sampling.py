@@ -9,18 +9,27 @@ from stmi_layers._precision import at_least_float32, without_autocast
 def bilinear_samples(tokens: Tensor, positions: Tensor, grid: tuple[int, int]) -> Tensor:
     """Sample (batch patches dim), row by row a map of the size `grid`, at (batch samples 2) rows and columns.
 
-    A position outside the grid moves to the border, where it gets no gradient.
+    The product is in the dtype of the tokens, which half precision computes faster than `sample_tokens`, and rounds.
     """
     with without_autocast(tokens):
-        rows, columns = _taps(positions[..., 0], grid[0]), _taps(positions[..., 1], grid[1])
-        weights = (rows[..., :, None] * columns[..., None, :]).flatten(2)
-        return weights.to(tokens.dtype) @ tokens
+        return bilinear_weights(at_least_float32(positions), grid).to(tokens.dtype) @ tokens
 
 
-def _taps(places: Tensor, size: int) -> Tensor:
-    """Shares of the `size` rows or columns at `places`; two neighbours have all."""
-    places = at_least_float32(places).clamp(0, size - 1)
-    lower = places.detach().floor().clamp(max=max(size - 2, 0))
-    upper_share = (places - lower)[..., None]
-    step = torch.arange(size, device=places.device, dtype=places.dtype) - lower[..., None]
-    return torch.where(step == 0, 1 - upper_share, 0.0) + torch.where(step == 1, upper_share, 0.0)
+def bilinear_weights(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the shares of all tokens of a map at (batch samples 2) rows and columns, (batch samples tokens).
+
+    A position outside the grid moves to the border, where it gets no gradient.
+    """
+    rows, columns = (_axis_weights(positions[..., axis], grid[axis]) for axis in (0, 1))
+    return (rows[..., :, None] * columns[..., None, :]).flatten(2)
+
+
+def _axis_weights(positions: Tensor, size: int) -> Tensor:
+    """Weights of the `size` rows or columns at every position, (batch samples size): two next to it, summing to 1."""
+    if size == 1:
+        return torch.ones_like(positions)[..., None]
+    positions = positions.clamp(0, size - 1)
+    below = positions.detach().floor().clamp(max=size - 2)
+    share = (positions - below)[..., None]
+    index = torch.arange(size, device=positions.device) - below[..., None]
+    return torch.where(index == 0, 1 - share, torch.where(index == 1, share, 0.0))

@@ -5,6 +5,7 @@ Paper: "IDEA: Inverted Text with Cooperative Deformable Aggregation for Multi-mo
 CVPR 2025, pages 29701-29710. The formulas are those of its code, <https://github.com/924973292/IDEA>.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
@@ -72,7 +73,7 @@ def sampled_cross_attention(
     check_heads(queries.shape[-1], num_heads)
     if patches.shape[2] != grid[0] * grid[1]:
         raise ValueError(f"patches must fill the grid {grid}; received {patches.shape[2]} patches")
-    samples = _sample(_maps(patches, present, positions.shape[1] == 1), positions, grid, queries.shape[-1])
+    samples = _sample(_maps(patches, present, positions.shape[1] == 1), positions.unbind(1), grid, queries.shape[-1])
     return _read(queries, samples, (in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads), present)
 
 
@@ -80,12 +81,12 @@ def _maps(patches: Tensor, present: Tensor | None, joint: bool) -> list[Tensor]:
     """What the networks see, (batch patches inputs): all modalities side by side, or each."""
     if present is not None:
         patches = torch.where(present[..., None, None], patches, 0.0)
-    return [patches.transpose(1, 2).flatten(2)] if joint else list(patches.transpose(0, 1).contiguous().unbind(0))
+    return [patches.transpose(1, 2).flatten(2)] if joint else [tokens.contiguous() for tokens in patches.unbind(1)]
 
 
-def _sample(maps: list[Tensor], positions: Tensor, grid: tuple[int, int], dim: int) -> Tensor:
+def _sample(maps: list[Tensor], positions: Iterable[Tensor], grid: tuple[int, int], dim: int) -> Tensor:
     """Bilinear samples of all modalities, (batch samples modalities dim)."""
-    pairs = zip(maps, positions.unbind(1), strict=True)
+    pairs = zip(maps, positions, strict=True)
     samples = [bilinear_samples(tokens, places, grid).unflatten(2, (-1, dim)) for tokens, places in pairs]
     return torch.cat(samples, dim=2) if len(samples) > 1 else samples[0]
 
@@ -165,8 +166,8 @@ class DeformableReadout(nn.Module):
         if not min(max_offset) >= 0:
             raise ValueError(f"max_offset must be at least 0 patches; received {max_offset}")
         self.dim, self.num_modalities, self.grid, self.num_heads = dim, num_modalities, grid, num_heads
-        self.max_offset, self.kernel, self.stride = max_offset, kernel, stride
-        self.offsets, self.reference = offsets, reference
+        self.reference = reference
+        self.max_offset, self.kernel, self.stride, self.offsets = max_offset, kernel, stride, offsets
         factory = {"device": device, "dtype": dtype}
         inputs, networks = (num_modalities * dim, 1) if offsets == "shared" else (dim, num_modalities)
         sizes = inputs, dim, 1 if offsets == "diagonal" else 2, kernel, stride
@@ -198,7 +199,9 @@ class DeformableReadout(nn.Module):
         if query_present is not None:
             queries = torch.where(query_present[..., None], queries, 0.0)
         maps, out = self._maps(patches, present), self.out_proj
-        samples = _sample(maps, self._positions(maps).flatten(2, 3), self.grid, self.dim)
+        # One map after the other, so that the backward pass is done with one before it holds gradients of the next.
+        places = (self._positions(*pair).flatten(1, 2) for pair in zip(self.networks, maps, strict=True))
+        samples = _sample(maps, places, self.grid, self.dim)
         attention = (self.in_proj_weight, self.in_proj_bias, out.weight, out.bias, self.num_heads)
         output = (queries + _read(queries, samples, attention, present)).to(queries.dtype)
         return output if query_present is None else torch.where(query_present[..., None], output, 0.0)
@@ -210,7 +213,7 @@ class DeformableReadout(nn.Module):
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch sets rows columns 2"]:
         """Row and column of every sample, before the border stops it; one set, or one per modality."""
-        return self._positions(self._maps(patches, present))
+        return torch.stack([*map(self._positions, self.networks, self._maps(patches, present))], dim=1)
 
     def _maps(self, patches: Tensor, present: Tensor | None) -> list[Tensor]:
         if patches.shape[1:] != (self.num_modalities, self.grid[0] * self.grid[1], self.dim):
@@ -218,12 +221,10 @@ class DeformableReadout(nn.Module):
             raise ValueError(f"{rule}; received shape {tuple(patches.shape)}")
         return _maps(patches, present, self.offsets == "shared")
 
-    def _positions(self, maps: list[Tensor]) -> Tensor:
-        pairs = zip(self.networks, maps, strict=True)
-        raw = torch.stack([network(tokens.unflatten(1, self.grid)) for network, tokens in pairs], dim=1)
-        moves = at_least_float32(raw).tanh()
+    def _positions(self, network: nn.Module, tokens: Tensor) -> Tensor:
+        moves = at_least_float32(network(tokens.unflatten(1, self.grid))).tanh()
         first = (self.kernel - 1) / 2 if self.reference == "centred" else self.kernel // 2
-        rows, columns = (first + self.stride * torch.arange(n, device=raw.device) for n in raw.shape[2:4])
+        rows, columns = (first + self.stride * torch.arange(n, device=moves.device) for n in moves.shape[1:3])
         down = rows[:, None] + self.max_offset[0] * moves[..., 0]
         return torch.stack([down, columns + self.max_offset[1] * moves[..., -1]], dim=-1)
 

@@ -129,7 +129,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _check_temperature(temperature: float | Tensor) -> None:
-    if not isinstance(temperature, Tensor) and not (temperature > 0 and math.isfinite(temperature)):
+    if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a finite number above 0; received {temperature}")
 
 

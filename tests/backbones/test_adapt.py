@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from examples.mambapro.released import released_state
-from released_arrays import Arrays, assert_near, files
 from stmi_layers import token_foreground
 from stmi_layers.backbones import TokenBackbone, adapt, load_weights, modulate, parameter_groups, unadapt, unmodulate
 from stmi_layers.backbones.adapted import added_names
 from stmi_layers.backbones.known_models import load_family
 from tests.backbones.backbone_checks import FAMILIES, build, example, gradients, open_clip_vit, strengths
+from vectors import Vectors, assert_near, files
 
 TOWERS = [family for family in FAMILIES if not family.startswith("`nn")]
 every_tower = pytest.mark.parametrize("family", TOWERS)
@@ -273,7 +273,7 @@ def test_groups_of_parameters_and_weight_files(tmp_path: Path):
     assert found["rest"] == added_names(model) | {None}  # the linear layer has no name in the model
 
 
-def released_blocks(arrays: Arrays, adapters: bool = True, prompts: bool = True) -> list[Any]:
+def released_blocks(arrays: Vectors, adapters: bool = True, prompts: bool = True) -> list[Any]:
     """A first block and a later one with the released parameters."""
     from open_clip.transformer import QuickGELU, VisionTransformer
 
@@ -294,7 +294,7 @@ def released_blocks(arrays: Arrays, adapters: bool = True, prompts: bool = True)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("path", files("mambapro_pfa_*.npz"))
 def test_released_parallel_adapter(path, mode):
-    arrays = Arrays(path)
+    arrays = Vectors(path)
     block = released_blocks(arrays, prompts=False)[1].train(mode == "train")
     tokens = arrays["in.tokens"].requires_grad_()
     output = block(tokens.transpose(0, 1)).transpose(0, 1)
@@ -308,7 +308,7 @@ def test_released_parallel_adapter(path, mode):
 @pytest.mark.parametrize("kind", ["srp", "srp_pfa"])
 @pytest.mark.parametrize("path", files("mambapro_srp_block_*.npz"))
 def test_released_prompts(path, kind):
-    arrays = Arrays(path)
+    arrays = Vectors(path)
     first, later = released_blocks(arrays, adapters=kind == "srp_pfa")
     for m, name in enumerate(("rgb", "nir", "tir")):
         for place, block in (("first", first), ("later", later)):

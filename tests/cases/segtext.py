@@ -1,9 +1,10 @@
 """Layers for retrieval by image, text and mask: our readings of FusionSegReID / PS-ReID."""
 
 import torch
+from torch import Tensor
 
 import stmi_layers as sl
-from case import DIM, PROJECTIONS, Case, Inputs, Source, affine
+from case import DIM, PROJECTIONS, Case, FunctionCase, Inputs, Source, affine
 
 
 def map_inputs(source: Source, batch: int) -> Inputs:
@@ -23,6 +24,20 @@ def identity_tokens(source: Source, batch: int) -> Inputs:
     shapes = (batch, tokens, DIM), (batch, tokens, DIM), (batch, 6, DIM)
     queries, targets, patches = (source.normal(*shape) for shape in shapes)
     return queries, targets, torch.arange(batch) % 2, patches, source.flags(batch, 6), source.flags(batch, tokens)
+
+
+def pixels(source: Source, batch: int) -> Inputs:
+    height, width = source.size(1, 5), source.size(1, 5)
+    return source.normal(batch, height, width), source.flags(batch, height, width), torch.arange(batch) != 1
+
+
+def coupled(source: Source, batch: int) -> Inputs:
+    vectors = source.normal(batch, source.size(1, 3), DIM), source.normal(batch, 6, DIM)
+    return (*vectors, source.flags(batch, 6), torch.arange(batch) != 1)
+
+
+def token_identity(queries: Tensor, targets: Tensor, labels: Tensor, _: Tensor, __: Tensor, present: Tensor) -> Tensor:
+    return sl.token_identity_loss(queries, targets, labels, labels, temperature=0.5, present=present)
 
 
 CASES = {
@@ -70,5 +85,33 @@ CASES = {
         shape=lambda features: features.shape,
         state=affine("norm", "expand", "project"),
         width="features must have width in_dim=8",
+    ),
+}
+
+FUNCTIONS = {
+    "image_text_alignment_loss": FunctionCase(
+        lambda image, text, labels, present: sl.image_text_alignment_loss(
+            image, text, labels, temperature=0.5, present=present
+        ),
+        pairs,
+        per_sample=False,
+        dtype=torch.float32,
+    ),
+    "token_identity_loss": FunctionCase(token_identity, identity_tokens, per_sample=False, dtype=torch.float32),
+    "mask_loss": FunctionCase(
+        lambda logits, mask, present: sl.mask_loss(logits, mask, present=present),
+        pixels,
+        per_sample=False,
+        dtype=torch.float32,
+    ),
+    "mask_coupling_loss": FunctionCase(
+        lambda tokens, patches, mask, present: sl.mask_coupling_loss(tokens, patches, mask, present=present),
+        coupled,
+        per_sample=False,
+        dtype=torch.float32,
+    ),
+    "mask_pooled_cells": FunctionCase(
+        lambda patches, mask: sl.mask_pooled_cells(patches, mask, (4, 4), 2)[0],
+        lambda source, batch: (source.normal(batch, 16, DIM), source.flags(batch, 16)),
     ),
 }

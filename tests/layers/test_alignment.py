@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from examples.signal.released import log_excess, released_state
+from examples.signal_reid.released import log_excess, released_state
 from reference import alignment as reference
-from signal_vectors import MODALITIES, assert_equal, load, part, stacked, vector_files
+from signal_vectors import MODALITIES, assert_equal, load, part, stacked
 from stmi_layers.alignment import GramAlignment, gram_alignment_loss
 from stmi_layers.volume import gram_volume
+from vectors import files
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(2, 4), st.integers(5, 7), st.integers(0, 2**32 - 1))
 
@@ -223,7 +224,7 @@ def close_tolerance(path) -> float | None:
     return 1e-6 if "close" in path.stem else None
 
 
-@pytest.mark.parametrize("path", vector_files("signal_gam_*.npz"))
+@pytest.mark.parametrize("path", files("signal_gam_*.npz"))
 def test_released_loss(path):
     arrays = load(path)
     patches = stacked(arrays, "input/patches").requires_grad_()
@@ -242,7 +243,7 @@ def test_released_loss(path):
     assert_equal(features, stacked(arrays, "step/feature"))
 
 
-@pytest.mark.parametrize("path", vector_files("signal_lam_*.npz"))
+@pytest.mark.parametrize("path", files("signal_lam_*.npz"))
 def test_released_loss_beside_the_local_one(path):
     arrays = load(path)
     patches = stacked(arrays, "input/patches")
@@ -252,7 +253,7 @@ def test_released_loss_beside_the_local_one(path):
     assert_equal(alignment(patches).detach(), arrays["eval/loss_gam"])
 
 
-@pytest.mark.parametrize("path", vector_files("signal_general_*.npz"))
+@pytest.mark.parametrize("path", files("signal_general_*.npz"))
 def test_loss_of_any_number_of_modalities(path):
     arrays = load(path)
     patches, present = arrays["input/patches"].requires_grad_(), arrays["present"].bool()

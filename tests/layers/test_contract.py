@@ -260,6 +260,16 @@ def test_export_with_a_dynamic_batch(case):
         "TokenPermutation",
         "CrossModalReconstruction",
         "MaskedAggregation with a bound",
+        "DeformableReadout, shared",
+        "DeformableReadout, separate",
+        "CaptionPrompts",
+        "TextInversion",
+        "SegmentationGuidedPooling",
+        "ImageTextAlignment",
+        "TokenIdentityLoss",
+        "AsymmetricAdapter",
+        "ParallelAdapter",
+        "ResidualPrompts",
     ],
 )
 def test_onnx(name):

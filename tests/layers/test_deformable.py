@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from examples.signal.released import released_sampler
+from examples.signal_reid.released import released_sampler
 from reference import deformable as reference
-from signal_vectors import assert_equal, load, part, vector_files
+from signal_vectors import assert_equal, load, part
 from stmi_layers.deformable import DeformableSampling, deformable_positions, reference_positions, sample_tokens
+from vectors import files
 
 READINGS = ("inside", "clamped", "released")
 GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 6))
@@ -235,7 +236,7 @@ def test_layer_refuses_other_maps():
 # The released arrays
 
 
-@pytest.mark.parametrize("path", vector_files("signal_das_*.npz"))
+@pytest.mark.parametrize("path", files("signal_das_*.npz"))
 def test_released_sampling(path):
     arrays = load(path)
     tokens = arrays["input/map"].movedim(1, -1).contiguous().requires_grad_()

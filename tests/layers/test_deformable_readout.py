@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from examples.idea.released import max_offset, released_state
 from reference import deformable_readout as reference
-from released_arrays import Arrays, assert_near, files
 from stmi_layers.deformable_readout import DeformableReadout, sampled_cross_attention
+from vectors import Vectors, assert_near, files
 
 FORMS = ("shared", "separate", "diagonal")
 
@@ -217,7 +217,7 @@ def test_one_row_of_samples():
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("path", files("idea_cda_*.npz"))
 def test_released_arrays(path, mode):
-    arrays = Arrays(path)
+    arrays = Vectors(path)
     meta = arrays.meta
     grid, sizes = tuple(meta["grid"]), {name: meta[name] for name in ("kernel", "stride")}
     readout = DeformableReadout(

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from examples.signal.released import released_state
+from examples.signal_reid.released import released_state
 from reference import selection as reference
-from signal_vectors import MODALITIES, assert_equal, load, part, stacked, vector_files
+from signal_vectors import MODALITIES, assert_equal, load, part, stacked
 from stmi_layers.interaction import SelectiveInteraction
 from stmi_layers.selection import TokenSelection
+from vectors import files
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32 - 1))
 READINGS = ("hidden", "zeroed")
@@ -193,7 +194,7 @@ def test_layer_refuses_another_width():
 # The released arrays
 
 
-@pytest.mark.parametrize("path", vector_files("signal_sim_*.npz"))
+@pytest.mark.parametrize("path", files("signal_sim_*.npz"))
 @pytest.mark.parametrize("straight_through", [False, True])  # adds no gradient to patches and class tokens
 def test_released_selection_and_interaction(path, straight_through):
     arrays = load(path)
@@ -220,7 +221,7 @@ def test_released_selection_and_interaction(path, straight_through):
             assert_equal(gradient, expected[name])
 
 
-@pytest.mark.parametrize("path", vector_files("signal_general_*.npz"))
+@pytest.mark.parametrize("path", files("signal_general_*.npz"))
 @pytest.mark.parametrize("unselected", READINGS)
 def test_selection_and_interaction_of_any_number_of_modalities(path, unselected):
     arrays = load(path)

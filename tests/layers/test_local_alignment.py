@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from examples.signal.released import SAMPLERS, released_state
+from examples.signal_reid.released import SAMPLERS, released_state
 from reference import alignment as reference
-from signal_vectors import MODALITIES, assert_equal, load, part, stacked, vector_files
+from signal_vectors import MODALITIES, assert_equal, load, part, stacked
 from stmi_layers.local_alignment import LocalAlignment, local_alignment_loss
+from vectors import files
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**32 - 1))
 GRID = (5, 4)
@@ -137,7 +138,7 @@ def test_layer_refuses_other_shapes(shape):
 # The released arrays
 
 
-@pytest.mark.parametrize("path", vector_files("signal_lam_*.npz"))
+@pytest.mark.parametrize("path", files("signal_lam_*.npz"))
 def test_released_loss(path):
     arrays = load(path)
     patches = stacked(arrays, "input/patches").requires_grad_()
@@ -163,7 +164,7 @@ def test_released_loss(path):
         assert_equal(samples.detach().movedim(-1, 1), arrays[f"step/sampled_{modality}"])
 
 
-@pytest.mark.parametrize("path", vector_files("signal_general_*.npz"))
+@pytest.mark.parametrize("path", files("signal_general_*.npz"))
 @pytest.mark.parametrize(("name", "points"), [("released", "released"), ("centred", "clamped")])
 def test_loss_of_any_number_of_modalities(path, name, points):
     arrays = load(path)

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from examples.signal.released import released_state
+from examples.signal_reid.released import released_state
 from reference import selection as reference
-from signal_vectors import load, part, stacked, vector_files
+from signal_vectors import load, part, stacked
 from stmi_layers.selection import TokenSelection, keep_count, select_across, top_tokens
+from vectors import files
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 7), st.integers(0, 2**32 - 1))
 
@@ -253,7 +254,7 @@ def test_layer_refuses_sizes():
 # The released arrays
 
 
-@pytest.mark.parametrize("path", vector_files("signal_sim_*.npz"))
+@pytest.mark.parametrize("path", files("signal_sim_*.npz"))
 def test_released_masks(path):
     arrays = load(path)
     patches, class_tokens = stacked(arrays, "input/patches"), stacked(arrays, "input/global")
@@ -270,7 +271,7 @@ def test_released_masks(path):
     )
 
 
-@pytest.mark.parametrize("path", vector_files("signal_general_*.npz"))
+@pytest.mark.parametrize("path", files("signal_general_*.npz"))
 def test_masks_of_any_number_of_modalities(path):
     arrays = load(path)
     patches, class_tokens, present = arrays["input/patches"], arrays["input/class_tokens"], arrays["present"].bool()

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import examples.stmi.torchvision_compat  # noqa: F401  for open_clip
+import stmi_layers.training._torchvision  # noqa: F401  for open_clip
 from examples.idea.released import released_inversion
 from reference.deformable_readout import gelu
-from released_arrays import Arrays, assert_near, files
 from stmi_layers.text_inversion import CaptionPrompts, TextInversion, prompted_text_feature
+from vectors import Vectors, assert_near, files
 
 
 def inversion(**options) -> TextInversion:
@@ -89,7 +89,7 @@ def test_words_start_as_small_as_embeddings():
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("path", files("idea_inverse_*.npz"))
 def test_released_inverse_net(path, mode):
-    arrays = Arrays(path)
+    arrays = Vectors(path)
     state = released_inversion(arrays.under("param."))
     text = arrays["in.text"].requires_grad_()
     hidden, width = state["expand.weight"].shape[0], state["project.weight"].shape[0]
@@ -115,7 +115,7 @@ def tower(state: dict[str, Tensor], prefix: str) -> nn.Module:
 
 @pytest.mark.parametrize("path", files("idea_imfe_*.npz"))
 def test_released_text_inside_the_image(path):
-    arrays = Arrays(path)
+    arrays = Vectors(path)
     state, num_prompts = arrays.under("param."), arrays.meta["prompts"]
     ids, image = arrays["in.text_ids"], arrays["in.image"].requires_grad_()
 

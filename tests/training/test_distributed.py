@@ -20,7 +20,16 @@ from torch.multiprocessing.spawn import spawn
 
 from sets import write_set
 from stmi_layers.training import IdentitySampler, describe, facts_of, fit, load_split, read_checkpoint, whole_batch
-from stmi_layers.training.distributed import Share, by_first, interleave, join, mean_over_processes, rank, share
+from stmi_layers.training.distributed import (
+    Share,
+    by_first,
+    interleave,
+    join,
+    mean_over_processes,
+    rank,
+    share,
+    whole_mean,
+)
 from stmi_layers.training.norms import synchronised_norms
 from toy_method.model import Toy, build
 from toy_method.settings import Settings
@@ -86,6 +95,13 @@ def parts() -> None:
     assert torch.equal(rows.grad, torch.full((1, 2), (10.0 if rank() else 1.0) * (1 + 2)))
     assert whole_batch(torch.tensor([rank() == 0])).tolist() == [True, False]
 
+    # Of two means, the first over 1 sample here and 3 there, the second over none at all.
+    means = torch.tensor([float(rank()), 0.0], requires_grad=True)
+    averaged = whole_mean(means, torch.tensor([1 + 2 * rank(), 0]))
+    assert averaged.tolist() == [0.75, 0.0]
+    averaged[0].backward()
+    assert means.grad.tolist() == [2 * (0.75 if rank() else 0.25), 0.0]  # of both processes, which DDP averages
+
     own = torch.tensor([[float(index)] for index in share(5)])
     assert interleave(own, 5, torch.device("cpu")).flatten().tolist() == [0, 1, 2, 3, 4]
     assert mean_over_processes({"a": float(rank()), f"b{rank()}": 3.0}) == {"a": 0.5, "b0": 3.0, "b1": 3.0}
@@ -96,6 +112,7 @@ def parts() -> None:
     norms(nn.BatchNorm1d(3, momentum=None).double(), torch.randn(7, 3, dtype=torch.float64), [5, 2])
     norms(nn.BatchNorm2d(2, affine=False).double(), torch.randn(6, 2, 3, 4, dtype=torch.float64), [0, 6])
     norms(nn.BatchNorm3d(2).double(), torch.randn(6, 2, 2, 2, 2, dtype=torch.float64), [3, 3])
+    norms(nn.BatchNorm2d(2).double(), torch.randn(0, 2, 3, 3, dtype=torch.float64), [0, 0])
 
 
 def refuse(message: str) -> None:
@@ -229,6 +246,7 @@ def test_identities_that_cannot_be_shared_out_are_refused():
 def test_alone_everything_is_the_identity():
     rows = torch.randn(3, 2)
     assert whole_batch(rows) is rows
+    assert whole_mean(rows, rows) is rows
     assert interleave(rows, 3, torch.device("cpu")) is rows
     assert share(3) == [0, 1, 2]
     assert by_first(lambda: 5) == 5

@@ -378,6 +378,21 @@ def test_groups_get_their_rates_and_decay_and_new_comes_first():
     assert (first["weight_decay"], second["weight_decay"]) == (0.05, 0.0)
 
 
+def test_sgd_has_momentum_and_adds_the_decay_to_the_gradient():
+    model = nn.Linear(1, 1, bias=False)
+    schedule = Schedule(learning_rate=0.1, weight_decay=0.5, optimizer="sgd")
+    optimizer = build_optimizer(model, {"new": [*model.parameters()]}, nn.Identity(), schedule)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    weight, speed = 2.0, 0.0
+    for gradient in (1.0, -3.0, 0.5):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        speed = 0.9 * speed + gradient + 0.5 * weight
+        weight -= 0.1 * speed
+        assert model.weight.item() == pytest.approx(weight)
+
+
 def test_groups_that_are_not_the_parameters_are_refused():
     model, head = TwoGroups(), nn.Linear(2, 2)
     some = {"backbone": list(model.old.parameters())}
@@ -406,7 +421,7 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth():
     [
         ({"epochs": 0}, "epochs must be at least 1; received 0"),
         ({"modality_dropout": 1.5}, r"modality_dropout must be a probability in \[0, 1\]; received 1.5"),
-        ({"optimizer": "sgd"}, "optimizer must be one of 'adamw', 'adam'; received 'sgd'"),
+        ({"optimizer": "lion"}, "optimizer must be one of 'adamw', 'adam', 'sgd'; received 'lion'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive, or None for no clipping; received 0"),
         ({"rates": {"new": -1.0}}, r"rates\['new'\] must be finite and at least 0; received -1"),
         (

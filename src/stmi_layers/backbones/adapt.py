@@ -13,7 +13,7 @@ from stmi_layers._checks import check_positive
 from stmi_layers.adapters import ParallelAdapter, ResidualPrompts
 from stmi_layers.backbones.adapted import Adapted
 from stmi_layers.backbones.known_models import find_towers, load_family, unknown_model
-from stmi_layers.backbones.mixin import Modulated
+from stmi_layers.backbones.parameters import strengths_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -143,12 +143,7 @@ def _factory(block: Any) -> dict[str, Any]:
 
 
 def _freeze(tower: nn.Module) -> None:
-    strengths = {
-        id(parameter)
-        for module in tower.modules()
-        if isinstance(module, Modulated)
-        for parameter in (module.alpha, module.beta)
-    }
+    strengths = {id(strength) for strength in strengths_of(tower).values()}
     for parameter in tower.parameters():
         parameter.requires_grad_(id(parameter) in strengths and parameter.requires_grad)
 

@@ -43,6 +43,8 @@ def build_optimizer(
         }
         for name, parameters in groups.items()
     ]
+    if schedule.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=schedule.learning_rate, momentum=0.9, weight_decay=schedule.weight_decay)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimizer]
     return kind(settings, weight_decay=schedule.weight_decay)
 
