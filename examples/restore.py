@@ -24,6 +24,8 @@ from stmi_layers.training import (
     read_checkpoint,
 )
 from stmi_layers.training.device import choose_device
+from stmi_layers.training.messages import printable
+from stmi_layers.training.settings import from_dict
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class OtherData:
     """Policy for a sample that lacks an image in some modality."""
     damaged: Literal["error", "skip"] | None = None
     """Policy for files that cannot be used."""
+    method: str | None = None
+    """Name of the method, needed for a package of your own alone: a checkpoint chooses no code to run."""
 
     def changes(self) -> dict[str, Any]:
         """The settings that are given, by the names of the record `Data`."""
@@ -97,7 +101,8 @@ def restore(
 
     Args:
         checkpoint: the checkpoint.pt of a run.
-        changes: settings of the run to replace, by their names in its records.
+        changes: settings of the run to replace, by their names in its records; under "method", the name of the method
+            where it is a package of one's own.
         machine: where to compute.
         keep: modalities that are there at test time; () for all.
 
@@ -108,15 +113,17 @@ def restore(
     if machine.threads:
         torch.set_num_threads(machine.threads)
     content, device = read_checkpoint(checkpoint), choose_device(machine.device)
+    changes = dict(changes or {})
+    method = changes.pop("method", None)
     try:
-        run = run_of(content.records).changed(changes or {})
-        facts = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()
-        }
-        model = run.build(Facts(**facts))  # pyright: ignore[reportArgumentType]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
-    load_weights(model, content.model, "model")
+        run = run_of(content.records, method=method)
+        model = run.build(from_dict(Facts, content.records["facts"]))
+    except ImportError:
+        raise
+    except Exception as error:  # whatever settings that are out of range make of a constructor
+        raise ValueError(f"{checkpoint} does not fit this version: {printable(error)}") from error
+    load_weights(model, content.model, f"model of {checkpoint}")
+    run = run.changed(changes)
     model = model.to(device).eval()
     dataset = load_split(run.data, "test", seed=run.schedule.seed)
     protocol = protocol_for(dataset.items, run.data)

@@ -35,7 +35,7 @@ class ClipVocabulary:
 
     def __init__(self, architecture: str, *, overflow: Overflow = "truncate") -> None:
         open_clip = import_library("open_clip", "clip")
-        config = open_clip.get_model_config(architecture) or {}
+        config = (architecture in open_clip.list_models() and open_clip.get_model_config(architecture)) or {}
         if "text_cfg" not in config or config["text_cfg"].get("hf_tokenizer_name"):
             raise ValueError(
                 f"architecture must be a model of open_clip with CLIP's own tokens, such as 'ViT-B-16-quickgelu', for "

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,30 @@ def test_a_file_with_several_models_needs_a_choice(tmp_path: Path):
     assert len(report.unexpected) == 4
     with pytest.raises(ValueError, match=r"prefix must begin .*; received 'ema\.'\. Prefixes that fit: '.*backbone"):
         load_weights(model, tmp_path / "w.pt", prefix="ema.")
+
+
+@pytest.mark.parametrize("names", [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("student", "teacher")])
+@pytest.mark.parametrize("wrapper", ["", "module.", "backbone."])
+def test_sets_under_names_of_their_own_need_a_choice(names: tuple[str, str], wrapper: str, tmp_path: Path):
+    sets = {name: nn.Linear(2, 2).state_dict() for name in names}
+    wrapped = {name: {wrapper + key: value for key, value in state.items()} for name, state in sets.items()}
+    # What else a training checkpoint holds is no candidate.
+    others = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}, "criterion": {"centre": torch.zeros(2)}}
+    torch.save({**wrapped, **others, "epoch": 3}, tmp_path / "w.pt")
+    model = nn.Linear(2, 2)
+    candidates = ", ".join(f"'{re.escape(f'{name}.{wrapper}')}'" for name in names)
+    with pytest.raises(ValueError, match=f"holds 2 of the tensors under each of {candidates}: choose one of them by"):
+        load_weights(model, tmp_path / "w.pt")
+    for name in names:
+        load_weights(model, tmp_path / "w.pt", prefix=f"{name}.{wrapper}")
+        assert torch.equal(model.weight, sets[name]["weight"])
+
+
+def test_the_only_set_of_a_checkpoint_keeps_its_names(tmp_path: Path):
+    state = nn.Linear(2, 2).state_dict()
+    for content in ({"teacher": state}, {"state_dict": {"model": state}}, {"model": state, "optimizer": {"state": {}}}):
+        torch.save(content, tmp_path / "w.pt")
+        assert load_weights(nn.Linear(2, 2), tmp_path / "w.pt").prefix == ""
 
 
 def test_transformers_gives_the_modulated_weights_that_are_asked_for():
