@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from sets import write_set
-from stmi_layers.training import IdentitySampler, describe, facts_of, load_split, read_checkpoint, whole_batch
+from stmi_layers.training import IdentitySampler, describe, facts_of, fit, load_split, read_checkpoint, whole_batch
 from stmi_layers.training.distributed import Share, by_first, interleave, join, mean_over_processes, rank, share
 from stmi_layers.training.norms import synchronised_norms
 from toy_method.model import Toy, build
 from toy_method.settings import Settings
-from toy_runs import DATA, SCHEDULE, assert_same_weights, train_toy
+from toy_runs import DATA, MACHINE, SCHEDULE, assert_same_weights, train_toy
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
@@ -176,6 +176,25 @@ def describes(folder: str, out: str) -> None:
     torch.save((descriptors, read), f"{out}/{rank()}.pt")
 
 
+def shards(folder: str, out: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    join("cpu")
+    train = load_split(replace(INCOMPLETE, root=Path(folder)), "train")
+    model = build(Settings(), facts_of(train, INCOMPLETE.modalities))
+    fully_shard(model.mix)
+    with pytest.raises(
+        ValueError, match=r"2 are sharded by fully_shard, the first is mix\.weight.*leave fully_shard out"
+    ):
+        fit(model, train, schedule=SCHEDULE, machine=MACHINE, out=Path(out) / "run")
+
+
+@pytest.mark.slow
+def test_sharded_parameters_are_refused_with_the_reason(folder: Path, tmp_path: Path):
+    in_each_process(shards, str(folder), str(tmp_path))
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_shares_make_up_the_batches_and_keep_identities_whole():
     labels = [label for label in range(6) for _ in range(3)]
     batches = IdentitySampler(labels, 4, 2)
@@ -218,7 +237,7 @@ import os, sys
 from dataclasses import replace
 from pathlib import Path
 from toy_method.settings import Settings
-from toy_runs import DATA, SCHEDULE, train_toy
+from toy_runs import DATA, MACHINE, SCHEDULE, train_toy
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 note = lambda entry: print("epoch", entry["epoch"], os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)

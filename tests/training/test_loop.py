@@ -19,7 +19,7 @@ from stmi_layers.training import Machine, Outputs, Schedule, load_split, read_ch
 from stmi_layers.training.device import choose_device
 from stmi_layers.training.dropout import drop_modalities, modality_draws
 from stmi_layers.training.files import locked
-from stmi_layers.training.optimisation import build_optimizer, rate
+from stmi_layers.training.optimisation import Ledger, build_optimizer, rate
 from toy_method.model import Toy
 from toy_method.settings import Settings
 from toy_runs import DATA, MACHINE, SCHEDULE, assert_same_weights, train_toy, weights
@@ -306,6 +306,27 @@ def test_captions_are_encoded_once_per_split(folder: Path, tmp_path: Path, monke
     monkeypatch.setattr(Toy, "encode", counted)
     train_toy(folder, tmp_path, settings=Settings(reads_captions=True))
     assert calls == [20, 20]
+
+
+def test_losses_are_read_every_few_steps_and_the_step_at_fault_is_named(folder: Path):
+    items = load_split(replace(DATA, root=folder), "train").items
+    ledger, one = Ledger(3, items, "nothing is kept", 4), torch.ones(())
+    ledger.add(one, {"whole": one}, one, torch.tensor([0, 1]))
+    ledger.add(one * torch.inf, {"whole": one, "term": one * torch.inf}, one, torch.tensor([7, 3]))
+    assert ledger.losses == []  # nothing has been read: the host has not waited
+    message = (
+        rf"the loss is inf \(in term\) in epoch 4, step 2, items {items[7].name}, {items[3].name}; nothing is kept"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        ledger.add(one, {"whole": one}, one, torch.tensor([2]))
+    healthy = Ledger(2, items, "", 1)
+    for number in range(3):
+        parts = {"whole": number * one} | ({"term": 4 * one} if number == 1 else {})
+        healthy.add(sum(parts.values()), parts, one, torch.tensor([0]))
+        assert len(healthy.losses) == (2 if number else 0)
+    healthy.read()
+    assert healthy.losses == [0, 5, 2]
+    assert healthy.means() == {"whole": 1, "term": 4}
 
 
 class TwoGroups(nn.Module):

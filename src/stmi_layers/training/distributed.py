@@ -39,7 +39,7 @@ def join(device: str) -> torch.device:
 
         # torchrun keeps its store over a restart, with the addresses of the processes that have gone.
         store, number, processes = next(rendezvous("env://"))
-        store = dist.PrefixStore(f"attempt {os.environ.get(RESTARTS, 0)}", store)
+        store = dist.PrefixStore(f"attempt {os.environ.get(RESTARTS, 0)}", store)  # pyright: ignore[reportPrivateImportUsage]
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=processes)
         atexit.register(_leave)
