@@ -17,7 +17,7 @@ import tyro  # noqa: E402
 
 Arguments = TypeVar("Arguments")
 # Errors whose message says all there is to know. Any other error is a fault of the program.
-EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, FloatingPointError)
 
 
 @contextmanager
