@@ -90,10 +90,47 @@ class Trained(NamedTuple):
         return next(self.model.parameters()).device
 
 
+class Loaded(NamedTuple):
+    """What a checkpoint holds, without any data.
+
+    Attributes:
+        run: settings of the run, with the changes asked for.
+        model: the trained model, on its device and in evaluation mode.
+        facts: what the model was built from.
+        history: an entry per epoch.
+    """
+
+    run: Run
+    model: Any
+    facts: Facts
+    history: list[dict[str, Any]]
+
+
+def load_model(checkpoint: Path, changes: Mapping[str, Any] | None = None, *, machine: Machine) -> Loaded:
+    """The model of a checkpoint, which needs no data set.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint.
+        ValueError: when it is none of this version.
+    """
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    content, device = read_checkpoint(checkpoint), choose_device(machine.device)
+    try:
+        run = run_of(content.records).changed(changes or {})
+        stored = content.records["facts"].items()
+        facts = Facts(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored})  # pyright: ignore[reportArgumentType]
+        model = run.build(facts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
+    load_weights(model, content.model, "model")
+    return Loaded(run, model.to(device).eval(), facts, content.history)
+
+
 def restore(
     checkpoint: Path, changes: Mapping[str, Any] | None = None, *, machine: Machine, keep: Sequence[str] = ()
 ) -> Trained:
-    """Read a checkpoint, which is all it takes.
+    """Read a checkpoint and the test split of its data; the checkpoint is all it takes.
 
     Args:
         checkpoint: the checkpoint.pt of a run.
@@ -105,26 +142,14 @@ def restore(
         FileNotFoundError: when there is no checkpoint.
         ValueError: when it is none of this version, or the data does not fit it.
     """
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
-    content, device = read_checkpoint(checkpoint), choose_device(machine.device)
-    try:
-        run = run_of(content.records).changed(changes or {})
-        facts = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()
-        }
-        model = run.build(Facts(**facts))  # pyright: ignore[reportArgumentType]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
-    load_weights(model, content.model, "model")
-    model = model.to(device).eval()
+    run, model, _, history = load_model(checkpoint, changes, machine=machine)
     dataset = load_split(run.data, "test", seed=run.schedule.seed)
     protocol = protocol_for(dataset.items, run.data)
     if keep:
         dataset = reduced(dataset, run, keep)
     with torch.no_grad():
         dataset.encode_captions(model.encode)
-    return Trained(run, model, dataset, protocol, machine, content.history)
+    return Trained(run, model, dataset, protocol, machine, history)
 
 
 def reduced(dataset: MultiModalDataset, run: Run, keep: Sequence[str]) -> MultiModalDataset:
