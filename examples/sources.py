@@ -4,7 +4,7 @@
 |---|---|
 | a set in a layout that the trainer reads, or its manifest | its items, with their identities, cameras and masks |
 | the folder of one of its splits | the items of that split |
-| a folder with folders RGB, NI, TI ... | images of equal paths in them are one item; masks lie in `mask` or `mask_RGB` |
+| a folder with folders RGB, NI, TI ... | images of equal paths in them are one item; masks in `mask` or `mask_RGB` |
 | a folder of images | each image is an item of one modality |
 | `RGB=a.jpg TI=b.png` | one item; a modality that comes again begins the next |
 | `a.jpg b.jpg` | each is an item of one modality |
@@ -111,7 +111,7 @@ def _replace(
     images: Mapping[str, Source | None],
     masks: Mapping[str, Path | None],
     modalities: Sequence[str],
-    captions,
+    captions: tuple[str, ...] = (),
 ) -> Item:
     return replace(
         item,
@@ -132,7 +132,7 @@ def _of_modality_folders(root: Path, modalities: Sequence[str]) -> Iterator[Item
     for stem in stems:
         images = {name: files[name].get(stem) for name in files}
         own = {name: masks[name].get(stem) if images[name] else None for name in files}
-        yield _replace(Item(stem, None, (), (), layout="images"), images, own, modalities, ())
+        yield _replace(Item(stem, None, (), (), layout="images"), images, own, modalities)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -144,14 +144,14 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def _of_folder(root: Path, modalities: Sequence[str], modality: str | None) -> Iterator[Item]:
     name = _only(modalities, modality, f"the images in {root}")
     for stem, file in _by_stem(root).items():
-        yield _replace(Item(stem, None, (), (), layout="images"), {name: file}, {}, modalities, ())
+        yield _replace(Item(stem, None, (), (), layout="images"), {name: file}, {}, modalities)
 
 
 def _only(modalities: Sequence[str], modality: str | None, what: str) -> str:
     if modality is None and len(modalities) > 1:
         raise ValueError(
-            f"the modality of {what} must be stated, one of {', '.join(modalities)}: by --modality, by folders of these "
-            f"names, or as {modalities[0]}=FILE"
+            f"the modality of {what} must be stated, one of {', '.join(modalities)}: by --modality, by folders of "
+            f"these names, or as {modalities[0]}=FILE"
         )
     return modality or modalities[0]
 
@@ -173,7 +173,7 @@ def _of_files(images: Sequence[str], modalities: Sequence[str], modality: str | 
     twice = len(set(names)) < len(names)
     named = [str(next(iter(group.values()))) for group in groups] if twice else names
     return [
-        _replace(Item(name, None, (), (), layout="images"), group, {}, modalities, ())
+        _replace(Item(name, None, (), (), layout="images"), group, {}, modalities)
         for name, group in zip(named, groups, strict=True)
     ]
 
@@ -248,7 +248,8 @@ class Listing(Sequence[Item]):
         return len(self._starts) - 1
 
     def __getitem__(self, index) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
-        start, stop = self._starts[range(len(self))[index]], self._starts[range(len(self))[index] + 1]
+        row = range(len(self))[index]
+        start, stop = int(self._starts[row]), int(self._starts[row + 1])
         with self.path.open("rb") as file:  # a file that processes shared would share its place
             file.seek(start)
             return item_of(json.loads(file.read(stop - start)))

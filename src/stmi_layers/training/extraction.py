@@ -78,7 +78,7 @@ def extract(
     check_choice("damaged", damaged, ("error", "skip"))
     check_positive(shard_size=shard_size, batch_size=batch_size)
     items = dataset.items if items is None else items  # pyright: ignore[reportAttributeAccessIssue]
-    names = list(descriptors) or [model.headline]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    names: list[str] = list(descriptors) or [model.headline]  # pyright: ignore[reportAssignmentType]
     record = Extraction(
         fingerprint=fingerprint(model),
         widths=widths_of(model, names),
@@ -220,7 +220,7 @@ def _describe(
         if wrong:
             raise ValueError(
                 f"features {name!r} must be finite; {len(wrong)} of {len(values)} rows of a batch are not: "
-                f"{shorten([items[index].name for index in wrong])}. Look at these images, or at the weights of the model"
+                f"{shorten([items[index].name for index in wrong])}. Look at these images, and at the weights"
             )
     parts = {name: list(features) if name == "all" else name.split("+") for name in names}
     return {name: features[name] if name in features else concatenate(features, parts[name]) for name in names}

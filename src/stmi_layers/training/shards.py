@@ -83,9 +83,7 @@ def write_record(folder: Path, record: Extraction) -> None:
     old = _read_json(path)
     changed = [f"{name}: {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
     if changed:
-        raise ValueError(
-            f"{folder} holds another extraction; choose another folder, or remove it:\n  " + _lines(changed)
-        )
+        raise ValueError(f"{folder} holds another extraction; choose another folder:\n  " + _lines(changed))
 
 
 def _lines(changes: Sequence[str]) -> str:
