@@ -75,7 +75,7 @@ def measure(arguments: Arguments, kind: str) -> dict[str, Any]:
     """Build and search in this process."""
     torch.set_num_threads(arguments.threads)
     shards = open_shards(arguments.out)
-    start, result = time.perf_counter(), {"kind": kind}
+    start, result = time.perf_counter(), dict[str, Any](kind=kind)
     if kind == "ours":
         search = exact_search(shards, "D")
     else:
