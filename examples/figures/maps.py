@@ -17,7 +17,9 @@ STYLES = [(color, marker) for marker, color in product("o^s", COLORS)]
 LEAST = 4  # items, below which t-SNE has nothing to arrange
 
 
-def draw_maps(panels: Mapping[str, Tensor], identities: Sequence[int | str | None], *, title: str, seed: int = 0) -> Figure:
+def draw_maps(
+    panels: Mapping[str, Tensor], identities: Sequence[int | str | None], *, title: str, seed: int = 0
+) -> Figure:
     """A column per panel: t-SNE above, principal components below.
 
     Args:

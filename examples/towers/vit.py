@@ -115,7 +115,9 @@ class VisionTransformer(nn.Module):
         if masks is not None and self.modulated:
             foreground = token_foreground(masks.flatten(0, 1), self.grid, threshold=self.foreground_threshold)
         patches = rearrange(self.stem((images.flatten(0, 1) - 0.5) / 0.5), "b d rows columns -> b (rows columns) d")
-        tokens = torch.cat([repeat(self.class_token, "d -> b 1 d", b=patches.shape[0]), patches], dim=1) + self.positions
+        tokens = (
+            torch.cat([repeat(self.class_token, "d -> b 1 d", b=patches.shape[0]), patches], dim=1) + self.positions
+        )
         for block in self.blocks:
             tokens = block(tokens, foreground)
         tokens = self.norm(tokens).unflatten(0, (-1, modalities))

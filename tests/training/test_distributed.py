@@ -60,7 +60,23 @@ def _enter(number: int, port: int, work: Callable[..., None], arguments: tuple[A
     work(*arguments)
 
 
-def parts(out: str) -> None:
+@pytest.fixture(scope="module")
+def together(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of two processes, started once for the tests below: each start costs seconds."""
+    out = tmp_path_factory.mktemp("together")
+    in_each_process(work_together, str(folder), str(out))
+    return out
+
+
+def work_together(folder: str, out: str) -> None:
+    os.environ["XDG_CACHE_HOME"] = f"{out}/cache"
+    join("cpu")
+    parts()
+    describes(folder, out)
+    trains(folder, f"{out}/run")
+
+
+def parts() -> None:
     """What the single functions do, checked in every process."""
     assert join("cpu") == join("cpu") == torch.device("cpu")
     rows = torch.full((1, 2), float(rank()), requires_grad=True)
@@ -119,36 +135,34 @@ def norms(norm: nn.Module, rows: Tensor, sizes: list[int]) -> None:
     torch.testing.assert_close(evaluated, whole.eval()(rows))
 
 
-def test_rows_are_gathered_with_their_gradient_and_norms_see_all_of_them(tmp_path: Path):
-    in_each_process(parts, str(tmp_path))
+def test_rows_are_gathered_with_their_gradient_and_norms_see_all_of_them(together: Path):
+    """What fails in a process fails here, with its own traceback."""
+    assert together.exists()
 
 
 SETTINGS = Settings(agreement=True, reads_captions=True)
 
 
-def trains(folder: str, out: str, schedule: Any) -> None:
-    forward = Toy.forward
+def trains(folder: str, out: str) -> None:
+    schedule, forward = replace(SCHEDULE, epochs=2, modality_dropout=0.3), Toy.forward
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Toy, "forward", lambda self, batch: forward(self, batch._replace(images=batch.images.double())))
         train_toy(Path(folder), Path(out), settings=SETTINGS, data=INCOMPLETE, schedule=schedule, dtype=torch.float64)
 
 
-def test_two_processes_end_with_the_weights_of_one(folder: Path, tmp_path: Path):
+def test_two_processes_end_with_the_weights_of_one(together: Path, folder: Path, tmp_path: Path):
     """In float64, because Adam makes whole steps of the rounding in gradients that are 0, as before a norm."""
-    schedule = replace(SCHEDULE, epochs=2, modality_dropout=0.3)
-    in_each_process(trains, str(folder), str(tmp_path / "two"), schedule)
-    trains(str(folder), str(tmp_path / "one"), schedule)
-    assert_same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-9, atol=1e-12)
-    one, two = (read_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
-    assert two.history[-1]["losses"] == pytest.approx(one.history[-1]["losses"], rel=1e-5)
-    assert two.history[-1]["mAP"] == pytest.approx(one.history[-1]["mAP"], abs=1e-6)
-    written = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    trains(str(folder), str(tmp_path))
+    assert_same_weights(tmp_path, together / "run", rtol=1e-9, atol=1e-12)
+    one, two = (read_checkpoint(out / "checkpoint.pt").history[-1] for out in (tmp_path, together / "run"))
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-9)
+    assert two["mAP"] == pytest.approx(one["mAP"], abs=1e-9)
+    written = [json.loads((out / "metrics.json").read_text()) for out in (tmp_path, together / "run")]
     assert [content["processes"] for content in written] == [1, 2]
 
 
-def test_evaluation_is_shared_out(folder: Path, tmp_path: Path):
-    in_each_process(describes, str(folder), str(tmp_path))
-    found = [torch.load(tmp_path / f"{number}.pt") for number in range(PROCESSES)]
+def test_evaluation_is_shared_out(together: Path, folder: Path, tmp_path: Path):
+    found = [torch.load(together / f"{number}.pt") for number in range(PROCESSES)]
     describes(str(folder), str(tmp_path))
     expected, read = torch.load(tmp_path / "0.pt")
     assert len(read) == 19

@@ -214,6 +214,36 @@ def test_a_folder_in_use_is_refused_and_free_afterwards(folder: Path, tmp_path: 
         pass
 
 
+HOLDER = """
+import os, sys, time
+from stmi_layers.training.files import locked
+with locked(sys.argv[1]):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_the_death_of_a_run_frees_its_folder_though_its_loaders_live_on(tmp_path: Path):
+    command = [sys.executable, "-W", "ignore", "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        try:
+            with (
+                pytest.raises(BlockingIOError, match=rf"in use by another run \(process {process.pid} on"),
+                locked(tmp_path),
+            ):
+                pass
+            process.kill()
+            process.wait()
+            with locked(tmp_path):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_the_training(folder: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file/run cannot be written"):

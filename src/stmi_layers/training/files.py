@@ -113,12 +113,16 @@ def locked(folder: Path | str) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise cannot_write(folder, error) from error
+    held = [lock]
+    if hasattr(os, "register_at_fork"):
+        # Else processes that load images would hold the lock of a run that was killed.
+        os.register_at_fork(after_in_child=lambda: os.close(held.pop()) if held else None)
     try:
         yield
     finally:
         if fcntl is not None:
             path.unlink(missing_ok=True)
-        os.close(lock)
+        os.close(held.pop())
 
 
 def _acquire(path: Path) -> int:
