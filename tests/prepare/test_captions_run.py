@@ -135,6 +135,7 @@ def test_two_runs_cannot_share_a_journal(tmp_path):
 # A whole split
 
 
+@pytest.mark.slow
 def test_every_fault_in_one_run_and_nothing_is_lost_or_asked_twice(folder, capsys):
     faults = [hang(1.2), cut, fail(429, retry_after="0.05"), fail(500), raw(b"{"), hang_up]
     turns = Counter()
@@ -277,6 +278,7 @@ def test_an_interrupted_run_keeps_what_is_under_way_and_goes_on(folder, monkeypa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(folder):
     """Killed without warning, in the middle of requests; only what was under way then is asked again."""
     options = ["--modalities", "RGB", "NI", "--height", "16", "--threads", "2", "--model", "tiny"]
@@ -450,6 +452,7 @@ def test_the_command_says_what_is_wrong_and_what_is_left(folder, monkeypatch, ca
     assert "0 captions of 3 items" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_from_rendered_images_to_a_trained_model(tmp_path):
     """The procedural set, its own captions thrown away; the trainer reads what the server said."""
     data = write_dataset(tmp_path / "set", train_identities=4, test_identities=4, train_images=2, test_images=2)

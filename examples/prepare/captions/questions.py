@@ -103,7 +103,7 @@ def ask_about(
     for view, names in views.items():
         sources = tuple(present[name] for name in names)
         prompt = write_prompt(schema, names)
-        bounds = tuple((ranges or {}).get(name) for name in names)
+        bounds: tuple[Range | None, ...] = tuple((ranges or {}).get(name) for name in names)
         parts = (item.name, view, prompt, model, str(height), *(contents[name] for name in names))
         parts += tuple(str(one) for one in bounds if one is not None)
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]

@@ -196,7 +196,7 @@ def run(tasks: Sequence[Task], segmenter: Segmenter, method: str, settings: Sett
 
 def make(items: Sequence[Item], segmenter: Segmenter, settings: Settings) -> Iterator[tuple[Mask, Quality]]:
     """One mask per item, at the size of the image that it is taken from, or of the first one there is."""
-    bounds = [settings.ranges.get(name) for name in settings.modalities]
+    bounds: list[Range | None] = [settings.ranges.get(name) for name in settings.modalities]
     images = [
         [None if source is None else read_image(source, one) for source, one in zip(item.images, bounds, strict=True)]
         for item in items
