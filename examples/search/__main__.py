@@ -21,8 +21,9 @@ from examples.restore import Computer, load_model
 from examples.search.matches import Rules, as_json, as_table, find_matches, first_right, to_tensor
 from examples.search.page import write_page
 from examples.search.pictures import pictures
+from stmi_layers.training.faiss_index import RECORD, build_index, index_folder, open_index
 from stmi_layers.training.files import write_text
-from stmi_layers.training.neighbours import RECORD, Search, build_index, exact_search, index_folder, open_index
+from stmi_layers.training.neighbours import Search, exact_search
 from stmi_layers.training.record import Item
 from stmi_layers.training.shards import Shards, fingerprint, open_shards
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from examples import cli
+from stmi_layers.training.faiss_index import build_index, import_faiss, open_index
 from stmi_layers.training.files import write_text
-from stmi_layers.training.neighbours import build_index, exact_search, open_index
+from stmi_layers.training.neighbours import exact_search
 from stmi_layers.training.record import unlabelled
 from stmi_layers.training.shards import Extraction, Shards, open_shards, shard_path, write_record, write_shard
 
@@ -79,8 +80,6 @@ def measure(arguments: Arguments, kind: str) -> dict[str, Any]:
     if kind == "ours":
         search = exact_search(shards, "D")
     else:
-        from stmi_layers.training.neighbours import import_faiss
-
         import_faiss().omp_set_num_threads(arguments.threads)
         record = build_index(shards, "D", kind, queries=0)  # pyright: ignore[reportArgumentType]
         result |= {"build s": time.perf_counter() - start, "build MB": peak(), "probes": record.probes}
