@@ -83,7 +83,7 @@ def export(loaded: Any, out: Path, arguments: Arguments) -> dict[str, Any]:
         raise
     finally:
         model.train(was_training).to(device)
-    return {"written": str(out), "test vector": str(out.with_suffix(".test.npz")), **report}
+    return {"written": str(out), "test vector": str(out.with_name(f"{out.name}.test.npz")), **report}
 
 
 def _export_onnx(

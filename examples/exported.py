@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 
 from examples.optional import import_library
 from examples.run import Run
@@ -141,9 +143,10 @@ def program_of(serving: Serving, example: Example) -> torch.export.ExportedProgr
     """
     count = torch.export.Dim("batch", min=1, max=1 << 16)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself
             return torch.export.export(serving, tuple(example.values()), dynamic_shapes=(({0: count},) * len(example),))
-    except (torch._dynamo.exc.UserError, RuntimeError) as error:
+    except (UserError, RuntimeError) as error:
         raise ValueError(
             f"the model must take any number of samples to be exported; its graph does not: {error}"
         ) from error
@@ -152,13 +155,16 @@ def program_of(serving: Serving, example: Example) -> torch.export.ExportedProgr
 def write_pt2(serving: Serving, example: Example, out: Path, metadata: Mapping[str, Any]) -> None:
     """Write torch.export's file, with the metadata inside."""
     program = program_of(serving, example)
-    with write_whole(out) as file:
+    with write_whole(out) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})  # pyright: ignore[reportArgumentType]
 
 
 def open_pt2(out: Path) -> Runner:
     """A function that runs a file of torch.export. Such a module has no modes: `eval()` on it raises."""
-    model = torch.export.load(out).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.export.load(out).module()
 
     def run(example: Example) -> list[np.ndarray]:
         with torch.no_grad():
@@ -180,7 +186,9 @@ def write_onnx(serving: Serving, example: Example, out: Path, metadata: Mapping[
     program = program_of(serving, example)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     names: dict[str, Any] = {"input_names": serving.inputs, "output_names": serving.outputs}
-    written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     assert written is not None
     proto = written.model_proto
     for value in proto.graph.input:
@@ -242,7 +250,7 @@ def write_test_vector(serving: Serving, example: Example, out: Path, metadata: M
         expected = dict(zip(serving.outputs, serving(*example.values()), strict=True))
     arrays = {f"input {name}": value.numpy() for name, value in example.items()}
     arrays |= {f"output {name}": value.numpy() for name, value in expected.items()}
-    with write_whole(out.with_suffix(".test.npz")) as file:
+    with write_whole(out.with_name(f"{out.name}.test.npz")) as file:
         np.savez_compressed(file, fingerprint=np.array(metadata["fingerprint"]), **arrays)  # pyright: ignore[reportArgumentType]
 
 

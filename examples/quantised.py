@@ -50,7 +50,7 @@ def quantise(model: nn.Module, *example: Any) -> nn.Module:
         copied(*example)
     for hook in hooks:
         hook.remove()
-    kinds = torch.ao.quantization
+    kinds: Any = torch.ao.quantization
     names = {name for name, module in copied.named_modules() if module in called - held}
     settings = dict.fromkeys(names, kinds.default_dynamic_qconfig)
     return kinds.quantize_dynamic(copied, settings, dtype=torch.qint8)

@@ -125,6 +125,7 @@ def _build_lists(faiss: Any, shards: Shards, name: str, folder: Path, lists: int
     quantizer = faiss.IndexFlatL2(width)
     index = faiss.IndexIVFFlat(quantizer, width, lists)
     index.cp.seed = 0
+    index.cp.min_points_per_centroid = 1  # it would only warn
     index.train(_sample(shards, name, min(TRAINED_ON, 64 * lists)))
     index.nprobe = probes
     empty = folder / "empty.faiss"

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stmi_layers._checks import check_positive
+from stmi_layers.kernels.ranking import sort_keys
 from stmi_layers.search import nearest
 from stmi_layers.training.shards import Shards
 
@@ -41,18 +42,24 @@ def exact_search(shards: Shards, name: str) -> Search:
 
 
 def _candidates(shards: Shards, name: str, queries: Tensor, keep: int) -> Tensor:
-    """Rows of the largest cosines of every query, (queries keep) or as many as there are."""
+    """Rows of the largest cosines of every query, equal ones by their row: (queries keep), or as many as there are."""
     rows = torch.zeros(len(queries), 0, dtype=torch.int64)
     cosines = torch.zeros(len(queries), 0)
     for number, start in enumerate(shards.starts[:-1]):
         vectors = shards.vectors(number, name)
-        best = [(some @ vectors.T).topk(min(keep, len(vectors))) for some in queries.split(CHUNK)]
+        best = [_largest(some @ vectors.T, keep) for some in queries.split(CHUNK)] if len(vectors) else []
         if best:
-            cosines = torch.cat([cosines, torch.cat([one.values for one in best])], dim=1)
-            rows = torch.cat([rows, torch.cat([one.indices for one in best]) + start], dim=1)
-        cosines, order = cosines.topk(min(keep, cosines.shape[1]))
-        rows = rows.gather(1, order)
+            values, entries = map(torch.cat, zip(*best, strict=True))
+            cosines, rows = torch.cat([cosines, values], dim=1), torch.cat([rows, entries + start], dim=1)
+        cosines, order = cosines.sort(dim=1, descending=True, stable=True)
+        cosines, rows = cosines[:, :keep], rows.gather(1, order[:, :keep])
     return rows
+
+
+def _largest(cosines: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """The largest values of every row, and where they are; equal ones by their place."""
+    order = sort_keys(-cosines).topk(min(keep, cosines.shape[1]), largest=False).indices
+    return cosines.gather(1, order), order
 
 
 def _rank(shards: Shards, name: str, queries: Tensor, candidates: Tensor, k: int) -> Found:
