@@ -147,9 +147,8 @@ def program_of(serving: Serving, example: Example) -> torch.export.ExportedProgr
             warnings.simplefilter("ignore")  # of torch about itself
             return torch.export.export(serving, tuple(example.values()), dynamic_shapes=(({0: count},) * len(example),))
     except (UserError, RuntimeError) as error:
-        raise ValueError(
-            f"the model must take any number of samples to be exported; its graph does not: {error}"
-        ) from error
+        reason = next((line for line in str(error).splitlines() if "specialized" in line), str(error)[:300])
+        raise ValueError(f"the model must take any number of samples; its graph does not: {reason.strip()}") from error
 
 
 def write_pt2(serving: Serving, example: Example, out: Path, metadata: Mapping[str, Any]) -> None:
