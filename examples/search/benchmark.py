@@ -6,6 +6,7 @@ Descriptors are unit vectors around random centres, ten to a centre, as images o
 import json
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def draw(rows: int, width: int, spread: float, generator: torch.Generator) -> to
 def measure(arguments: Arguments, kind: str) -> dict[str, Any]:
     """Build and search in this process."""
     torch.set_num_threads(arguments.threads)
+    memory = Memory()
     shards = open_shards(arguments.out)
     start, result = time.perf_counter(), dict[str, Any](kind=kind)
     if kind == "ours":
@@ -82,7 +84,7 @@ def measure(arguments: Arguments, kind: str) -> dict[str, Any]:
     else:
         import_faiss().omp_set_num_threads(arguments.threads)
         record = build_index(shards, "D", kind, queries=0)  # pyright: ignore[reportArgumentType]
-        result |= {"build s": time.perf_counter() - start, "build MB": peak(), "probes": record.probes}
+        result |= {"build s": time.perf_counter() - start, "build MB": memory.most(), "probes": record.probes}
         search = open_index(shards, "D", kind)[1]  # pyright: ignore[reportArgumentType]
     rows = torch.linspace(0, arguments.items - 1, arguments.queries).long()
     noise = torch.randn(len(rows), arguments.width, generator=torch.Generator().manual_seed(-1))
@@ -97,7 +99,7 @@ def measure(arguments: Arguments, kind: str) -> dict[str, Any]:
     start, some = time.perf_counter(), queries[: 4 if kind == "ours" else len(queries)]
     for query in some:
         search(query[None], 10)
-    result |= {"ms per query, alone": 1000 * (time.perf_counter() - start) / len(some), "peak MB": peak()}
+    result |= {"ms per query, alone": 1000 * (time.perf_counter() - start) / len(some), "peak MB": memory.most()}
     truth = arguments.out / "truth.json"
     if kind == "ours":
         write_text(truth, json.dumps(found.tolist()))
@@ -108,11 +110,24 @@ def measure(arguments: Arguments, kind: str) -> dict[str, Any]:
     return result
 
 
-def peak() -> float:
-    """Most memory of this process in MB, mapped files included."""
-    import resource
+class Memory:
+    """Most memory of this process in MB that is its own: files that are mapped can be dropped at any time."""
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    def __init__(self) -> None:
+        self._most = 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self.most()
+            time.sleep(0.1)
+
+    def most(self) -> float:
+        """The peak so far."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (now,) = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
+        self._most = max(self._most, now / 1024)
+        return self._most
 
 
 def main(arguments: Arguments) -> list[dict[str, Any]]:
