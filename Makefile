@@ -34,7 +34,7 @@ help:
 demo: .venv/examples.stamp
 	rm -rf $(DEMO)
 	$(RUN) -m examples.prepare.synthetic --out $(DEMO)/data
-	$(RUN) -m examples.stmi.train --data $(DEMO)/data --modalities RGB NI TI --captions required --epochs 14 --out $(DEMO)
+	$(RUN) -m examples.train stmi --data $(DEMO)/data --modalities RGB NI TI --captions required --epochs 14 --out $(DEMO)
 	@echo "contact sheet of the data: $(DEMO)/data/contact_sheet.png"
 
 # What takes seconds comes first.

@@ -16,6 +16,7 @@ import torch
 from benchmarks import (
     alignment,
     attention,
+    deformable,
     experts,
     hypergraph,
     losses,
@@ -37,6 +38,7 @@ TOPICS = {
     "permutation": permutation,
     "masked": masked,
     "hypergraph": hypergraph,
+    "deformable": deformable,
     "selection": selection,
     "losses": losses,
     "alignment": alignment,

@@ -17,7 +17,7 @@ import tyro  # noqa: E402
 
 Arguments = TypeVar("Arguments")
 # Errors whose message says all there is to know. Any other error is a fault of the program.
-EXPECTED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, FloatingPointError)
 
 
 @contextmanager
@@ -50,9 +50,19 @@ def with_flags(message: str) -> str:
     settings = [one.name for record in (Data, Schedule, Machine, Tower) for one in fields(record)]
     # A setting of one word is a setting where a value follows.
     named = [name for name in settings if re.search(rf"\b{name}\b" if "_" in name else rf"\b{name}=", message)]
-    flags = [f"--{name.replace('_', '-')}" for name in named]
-    new = [flag for flag in flags if flag not in message]
+    new = [one for one in map(flag, named) if one not in message]
     return f"{message} ({', '.join(new)})" if new else message
+
+
+def flag(setting: str) -> str:
+    """The flag of a setting, by its name in recipes.
+
+    Examples:
+        >>> flag("warmup_epochs"), flag("rates.backbone")
+        ('--warmup-epochs', '--backbone-learning-rate')
+    """
+    whole, _, entry = setting.partition(".")
+    return f"--{entry}-learning-rate" if whole == "rates" else f"--{whole.replace('_', '-')}"
 
 
 def run(
@@ -142,8 +152,9 @@ def _group(record: Any, name: str) -> tuple[Any, Any]:
         return kind, record
     own: list[Any] = [("rates", tyro.conf.Suppress[dict[str, float]], field(default_factory=dict))]
     for group, rate in record.rates.items():
-        flag = tyro.conf.arg(name=f"{group}-learning-rate", help=f"Learning rate of the parameter group {group}.")
-        own.append((f"rate_of_{group}", Annotated[float, flag], rate))
+        name = flag(f"rates.{group}").removeprefix("--")
+        option = tyro.conf.arg(name=name, help=f"Learning rate of the parameter group {group}.")
+        own.append((f"rate_of_{group}", Annotated[float, option], rate))
     shown = make_dataclass(kind.__name__, own, bases=(kind,), frozen=True)
     return shown, shown(**values)
 

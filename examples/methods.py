@@ -18,7 +18,11 @@ from typing import Any, NamedTuple
 
 from examples.recipe import Recipe
 
-METHODS: dict[str, str] = {"stmi": "examples.stmi"}
+METHODS: dict[str, str] = {
+    "stmi": "examples.stmi",
+    "signal": "examples.signal_reid",
+    "topreid": "examples.topreid",
+}
 
 
 class Method(NamedTuple):

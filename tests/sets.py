@@ -12,8 +12,15 @@ from examples.methods import load_method
 from examples.run import Run, default_run
 from stmi_layers.training import Data, read_checkpoint
 
+# Sizes of each method's own parts beside a tower of width 16.
+SMALL: dict[str, dict[str, Any]] = {
+    "stmi": {"num_heads": 2, "num_tokens": 2},
+    "signal": {"num_heads": 2},
+    "topreid": {"num_heads": 2},
+}
 
-def write_set(root: Path) -> Path:
+
+def write_set(root: Path, modalities: tuple[str, ...] = ("RGB", "NI")) -> Path:
     """Identities as colours on noise, five for training and five for testing, two cameras, two images each."""
     random = np.random.default_rng(0)
     captions: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
@@ -22,7 +29,7 @@ def write_set(root: Path) -> Path:
         colour = random.integers(40, 216, 3)
         for camera, number in ((1, 0), (1, 1), (2, 0), (2, 1)):
             name = f"{identity:06d}_cam{camera}_0_{number:02d}"
-            for modality in ("RGB", "NI"):
+            for modality in modalities:
                 pixels = np.clip(colour + random.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
                 save(root / split / modality / f"{name}.png", pixels)
             mask = np.zeros((16, 16), np.uint8)
@@ -55,9 +62,10 @@ def tiny(folder: Path, method: str = "stmi", **changes: Any) -> Run:
         "device": "cpu",
         "quiet": True,
     }
-    if method == "stmi":
-        small |= {"patch_size": 4, "dim": 16, "depth": 1, "tower_heads": 2, "num_heads": 2, "num_tokens": 2}
-    return default_run(load_method(method), Data(folder)).changed({**small, **changes})
+    known = load_method(method)
+    if known.reads_tower:
+        small |= {"patch_size": 4, "dim": 16, "depth": 1, "tower_heads": 2, **SMALL.get(method, {})}
+    return default_run(known, Data(folder)).changed({**small, **changes})
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

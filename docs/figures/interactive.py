@@ -21,11 +21,12 @@ from torch import Tensor
 
 from docs.figures import stills
 from examples import cli as command
-from examples.stmi.evaluate import Trained, patches_and_prior, restore
+from examples.restore import Trained, restore
 from examples.stmi.model import STMI
+from examples.towers.tower import tower_tokens
 from examples.towers.vit import VisionTransformer
 from stmi_layers import CrossModalHypergraph, SegmentationModulatedAttention, token_foreground
-from stmi_layers.training.dataset import MultiModalDataset, collate
+from stmi_layers.training import Machine, MultiModalDataset, collate
 
 OUT = Path(__file__).parents[1] / "assets" / "try"
 
@@ -39,8 +40,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    trained = restore(arguments.checkpoint, {"device": "cpu"})
-    dataset, modalities = trained.dataset, trained.settings.modalities
+    trained = restore(arguments.checkpoint, machine=Machine(device="cpu"))
+    dataset, modalities = trained.dataset, trained.run.data.modalities
     named = {Path(item.name).stem: index for index, item in enumerate(dataset.items)}
     unknown = [name for name in arguments.items if name not in named]
     if unknown:
@@ -74,7 +75,7 @@ def attention_of(model: STMI, dataset: MultiModalDataset, index: int, modalities
     seen: list[Tensor] = []
     hook = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     batch = collate([dataset[index]])
-    model.tokens(batch.images, batch.masks, None)
+    tower_tokens(backbone, batch)
     hook.remove()
     query, key, _ = project(layers[-1], seen[0])
     assert batch.masks is not None
@@ -110,11 +111,13 @@ def project(layer: SegmentationModulatedAttention, tokens: Tensor) -> tuple[Tens
 @torch.no_grad()
 def semantic_tokens_of(trained: Trained, indices: list[int]) -> dict[str, Any]:
     """Semantic tokens before the hypergraph, and where to draw them."""
-    fusion, dataset, modalities = trained.model.fusion, trained.dataset, trained.settings.modalities
-    if fusion is None or not isinstance(fusion.interaction, CrossModalHypergraph):
+    model, dataset, modalities = trained.model, trained.dataset, trained.run.data.modalities
+    if not isinstance(model.interaction, CrossModalHypergraph):
         raise ValueError("checkpoint must be of a model with STR and CHI; its settings leave one of them out")
     batch = collate([dataset[index] for index in indices])
-    tokens = fusion.semantic_tokens(*patches_and_prior(trained.model, batch, trained.tokenizer, trained.device))
+    patches, _ = tower_tokens(model.backbone, batch)
+    prior = None if model.text_encoder is None else model.text_encoder(batch.texts, batch.has_text)
+    tokens = model.semantic_tokens(patches, prior)
     samples = []
     for index, nodes in zip(indices, tokens.flatten(1, 2), strict=True):
         name = Path(dataset.items[index].name).stem
@@ -124,7 +127,7 @@ def semantic_tokens_of(trained: Trained, indices: list[int]) -> dict[str, Any]:
         "modalities": modalities,
         "tokens": tokens.shape[2],
         "dim": tokens.shape[3],
-        "threshold": fusion.interaction.threshold,
+        "threshold": model.interaction.threshold,
         "samples": samples,
     }
 

@@ -100,5 +100,5 @@ def _outlined(image: Image.Image, path: Path) -> Image.Image:
         return image
     inside = torch.from_numpy(np.array(stored.resize(image.size, Image.Resampling.NEAREST)))
     pixels = np.array(image)
-    pixels[(inside & ~erode(inside[None], 1)[0]).numpy()] = OUTLINE
+    pixels[(inside & ~erode(inside, 1, diagonals=False)).numpy()] = OUTLINE
     return Image.fromarray(pixels)

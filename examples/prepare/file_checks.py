@@ -16,6 +16,7 @@ import numpy as np
 from stmi_layers.training.checks import check_files, look_at
 from stmi_layers.training.depth import read_counts
 from stmi_layers.training.images import opened
+from stmi_layers.training.layouts.leftovers import describe_counts
 from stmi_layers.training.messages import printable
 from stmi_layers.training.record import Item, path_of
 from stmi_layers.training.settings import Range
@@ -75,6 +76,7 @@ def inspect_files(
     found = {"unreadable": [f"{shown(path, root)} {printable(defect)}" for path, defect in sorted(defects.items())]}
     found["duplicated"] = list(_duplicates(items, [path for path in images if path in sound], root, workers))
     found |= _mismatches(items, sound)
+    found["notes"].append(f"images by suffix: {describe_counts(Counter(path.suffix for path in images))}")
     for kinds, some in ((IMAGE_NOTES, looks), (MASK_NOTES, of_masks)):
         counts = Counter(note for look in some.values() for note in look.notes)
         found["notes"] += [f"{counts[kind]} of {len(some)} {text}" for kind, text in kinds.items() if counts[kind]]

@@ -18,9 +18,8 @@ from examples.prepare.contact_sheet import draw_contact_sheet
 from examples.prepare.file_checks import inspect_files, suggest_ranges
 from examples.prepare.findings import Findings, find_all
 from examples.prepare.summary import describe, write_counts
-from examples.ranges import format_ranges, parse_ranges
 from stmi_layers.training.files import write_text
-from stmi_layers.training.settings import Range
+from stmi_layers.training.settings import Range, check_ranges
 
 
 def inspect_set(
@@ -50,16 +49,28 @@ def inspect_set(
     if findings.ranges:
         findings.notes.append(
             "images have more than 8 bits per channel; 0.1 % and 99.9 % of their counts lie below the bounds of "
-            f"--ranges {format_ranges(findings.ranges)}"
+            f"--ranges {as_words(findings.ranges)}"
         )
     return findings
+
+
+def as_words(ranges: Mapping[str, Range]) -> str:
+    """Ranges as they are given on the command line.
+
+    >>> as_words({"TI": (7012.0, 9411.5), "NI": "image"})
+    'TI 7012 9411.5 NI image'
+    """
+    return " ".join(
+        f"{name} {bounds if isinstance(bounds, str) else ' '.join(f'{count:.10g}' for count in bounds)}"
+        for name, bounds in ranges.items()
+    )
 
 
 def inspect(
     path: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
     modalities: tuple[str, ...] = (),
-    ranges: tuple[str, ...] = (),
+    ranges: dict[str, Range] = {},  # noqa: B006 - never changed
     workers: int = 0,
     limit: int = 10,
 ) -> Findings:
@@ -69,15 +80,15 @@ def inspect(
         path: The set, in any layout, or its manifest.
         out: Folder for counts.csv, contact_sheet.png and ranges.json; runs/inspect/NAME by default.
         modalities: Names of modalities to recognise besides RGB, NI, TI, vis, thermal and their like.
-        ranges: Counts of deep images that become black and white, as TI=7012:9411, or TI=image for those of each.
+        ranges: Counts of deep images that become black and white, as TI 7012 9411, or TI image for those of each.
         workers: Threads that decode; 0 takes all CPUs.
         limit: Lines printed of each kind of problem.
     """
-    bounds = parse_ranges(ranges)
-    findings = inspect_set(path, modalities=modalities, ranges=bounds, workers=workers)
+    check_ranges(ranges)
+    findings = inspect_set(path, modalities=modalities, ranges=ranges, workers=workers)
     folder = out or Path("runs") / "inspect" / path.resolve().name
     write_counts(findings, folder / "counts.csv")
-    draw_contact_sheet(findings.splits, findings.modalities, folder / "contact_sheet.png", ranges=bounds)
+    draw_contact_sheet(findings.splits, findings.modalities, folder / "contact_sheet.png", ranges=ranges)
     written = [folder / "counts.csv", folder / "contact_sheet.png"]
     if findings.ranges:
         written.append(folder / "ranges.json")

@@ -4,7 +4,8 @@
 levels only.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples import cli as command
-from examples.stmi.evaluate import score
-from examples.stmi.report import table
 from stmi_layers import ReIDMetrics
-from stmi_layers.training.dataset import MultiModalDataset, read_split
-from stmi_layers.training.protocol import protocol_for
+from stmi_layers.training import Data, load_split, protocol_for, score, table
+from stmi_layers.training.settings import Range
 from stmi_layers.training.transforms import dilate
 
 
@@ -30,13 +29,23 @@ class Arguments:
     """Cameras that query the others; without it every image is both query and gallery."""
     image_size: tuple[int, int] = (64, 64)
     """Height and width the images are resized to."""
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    """Counts that become black and white in images of more than 8 bits, by modality, as TI 7012 9411 or TI image."""
     seed: int = 0
-    """Of the random features."""
+    """Seed of the random features."""
 
 
 def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
-    items = read_split(arguments.data, "test", arguments.modalities, missing_caption="ignore")
-    dataset = MultiModalDataset(items, arguments.image_size)
+    """Score features that need no training, and print the table."""
+    data = Data(
+        arguments.data,
+        arguments.modalities,
+        arguments.image_size,
+        query_cameras=arguments.query_cameras,
+        ranges=arguments.ranges,
+    )
+    dataset = load_split(data, "test")
+    items = dataset.items
     samples = [dataset[index] for index in range(len(dataset))]
     images = torch.stack([sample.images for sample in samples])
     masks = torch.stack([sample.masks for sample in samples if sample.masks is not None])[:, :, None]
@@ -51,7 +60,7 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     metrics = score(
         {name: _normalised(value) for name, value in features.items()},
         items,
-        protocol_for(items, arguments.query_cameras),
+        protocol_for(items, data),
     )
     print(table(metrics))
     return metrics

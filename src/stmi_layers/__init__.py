@@ -1,6 +1,9 @@
 """Typed PyTorch layers for multi-modal object re-identification: the STMI system as composable parts."""
 
 from stmi_layers._typing import typed as typed
+from stmi_layers.adapters import AsymmetricAdapter as AsymmetricAdapter
+from stmi_layers.adapters import ParallelAdapter as ParallelAdapter
+from stmi_layers.adapters import ResidualPrompts as ResidualPrompts
 from stmi_layers.alignment import GramAlignment as GramAlignment
 from stmi_layers.alignment import gram_alignment_loss as gram_alignment_loss
 from stmi_layers.attention import SegmentationModulatedAttention as SegmentationModulatedAttention
@@ -16,6 +19,8 @@ from stmi_layers.deformable import DeformableSampling as DeformableSampling
 from stmi_layers.deformable import deformable_positions as deformable_positions
 from stmi_layers.deformable import reference_positions as reference_positions
 from stmi_layers.deformable import sample_tokens as sample_tokens
+from stmi_layers.deformable_readout import DeformableReadout as DeformableReadout
+from stmi_layers.deformable_readout import sampled_cross_attention as sampled_cross_attention
 from stmi_layers.expert_readout import ExpertReadout as ExpertReadout
 from stmi_layers.experts import GatedExperts as GatedExperts
 from stmi_layers.experts import feature_gates as feature_gates
@@ -34,11 +39,15 @@ from stmi_layers.local_alignment import local_alignment_loss as local_alignment_
 from stmi_layers.losses import IdentityHead as IdentityHead
 from stmi_layers.losses import ReIDLoss as ReIDLoss
 from stmi_layers.losses import batch_hard_triplet as batch_hard_triplet
+from stmi_layers.mask_losses import mask_coupling_loss as mask_coupling_loss
+from stmi_layers.mask_losses import mask_loss as mask_loss
 from stmi_layers.masked_aggregation import MaskedAggregation as MaskedAggregation
 from stmi_layers.masked_aggregation import masked_self_attention as masked_self_attention
 from stmi_layers.metrics import ReIDMetrics as ReIDMetrics
 from stmi_layers.metrics import rank_gallery as rank_gallery
 from stmi_layers.metrics import reid_metrics as reid_metrics
+from stmi_layers.multiscale import SegmentationGuidedPooling as SegmentationGuidedPooling
+from stmi_layers.multiscale import mask_pooled_cells as mask_pooled_cells
 from stmi_layers.pooling import GlobalPatchReduction as GlobalPatchReduction
 from stmi_layers.pooling import join_patch_mean as join_patch_mean
 from stmi_layers.reallocation import SemanticTokenReallocation as SemanticTokenReallocation
@@ -59,8 +68,15 @@ from stmi_layers.subset_readout import SubsetReadout as SubsetReadout
 from stmi_layers.subset_readout import modality_subsets as modality_subsets
 from stmi_layers.subset_readout import subset_attention as subset_attention
 from stmi_layers.subset_readout import subset_presence as subset_presence
+from stmi_layers.text_alignment import ImageTextAlignment as ImageTextAlignment
+from stmi_layers.text_alignment import TokenIdentityLoss as TokenIdentityLoss
+from stmi_layers.text_alignment import image_text_alignment_loss as image_text_alignment_loss
+from stmi_layers.text_alignment import token_identity_loss as token_identity_loss
 from stmi_layers.text_experts import TextModulatedExperts as TextModulatedExperts
 from stmi_layers.text_experts import text_similarity as text_similarity
+from stmi_layers.text_inversion import CaptionPrompts as CaptionPrompts
+from stmi_layers.text_inversion import TextInversion as TextInversion
+from stmi_layers.text_inversion import prompted_text_feature as prompted_text_feature
 from stmi_layers.token_permutation import TokenPermutation as TokenPermutation
 from stmi_layers.token_permutation import cyclic_readout as cyclic_readout
 from stmi_layers.volume import gram_volume as gram_volume

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stmi_layers._checks import check_choice, check_positive
 from stmi_layers._precision import at_least_float32, without_autocast
+from stmi_layers._sampling import bilinear_weights
 from stmi_layers._typing import typed
 
 Points = Literal["inside", "clamped", "released"]
@@ -125,21 +126,8 @@ def sample_tokens(
     """
     with without_autocast(tokens):
         wide = at_least_float32(tokens)
-        places = positions.to(wide.dtype).flatten(1, 2)
-        rows, columns = (_weights(places[..., axis], tokens.shape[1 + axis]) for axis in (0, 1))
-        weights = (rows[..., :, None] * columns[..., None, :]).flatten(2)
+        weights = bilinear_weights(positions.to(wide.dtype).flatten(1, 2), (tokens.shape[1], tokens.shape[2]))
         return (weights @ wide.flatten(1, 2)).to(tokens.dtype).unflatten(1, positions.shape[1:3])
-
-
-def _weights(positions: Tensor, size: int) -> Tensor:
-    """Weights of the `size` rows or columns at every position, (batch positions size): two next to it, summing to 1."""
-    if size == 1:
-        return torch.ones_like(positions)[..., None]
-    positions = positions.clamp(0, size - 1)
-    below = positions.detach().floor().clamp(max=size - 2)
-    share = (positions - below)[..., None]
-    index = torch.arange(size, device=positions.device) - below[..., None]
-    return torch.where(index == 0, 1 - share, torch.where(index == 1, share, 0.0))
 
 
 class DeformableSampling(nn.Module):
@@ -161,7 +149,7 @@ class DeformableSampling(nn.Module):
     - Row and column have an offset each. There, one number serves both, so that a point moves along a diagonal:
       `offset_channels=1`.
     - The two linear maps before the first GELU are one, which computes the same. A checkpoint is merged in
-      `examples/signal/released.py`.
+      `examples/signal_reid/released.py`.
     - Any grid from the size of a window on; a single row or column of points works, except as `"released"`.
 
     Args:
@@ -206,8 +194,7 @@ class DeformableSampling(nn.Module):
         if offset_channels not in (1, 2):
             raise ValueError(f"offset_channels must be 1 or 2; received {offset_channels}")
         self.dim, self.kernel_size, self.stride, self.offset_range = dim, kernel_size, stride, offset_range
-        self.offset_channels: Literal[1, 2] = offset_channels
-        self.points: Points = points
+        self.offset_channels, self.points = offset_channels, points
         factory = {"device": device, "dtype": dtype}
         self.mix = nn.Linear(dim, dim, **factory)
         self.windows = nn.Conv2d(dim, dim, kernel_size, stride, groups=dim, **factory)
@@ -241,9 +228,8 @@ class DeformableSampling(nn.Module):
         offsets = offsets * offsets.new_tensor([rows, columns])
         options = {"kernel_size": self.kernel_size, "stride": self.stride, "released": self.points == "released"}
         reference = reference_positions(grid, points, **options, device=tokens.device)
-        return deformable_positions(
-            offsets, reference, grid, reach=(rows, columns) if self.points == "inside" else None
-        )
+        reach = (rows, columns) if self.points == "inside" else None
+        return deformable_positions(offsets, reference, grid, reach=reach)
 
     def extra_repr(self) -> str:
         sizes = f"dim={self.dim}, kernel_size={self.kernel_size}, stride={self.stride}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from stmi_layers._checks import check_positive
 from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
+from stmi_layers.selection import top_tokens
 
 
 @typed
@@ -92,14 +93,5 @@ def select_tokens(
         raise ValueError(f"num must be at most the number of patches, {scores.shape[-1]}; received {num}")
     if present is not None:
         scores = torch.where(present[..., None, None], scores, 0.0)
-    kept = _top_tokens(scores.flatten(0, 2), num).unflatten(0, scores.shape[:3])
+    kept = top_tokens(scores.flatten(0, 2), num).unflatten(0, scores.shape[:3])
     return (kept if present is None else kept & present[..., None, None]).flatten(1, 2).any(dim=1)
-
-
-def _top_tokens(scores: Tensor, num: int) -> Tensor:
-    """Mark the best `num` of each row; of equal scores the first win."""
-    scores = at_least_float32(scores)
-    # Values alone are read from the sort, because runtimes differ in the order of equal ones.
-    lowest = scores.sort(dim=1, descending=True).values[:, num - 1 : num]
-    above, equal = scores > lowest, scores == lowest
-    return above | equal & (equal.cumsum(dim=1) <= num - above.sum(dim=1, keepdim=True))

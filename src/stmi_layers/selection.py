@@ -87,6 +87,11 @@ def select_across(
         tensor([[[False,  True],
                  [ True, False]]])
     """
+    return _across(scores, num, present)
+
+
+def _across(scores: Tensor, num: int, present: Tensor | None) -> Tensor:
+    """`select_across` without its checks, which take as long as a product of matrices."""
     batch, modalities, _, patches = scores.shape
     if present is None:
         present = scores.new_ones(batch, modalities, dtype=torch.bool)
@@ -195,7 +200,7 @@ class TokenSelection(nn.Module):
         num = keep_count(self.keep, patches.shape[2])
         if present is not None:
             own = own.masked_fill(~present[..., None], -math.inf)
-        gates = (_highest(own, num) | select_across(across, num, present=present)).to(across.dtype)
+        gates = (_highest(own, num) | _across(across, num, present)).to(across.dtype)
         if self.straight_through:
             wanted = _share_of_attention(across, present)
             gates = gates + (wanted - wanted.detach())

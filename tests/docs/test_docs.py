@@ -25,7 +25,8 @@ def shown_options() -> dict[str, set[str]]:
     """Options by module, of every `python -m examples...` that a page or the Makefile shows."""
     text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
     options: dict[str, set[str]] = {}
-    for module, rest in re.findall(r"-m ((?:examples|benchmarks)\.[\w.]+)([^`\n#]*)", text):
+    # Commands for all methods name one: its options are those of the method.
+    for module, rest in re.findall(r"-m ((?:examples|benchmarks)\.[\w.]+(?: stmi\b)?)([^`\n#]*)", text):
         options.setdefault(module, set()).update(re.findall(r"(?<!\S)--[\w-]+", rest))
     return options
 
@@ -46,7 +47,7 @@ def test_quickstart_prints_the_shapes_of_its_comments():
 
 @pytest.mark.parametrize("module", sorted(shown_options()))
 def test_commands_shown_exist_with_the_options_shown(module: str):
-    offered = set(re.findall(r"--[\w-]+", run("-m", module, "--help")))
+    offered = set(re.findall(r"--[\w-]+", run("-m", *module.split(), "--help")))
     assert shown_options()[module] <= offered
 
 
@@ -56,11 +57,22 @@ def test_readme_links_lead_somewhere():
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
+def public_names() -> list[str]:
+    """Names of the package that belong to a layer: what a private module holds is documented in a guide."""
+    modules = {name: getattr(value, "__module__", "") for name, value in vars(stmi_layers).items()}
+    return [name for name, module in modules.items() if module.startswith("stmi_layers.") and "._" not in module]
+
+
 def test_readme_names_every_layer():
     table = README.partition("start:layers")[2].partition("end:layers")[0]
-    layers = [name for name, value in vars(stmi_layers).items() if isinstance(value, type) and name != "ReIDMetrics"]
+    layers = [name for name in public_names() if isinstance(vars(stmi_layers)[name], type) and name != "ReIDMetrics"]
     assert layers
     assert [name for name in layers if f"`{name}`" not in table] == []
+
+
+def test_docs_list_every_public_name():
+    table = (ROOT / "docs/layers.md").read_text()
+    assert [name for name in public_names() if f"`{name}`" not in table] == []
 
 
 def test_version_is_the_same_everywhere():

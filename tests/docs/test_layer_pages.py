@@ -11,13 +11,13 @@ import torch
 
 import stmi_layers
 import stmi_layers.backbones
-from docs.figures.layers import attention, foreground, hypergraph, losses, metrics, reallocation
+from docs.figures.layers import attention, drawing, foreground, hypergraph, losses, metrics, reallocation
 from docs.figures.layers.__main__ import ASSETS, NAMES, draw
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {page.stem: page.read_text() for page in sorted((DOCS / "layers").glob("*.md"))}
 ALL_PAGES = sorted(DOCS.rglob("*.md"))
-SECTIONS = ["Formula", "Differences", "Cost", "Pitfalls", "Tests", "API"]
+SECTIONS = ["API", "Idea", "Formula", "Differences", "Cost", "Pitfalls", "Tests"]
 
 
 def public_names(package: object) -> list[tuple[str, str]]:
@@ -50,10 +50,18 @@ def test_a_page_has_its_sections_in_order(page: str):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_snippet_comes_first(page: str):
-    start = PAGES[page].index("```python")
-    assert start < PAGES[page].index("![") < PAGES[page].index("## ")
-    assert PAGES[page][:start].count("\n") <= 10
+def test_a_page_leads_with_its_use(page: str):
+    text = PAGES[page]
+    purpose, idea = text[: text.index("```python")], text.partition("## Idea")[2].partition("## ")[0]
+    assert purpose.count("\n") <= 8
+    assert text.index("```python") < text.index("## API") < text.index("![")
+    assert f"](../assets/layers/{page}.svg)" in idea
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_a_page_fits_its_column(page: str):
+    blocks = re.findall(r"^```\w+\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 88] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -72,8 +80,6 @@ def test_every_image_has_an_alternative(page: Path):
 
 def test_every_page_has_its_picture():
     assert sorted(NAMES) == sorted([*PAGES, "pipeline"])
-    for page, text in PAGES.items():
-        assert f"](../assets/layers/{page}.svg)" in text
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,6 +90,14 @@ def test_pictures_are_what_the_library_gives(name: str):
     assert [child.text.strip() != "" for child in root if child.tag.endswith(("title", "desc"))] == [True, True]
     sizes = [float(element.get("font-size")) for element in root.iter() if element.get("font-size")]
     assert min(sizes) >= 12, "a picture is as wide as a phone, and this text is too small on it"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_have_a_dark_palette(name: str):
+    drawn = (ASSETS / f"{name}.svg").read_text()
+    colours = set(re.findall(r'(?:fill|stroke)="(#\w+)"', drawn))
+    assert colours
+    assert colours <= drawing.DARK.keys(), "a colour without its dark counterpart glares on a dark page"
 
 
 def test_home_counts_the_families_of_the_table():

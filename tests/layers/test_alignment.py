@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from examples.signal.released import log_excess, released_state
+from examples.signal_reid.released import log_excess, released_state
 from reference import alignment as reference
 from stmi_layers.alignment import GramAlignment, gram_alignment_loss
 from stmi_layers.volume import gram_volume

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from examples.signal.released import released_sampler
+from examples.signal_reid.released import released_sampler
 from reference import deformable as reference
 from stmi_layers.deformable import DeformableSampling, deformable_positions, reference_positions, sample_tokens
 from vectors import assert_equal, every, load, part

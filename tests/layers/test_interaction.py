@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from examples.signal.released import released_state
+from examples.signal_reid.released import released_state
 from reference import selection as reference
 from stmi_layers.interaction import SelectiveInteraction
 from stmi_layers.selection import TokenSelection

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from examples.signal.released import SAMPLERS, released_state
+from examples.signal_reid.released import SAMPLERS, released_state
 from reference import alignment as reference
 from stmi_layers.local_alignment import LocalAlignment, local_alignment_loss
 from vectors import MODALITIES, assert_equal, every, load, part, stacked

@@ -48,28 +48,40 @@ def test_what_main_returns_is_not_the_exit_status(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        ("train", ["--data", "{}/nothing", "--out", "{}/out"], "root must be the folder of a data set"),
+        ("train", ["stmi", "--data", "{}/nothing", "--out", "{}/out"], "root must be "),
+        ("train", [], "METHOD must come first: "),
+        ("train", ["best", "--data", "{}", "--out", "{}/out"], "METHOD must be one of stmi"),
         ("evaluate", ["--checkpoint", "{}/nothing.pt"], "no checkpoint at "),
-        ("compare", ["--data", "{}", "--out", "{}/out", "--variants", "none"], "variants must be among "),
-        ("data", ["inspect", "{}/nothing"], "root must be the folder of a data set"),
-        ("probes", ["--data", "{}/nothing"], "root must be the folder of a data set"),
-        ("masks.__main__", ["{}/nothing", "--method", "classical"], "root must be the folder of a data set"),
-        ("synthetic", ["--out", "{}"], ".* is not empty and is no procedural set"),
+        ("compare", ["stmi", "--data", "{}", "--out", "{}/out", "--variants", "none"], "variants must be among "),
+        ("figures", ["--checkpoint", "{}/nothing.pt"], "no checkpoint at "),
+        ("robustness", ["--checkpoint", "{}/nothing.pt"], "no checkpoint at "),
+        ("prepare.inspect", ["{}/nothing"], "root must be "),
+        ("prepare.trivial_baselines", ["--data", "{}/nothing"], "root must be "),
+        ("prepare.masks", ["{}/nothing", "--method", "classical"], "root must be "),
+        ("prepare.synthetic", ["--out", "{}"], ".* is not empty and is no procedural set"),
     ],
 )
 def test_every_command_says_so_in_a_line(module: str, options: Sequence[str], message: str, tmp_path, monkeypatch):
     (tmp_path / "some.txt").touch()
     monkeypatch.setattr(sys, "argv", [module, *(option.format(tmp_path) for option in options)])
     # A second import under the name __main__ is what `python -m` does.
-    monkeypatch.delitem(sys.modules, f"examples.stmi.{module}", raising=False)
+    monkeypatch.delitem(sys.modules, f"examples.{module}", raising=False)
     with pytest.raises(SystemExit, match=f"^error: {message}"):
-        runpy.run_module(f"examples.stmi.{module}", run_name="__main__", alter_sys=True)
+        runpy.run_module(f"examples.{module}", run_name="__main__", alter_sys=True)
 
 
 def test_the_line_goes_to_the_standard_error_with_status_1(tmp_path) -> None:
-    line = [sys.executable, "-m", "examples.stmi.evaluate", "--checkpoint", str(tmp_path / "nothing.pt")]
+    line = [sys.executable, "-m", "examples.evaluate", "--checkpoint", str(tmp_path / "nothing.pt")]
     finished = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 1
     assert finished.stdout == ""
     assert finished.stderr.startswith("error: no checkpoint at ")
     assert finished.stderr.count("\n") == 1
+
+
+def test_settings_in_a_message_of_the_library_are_followed_by_their_flags(monkeypatch) -> None:
+    message = "add them, or pass missing_modality='skip', or masks='ones'"
+    with pytest.raises(SystemExit, match=r"masks='ones' \(--masks, --missing-modality\)$"):
+        fail_with(ValueError(message), monkeypatch)
+    with pytest.raises(SystemExit, match=r"give a file by --weights$"):
+        fail_with(ValueError("give a file by --weights"), monkeypatch)

@@ -3,22 +3,22 @@
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from examples.stmi import evaluate
-from examples.stmi.build import build_model, build_tokenizer
-from examples.stmi.run import optimizer_groups, start
-from examples.stmi.settings import Settings
-from examples.stmi.train import train, train_dataset
-from examples.towers.pretrained import PretrainedBackbone, build_clip, build_timm, load_pretrained
+from examples import evaluate
+from examples.restore import Computer
+from examples.run import Run
+from examples.towers.architectures import build_clip, build_timm
+from examples.towers.pretrained import PretrainedBackbone, load_pretrained
+from examples.train import build_model, load_splits, train
 from sets import assert_same_weights, tiny, write_set
 from stmi_layers.backbones import TokenBackbone, modulate
-from stmi_layers.training.checkpoint import save_checkpoint
+from stmi_layers.training import Facts, facts_of, save_checkpoint
 from tiny_clip import add_clip, write_clip
 
 open_clip = pytest.importorskip("open_clip")
@@ -43,18 +43,23 @@ def weights(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     return write_clip(architecture, tmp_path_factory.mktemp("weights") / "clip.safetensors")
 
 
-def clip_settings(folder: Path, out: Path, architecture: str, weights: Path | None, **changes) -> Settings:
+def clip_run(folder: Path, architecture: str, weights: Path | None, **changes: Any) -> Run:
     options = {"backbone": "open_clip", "architecture": architecture, "weights": weights, "text_encoder": "clip"}
-    return tiny(folder, out, **{**options, "image_size": (16, 32), "epochs": 2, **changes})
+    return tiny(folder, **{**options, "image_size": (16, 32), "epochs": 2, **changes})
+
+
+def start(run: Run, *, pretrained: bool = True) -> tuple[Any, str]:
+    """The model of a run before its first epoch, and what became of its weights."""
+    return build_model(run, facts_of(load_splits(run)[0], run.data.modalities), pretrained=pretrained)
 
 
 def test_a_run_starts_from_the_file_trains_all_but_the_text_tower_and_needs_the_file_no_more(
     folder, architecture, weights, tmp_path, monkeypatch
 ):
     copy = Path(shutil.copy(weights, tmp_path / "copy.safetensors"))
-    settings = clip_settings(folder, tmp_path / "out", architecture, copy)
-    first = start(settings, train_dataset(settings)).model.state_dict()
-    whole = train(settings, quiet=True)
+    run = clip_run(folder, architecture, copy)
+    first = start(run)[0].state_dict()
+    whole = train(run, tmp_path / "out")
     assert set(whole) == {"G", "U", "T", "all"}
     report = (tmp_path / "out" / "weights.txt").read_text()
     assert f"image tower: {copy} (safetensors file): 32 tensors loaded, found under 'visual.'" in report
@@ -65,12 +70,11 @@ def test_a_run_starts_from_the_file_trains_all_but_the_text_tower_and_needs_the_
         fixed = name.startswith("text_encoder.tower.") or name.endswith("position_grid")
         assert torch.equal(value, first[name]) == fixed, name
     stop_after_an_epoch(monkeypatch)
-    half = clip_settings(folder, tmp_path / "half", architecture, copy)
     with pytest.raises(KeyboardInterrupt):
-        train(half, quiet=True)
+        train(run, tmp_path / "half")
     monkeypatch.undo()
     copy.unlink()
-    assert train(half, resume=True, quiet=True) == whole
+    assert train(run, tmp_path / "half", resume=True) == whole
     assert_same_weights(tmp_path / "out", tmp_path / "half")
 
 
@@ -79,20 +83,21 @@ def stop_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
         save_checkpoint(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("examples.stmi.train.save_checkpoint", save_and_stop)
+    monkeypatch.setattr("stmi_layers.training.loop.save_checkpoint", save_and_stop)
 
 
 def test_a_checkpoint_is_evaluated_without_the_file(folder, architecture, weights, tmp_path):
     copy = Path(shutil.copy(weights, tmp_path / "copy.safetensors"))
-    expected = train(clip_settings(folder, tmp_path / "out", architecture, copy, epochs=1), quiet=True)
+    expected = train(clip_run(folder, architecture, copy, epochs=1), tmp_path / "out")
     copy.unlink()
-    assert evaluate.main(evaluate.Arguments(tmp_path / "out" / "checkpoint.pt", device="cpu")) == expected
+    arguments = evaluate.Arguments(tmp_path / "out" / "checkpoint.pt", machine=Computer(device="cpu"))
+    assert evaluate.main(arguments) == expected
 
 
 def test_the_tokens_are_those_of_the_original_tower_on_images_normalised_its_way(architecture):
     backbone = PretrainedBackbone(TokenBackbone(modulate(build_clip(architecture).image), projected=True)).eval()
     pixels = torch.rand(2, 3, 3, 32, 32)
-    patches, globals_ = backbone(pixels * 2 - 1)
+    patches, globals_ = backbone(pixels)
     assert patches.shape == (2, 3, 16, 12)
     mean, std = (
         torch.tensor(values)[:, None, None] for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
@@ -103,22 +108,19 @@ def test_the_tokens_are_those_of_the_original_tower_on_images_normalised_its_way
 
 
 @pytest.mark.parametrize("captions", ["off", "required"])
-def test_masks_steer_a_pretrained_backbone_and_every_parameter_is_in_one_group(
-    folder, architecture, captions, tmp_path
-):
-    settings = clip_settings(folder, tmp_path, architecture, None, captions=captions, strength=0.9)
-    tokenizer = build_tokenizer(settings, ["a car"])
-    model = build_model(settings, tokenizer).eval()
-    images, masks = torch.randn(2, 2, 3, 16, 32), torch.rand(2, 2, 16, 32) < 0.5
+def test_masks_steer_a_pretrained_tower_and_every_trained_parameter_is_in_one_group(folder, architecture, captions):
+    model, _ = start(clip_run(folder, architecture, None, captions=captions, strength=0.9), pretrained=False)
+    model.eval()
+    images, masks = torch.rand(2, 2, 3, 16, 32), torch.rand(2, 2, 16, 32) < 0.5
     assert not torch.allclose(model.backbone(images, masks)[1], model.backbone(images, None)[1])
-    groups = optimizer_groups(settings, model, torch.nn.Linear(1, 1))
-    trained = [id(parameter) for group in groups for parameter in group["params"]]
+    groups = model.parameter_groups()
+    trained = [id(one) for group in groups.values() for one in group if one.requires_grad]
     assert len(trained) == len(set(trained))
     own = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert own.keys() <= set(trained)
+    assert own.keys() == set(trained)
     assert not any(name.startswith("text_encoder.tower") for name in own.values())
-    assert len(groups[2]["params"]) == 4
-    assert all(own[id(parameter)].startswith("backbone.") for parameter in groups[1]["params"])
+    assert len(groups["strengths"]) == 4
+    assert all(own[id(parameter)].startswith("backbone.") for parameter in groups["backbone"])
 
 
 def test_a_model_of_timm_takes_its_place(folder, tmp_path):
@@ -126,23 +128,22 @@ def test_a_model_of_timm_takes_its_place(folder, tmp_path):
     source = timm.create_model("test_vit", num_classes=0)
     safetensors.save_file(source.state_dict(), path)
     options = {"backbone": "timm", "architecture": "test_vit", "weights": path, "image_size": (32, 16)}
-    metrics = train(tiny(folder, tmp_path / "out", epochs=1, checkpointing=True, **options), quiet=True)
+    metrics = train(tiny(folder, epochs=1, checkpointing=True, **options), tmp_path / "out")
     assert np.isfinite(metrics["U"].mAP)
     report = (tmp_path / "out" / "weights.txt").read_text()
     assert "resized: pos_embed from (10, 10) to (2, 1) patches" in report
     assert "text tower" not in report
 
 
-def test_the_text_tower_can_stand_beside_a_small_backbone(folder, architecture, weights, tmp_path):
-    settings = clip_settings(folder, tmp_path, architecture, weights, backbone="vit")
-    run = start(settings, train_dataset(settings))
-    assert run.loaded.startswith("text tower: ")
-    assert run.model.text_encoder.projection.weight.shape == (16, 12)
+def test_the_text_tower_can_stand_beside_a_small_tower(folder, architecture, weights):
+    model, loaded = start(clip_run(folder, architecture, weights, backbone="vit"))
+    assert loaded.startswith("text tower: ")
+    assert model.text_encoder.projection.weight.shape == (16, 12)
 
 
-def test_weights_without_a_tower_to_fill_and_unknown_architectures_are_refused(folder, architecture, weights, tmp_path):
-    with pytest.raises(ValueError, match="weights need a backbone of open_clip or timm, or text_encoder='clip'"):
-        load_pretrained(build_model(tiny(folder, tmp_path, captions="off"), None), weights)
+def test_weights_without_a_tower_to_fill_and_unknown_architectures_are_refused(folder, weights):
+    with pytest.raises(ValueError, match=r"weights need a pretrained tower, of images or captions; .* has neither"):
+        load_pretrained(tiny(folder).build(Facts(("RGB", "NI"), (16, 16), 5)), weights)
     with pytest.raises(ValueError, match=r"a model of open_clip, such as .*; received 'ViT-Z'"):
         build_clip("ViT-Z")
     with pytest.raises(ValueError, match=r"a model of timm, such as .*; received 'ViT-Z'"):
@@ -156,52 +157,39 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
             build("some-model")
 
 
-def test_the_trainer_needs_neither_library_until_it_is_asked_for_one():
-    code = "import sys; sys.modules.update(open_clip=None, timm=None, transformers=None); import examples.stmi.train"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+def test_the_trainer_needs_neither_library_nor_pictures_until_it_is_asked_for_one():
+    late = ["open_clip", "timm", "transformers", "matplotlib", "tensorboard", "sklearn"]
+    code = f"import sys; import examples.train, examples.stmi.model; print([n for n in {late} if n in sys.modules])"
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
+    assert finished.stdout == "[]\n"
 
 
 def test_random_weights_where_pretrained_ones_belong_have_to_be_asked_for(folder, architecture, tmp_path):
-    settings = clip_settings(folder, tmp_path, architecture, None)
+    run = clip_run(folder, architecture, None)
     with pytest.raises(ValueError, match=r"tiny-clip needs pretrained weights: .*--weights, or .* by --random-weights"):
-        train(settings, quiet=True)
-    with pytest.raises(FileNotFoundError, match=r"--weights must be a file; .*none\.pt is none"):
-        train(replace(settings, weights=tmp_path / "none.pt"), quiet=True)
-    both = replace(settings, weights=tmp_path / "none.pt", random_weights=True)
+        train(run, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file at .*none\.pt \(--weights\)"):
+        train(run.changed({"weights": tmp_path / "none.pt"}), tmp_path)
+    both = run.changed({"weights": tmp_path / "none.pt", "random_weights": True})
     with pytest.raises(ValueError, match="choose one of --weights and --random-weights; received both"):
-        train(both, quiet=True)
-    asked = replace(settings, random_weights=True)
+        train(both, tmp_path)
     said = "image tower and text tower of tiny-clip start from random weights (--random-weights)"
-    assert start(asked, train_dataset(asked)).loaded == said
+    assert start(run.changed({"random_weights": True}))[1] == said
 
 
-def test_an_architecture_without_known_attention_is_refused_with_another_to_choose(folder, tmp_path):
+def test_an_architecture_without_known_attention_is_refused_with_another_to_choose(folder):
     for backbone, architecture, other in (
         ("timm", "test_resnet", r"one of timm\.list_models\('vit\*'\)"),
         ("open_clip", "RN50", "'ViT-B-16-quickgelu'"),
     ):
-        settings = tiny(folder, tmp_path, backbone=backbone, architecture=architecture)
-        with pytest.raises(ValueError, match=f"--architecture {architecture}, .*; choose another .*such as {other}$"):
-            build_model(settings, None)
+        run = tiny(folder, backbone=backbone, architecture=architecture)
+        with pytest.raises(ValueError, match=f"--architecture {architecture}, .*; choose .*such as {other}, or"):
+            run.build(Facts(("RGB", "NI"), (16, 16), 5))
 
 
-def test_captions_read_before_the_weights_came_are_read_again(architecture, weights, folder, tmp_path):
-    settings = clip_settings(folder, tmp_path, architecture, None)
-    tokenizer = build_tokenizer(settings, [])
-    encoder = build_model(settings, tokenizer).get_submodule("text_encoder")
-    tokens = tokenizer.encode(["a red car"])
-    with torch.no_grad():  # so that a seed shared with the file makes no difference
-        encoder.tower.text_projection.neg_()
-    before = encoder(tokens)
-    load_pretrained(encoder, weights)
-    assert not torch.allclose(encoder(tokens), before)
-    torch.testing.assert_close(encoder(tokens), encoder.projection(encoder.tower.encode_text(tokens)))
-
-
-def test_a_long_caption_is_counted_in_a_warning(folder, architecture, weights, tmp_path):
-    settings = clip_settings(folder, tmp_path, architecture, weights, caption_overflow="average")
-    dataset = train_dataset(settings)
-    long = [item.__class__(**{**vars(item), "caption": "a car " * 9}) for item in dataset.items[:3]]
-    dataset.items[:3] = long
+def test_a_long_caption_is_counted_in_a_warning(folder, architecture, weights):
+    model, _ = start(clip_run(folder, architecture, weights, caption_overflow="average"))
+    captions = [("a car " * 9,)] * 3 + [("a car",)] * 17
     with pytest.warns(UserWarning, match="3 of 20 captions have more than CLIP's 10 tokens and are read in pieces"):
-        start(settings, dataset)
+        assert model.encode(captions).shape == (20, 12)

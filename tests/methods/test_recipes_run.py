@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import tyro
 from PIL import Image
 
 from benchmark_folders import msvr310, noise, panels, rgbnt201
+from examples import cli, evaluate, train
 from examples.figures.__main__ import describe_panels
-from examples.figures.inside import look
+from examples.figures.look import ClassToken, look
+from examples.preset import Row
+from examples.restore import Computer, Trained, restore
 from examples.robustness import score_under
-from examples.stmi import evaluate, train
-from examples.stmi.recipes import recipe_arguments
-from examples.stmi.variants import Row
+from examples.stmi.model import STMI
+from stmi_layers.training import Machine, collate
 from tiny_clip import add_clip, write_clip
 
 open_clip = pytest.importorskip("open_clip")
@@ -102,23 +103,24 @@ def test_a_recipe_trains_and_evaluates_its_benchmark(
     data, out, seen = tmp_path / "data", tmp_path / "out", []
     make(data)
     write_captions(data)
-    really = train.features_of
+    really = STMI.forward
 
-    def spy(model, inputs, *rest):
+    def spy(model, inputs):
         assert inputs.masks is not None
         assert 0 < inputs.masks.float().mean() < 1
         seen.append((tuple(inputs.images.shape), inputs.labels.unique().numel()))
-        return really(model, inputs, *rest)
+        return really(model, inputs)
 
-    monkeypatch.setattr(train, "features_of", spy)
     line = ["--recipe", name, "--data", str(data), "--out", str(out), "--weights", str(weights)]
     line += ["--architecture", architecture, "--epochs", "1", "--workers", "0", "--threads", "1", "--device", "cpu"]
     cameras = name == "msvr310"
-    line += ["--camera-embedding", "0", "1"] if cameras else []
-    arguments = tyro.cli(train.Arguments, args=line, default=recipe_arguments(train.Arguments, line))
+    line += ["--camera-embedding"] if cameras else []
+    run, options = cli.parse_run(["stmi", *line], train.Options, "python -m examples.train", "")
+    monkeypatch.setattr(STMI, "forward", spy)
     with pytest.warns(UserWarning, match="identities have fewer images than images_per_identity"):
-        train.main(arguments)
-    assert seen == [((batch[0] * batch[1], 3, 3, *size), batch[0])]
+        train.main(run, options)
+    monkeypatch.undo()
+    assert seen[0] == ((batch[0] * batch[1], 3, 3, *size), batch[0])
     printed = capsys.readouterr().out
     departures = [text for text in printed.splitlines() if text.startswith(f"otherwise than recipe {name}: ")]
     assert len(departures) == 2 + cameras
@@ -126,32 +128,38 @@ def test_a_recipe_trains_and_evaluates_its_benchmark(
     assert "text tower: " in printed
 
     trained = json.loads((out / "metrics.json").read_text())
-    again = evaluate.main(evaluate.Arguments(out / "checkpoint.pt", device="cpu"))
+    again = evaluate.main(evaluate.Arguments(out / "checkpoint.pt", machine=Computer(device="cpu")))
     evaluated = json.loads((out / "evaluation" / "metrics.json").read_text())
     assert evaluated["descriptors"] == trained["descriptors"]
     assert protocol in trained["protocol"] == evaluated["protocol"]
     assert trained["skipped_queries"] == 0
     assert trained["headline"] == ("G+T" if name.endswith("research-code") else "U")
     assert all(0 < of_one.mAP <= 1 for of_one in again.values())
-    restored = evaluate.restore(out / "checkpoint.pt", {"device": "cpu"})
-    assert restored.model.reads_cameras == cameras
+    machine = Machine(device="cpu", quiet=True)
+    restored = restore(out / "checkpoint.pt", machine=machine)
+    assert bool(len(restored.model.backbone.cameras)) == cameras
     panels, chosen, features = describe_panels(restored)
     assert chosen == trained["headline"]
     assert f"{chosen}, mAP {100 * again[chosen].mAP:.1f} %" in panels
     assert len(features) == len(restored.dataset)
-    without_masks = score_under(restored.settings, Row("without masks", "full", masks="empty"))
+    without_masks = score_under(out / "checkpoint.pt", Row("without masks", "full", masks="empty"), machine)
     assert without_masks["headline"] in without_masks["descriptors"]
     if cameras:
         assert_figures_read_cameras(restored)
 
 
-def assert_figures_read_cameras(trained: evaluate.Trained) -> None:
-    """The attention drawn is that of the camera of the image."""
-    before = look(trained, [0])
-    table = next(value for name, value in trained.model.named_parameters() if "camera" in name)
-    camera = trained.dataset.items[0].camera
+def assert_figures_read_cameras(trained: Trained) -> None:
+    """The attention drawn is that of the viewpoint of the image, which stands for the camera."""
+
+    def seen() -> torch.Tensor:
+        found = look(trained.model.backbone, collate([trained.dataset[0]]))
+        assert isinstance(found, ClassToken)
+        return found.weights[True]
+
+    before, table = seen(), trained.model.backbone.tokens.camera_embedding
+    view = trained.model.backbone.cameras.tolist().index(trained.dataset.items[0].view)
     with torch.no_grad():
-        table[1 - camera] += 10 * torch.randn(table.shape[1:])
-        assert torch.equal(look(trained, [0]).class_token[True], before.class_token[True])
-        table[camera] += 10 * torch.randn(table.shape[1:])
-    assert not torch.allclose(look(trained, [0]).class_token[True], before.class_token[True], atol=1e-3)
+        table[1 - view] += 10 * torch.randn(table.shape[1:])
+        assert torch.equal(seen(), before)
+        table[view] += 10 * torch.randn(table.shape[1:])
+    assert not torch.allclose(seen(), before, atol=1e-3)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from examples.stmi.model import Features, STMILoss
-from examples.towers.clip_text import ClipCaptionEncoder, ClipVocabulary
-from examples.towers.pretrained import build_clip
+from examples.towers import clip_text
+from examples.towers.architectures import build_clip
+from examples.towers.clip_text import ClipCaptionEncoder, ClipVocabulary, build_clip_text
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -38,7 +38,7 @@ def tower(architecture: str) -> nn.Module:
 def test_tokens_are_those_of_open_clip(architecture):
     captions = ["a red car", "Une Voiture, rouge", LONG, "!!!"]
     expected = open_clip.get_tokenizer(architecture)(captions)
-    assert torch.equal(ClipVocabulary(architecture).encode(captions), expected)
+    assert torch.equal(ClipVocabulary(architecture).encode(captions)[:, 0], expected)
     assert ClipVocabulary("ViT-B-16-quickgelu").length == 77
 
 
@@ -48,48 +48,56 @@ def test_a_long_caption_is_cut_or_read_in_pieces_and_counted(architecture):
     assert cut.describe_overflow(captions) == "1 of 3 captions have more than CLIP's 10 tokens and are cut"
     assert averaged.describe_overflow(captions).endswith("are read in pieces, whose features are averaged")
     assert cut.describe_overflow(captions[:1]) is None
-    pieces = averaged.encode(captions).unflatten(1, (-1, LENGTH))
+    pieces = averaged.encode(captions)
     start, end = pieces[0, 0, 0], pieces[0, 0, 4]
     words = [token for token in pieces[1].flatten().tolist() if token not in (0, start, end)]
     assert words == open_clip.SimpleTokenizer().encode(LONG)
-    assert torch.equal(pieces[:, 0], cut.encode(captions))
+    assert torch.equal(pieces[:, :1], cut.encode(captions))
+    assert cut.encode([]).shape == (0, 1, LENGTH)
     assert pieces[0, 1:].sum() == pieces[2].sum() == 0
+
+
+def vectors(encoder: ClipCaptionEncoder, captions: list[str]) -> torch.Tensor:
+    has_text = torch.tensor([caption.strip() != "" for caption in captions])
+    return encoder(encoder.encode(captions), has_text)
 
 
 def test_the_vector_is_the_projected_mean_of_the_pieces_features(architecture, tower):
     vocabulary = ClipVocabulary(architecture, overflow="average")
-    encoder = ClipCaptionEncoder(tower, LENGTH, WIDTH, 4)
-    tokens = vocabulary.encode(["a red car", LONG])
-    features = tower.encode_text(tokens.view(-1, LENGTH)).view(2, -1, WIDTH)
+    encoder = ClipCaptionEncoder(tower, vocabulary, WIDTH, 4)
+    captions = ["a red car", LONG]
+    pieces = vocabulary.encode(captions)
+    features = tower.encode_text(pieces.flatten(0, 1)).view(2, -1, WIDTH)
     mean = torch.stack([features[0, 0], features[1].mean(dim=0)])
-    torch.testing.assert_close(encoder(tokens), encoder.projection(mean))
+    with pytest.warns(UserWarning, match="1 of 2 captions .* read in pieces"):
+        torch.testing.assert_close(vectors(encoder, captions), encoder.projection(mean))
 
 
 def test_the_projection_starts_as_the_identity_where_it_can_and_may_be_left_out(architecture, tower):
-    tokens = ClipVocabulary(architecture).encode(["a red car"])
-    expected = tower.encode_text(tokens)
-    torch.testing.assert_close(ClipCaptionEncoder(tower, LENGTH, WIDTH, WIDTH)(tokens), expected)
-    bare = ClipCaptionEncoder(tower, LENGTH, WIDTH, WIDTH, project=False)
-    torch.testing.assert_close(bare(tokens), expected)
+    vocabulary = ClipVocabulary(architecture)
+    expected = tower.encode_text(vocabulary.encode(["a red car"])[:, 0])
+    torch.testing.assert_close(vectors(ClipCaptionEncoder(tower, vocabulary, WIDTH, WIDTH), ["a red car"]), expected)
+    bare = ClipCaptionEncoder(tower, vocabulary, WIDTH, WIDTH, project=False)
+    torch.testing.assert_close(vectors(bare, ["a red car"]), expected)
     assert [name for name, parameter in bare.named_parameters() if parameter.requires_grad] == ["no_caption"]
     with pytest.raises(
         ValueError, match="text_projection=False needs a text tower of width 4, as the tokens; it has 16"
     ):
-        ClipCaptionEncoder(tower, LENGTH, WIDTH, 4, project=False)
+        ClipCaptionEncoder(tower, vocabulary, WIDTH, 4, project=False)
 
 
-def test_the_tower_is_frozen_and_what_follows_it_learns(architecture, tower):
-    encoder = ClipCaptionEncoder(tower, LENGTH, WIDTH, WIDTH).train()
+def test_the_tower_is_frozen_and_what_follows_it_learns(architecture):
+    encoder = build_clip_text(architecture, WIDTH).train()
     assert not any(module.training for module in encoder.tower.modules())
-    encoder(ClipVocabulary(architecture).encode(["a red car", ""])).square().sum().backward()
+    vectors(encoder, ["a red car", ""]).square().sum().backward()
     for name, parameter in encoder.named_parameters():
         assert parameter.requires_grad != name.startswith("tower."), name
         if parameter.requires_grad:
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_every_text_is_read_once_and_the_kept_feature_is_exact(architecture, tower, monkeypatch):
-    vocabulary, encoder = ClipVocabulary(architecture), ClipCaptionEncoder(tower, LENGTH, WIDTH, WIDTH)
+def test_every_distinct_text_is_read_once_in_float32_and_a_few_at_a_time(architecture, monkeypatch):
+    encoder = build_clip_text(architecture, WIDTH)
     calls, encode = [], encoder.tower.encode_text
 
     def counted(tokens):
@@ -97,56 +105,39 @@ def test_every_text_is_read_once_and_the_kept_feature_is_exact(architecture, tow
         return encode(tokens)
 
     monkeypatch.setattr(encoder.tower, "encode_text", counted)
-    first = encoder(vocabulary.encode(["a car", "a van", "a car"]))
-    assert len(calls) == 2
-    again = encoder(vocabulary.encode(["a bus", "a van", "a car"]))
-    assert len(calls) == 3
-    # Bit by bit: in whatever batch a text comes first, its feature is the same.
-    assert torch.equal(first[1], again[1])
-    assert torch.equal(first[0], again[2])
+    monkeypatch.setattr(clip_text, "READ_AT_ONCE", 2)
     with torch.autocast("cpu", torch.bfloat16):
-        encoder(vocabulary.encode(["a bicycle"]))
-    assert torch.equal(encoder._features[tuple(calls[-1][0].tolist())], encode(calls[-1])[0])
+        features = encoder.encode(["a car", "a van", "a car", "", "a bus"])
+    assert [len(tokens) for tokens in calls] == [2, 1]
+    assert features.dtype == torch.float32
+    assert torch.equal(features[0], features[2])
+    assert features[3].abs().sum() == 0
+    single = torch.cat([encode(encoder.vocabulary.encode([text])[:, 0]) for text in ("a car", "a van", "a bus")])
+    torch.testing.assert_close(features[[0, 1, 4]], single.detach())
+    assert encoder.encode(["", " "]).abs().sum() == 0
 
 
-def test_other_weights_forget_the_features_and_copies_work(architecture, tower):
-    tokens = ClipVocabulary(architecture).encode(["a car"])
-    encoder = ClipCaptionEncoder(tower, LENGTH, WIDTH, WIDTH)
-    other = ClipCaptionEncoder(build_clip(architecture).text, LENGTH, WIDTH, WIDTH)
-    assert not torch.equal(encoder(tokens), other(tokens))
-    encoder.load_state_dict(other.state_dict())
-    assert torch.equal(encoder(tokens), other(tokens))
-    encoder.tower.load_state_dict(build_clip(architecture).text.state_dict())
-    assert not torch.equal(encoder(tokens), other(tokens))
+def test_forward_compiles_to_one_graph_because_it_reads_no_text(architecture):
+    encoder = build_clip_text(architecture, 4)
+    features, has_text = encoder.encode(["a car", ""]), torch.tensor([True, False])
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(features, has_text), encoder(features, has_text))
+
+
+def test_copies_encode_alike(architecture):
+    encoder = build_clip_text(architecture, WIDTH)
     for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
-        assert torch.equal(copied(tokens), encoder(tokens))
-        copied.load_state_dict(other.state_dict())
-        assert torch.equal(copied(tokens), other(tokens))
-        assert not torch.equal(encoder(tokens), other(tokens))
+        assert torch.equal(copied.encode(["a car"]), encoder.encode(["a car"]))
 
 
-def test_a_missing_caption_has_a_vector_of_its_own(architecture, tower):
-    encoder = ClipCaptionEncoder(tower, LENGTH, WIDTH, WIDTH)
+def test_a_missing_caption_has_a_vector_of_its_own(architecture):
     for overflow in ("truncate", "average"):
-        prior = encoder(ClipVocabulary(architecture, overflow=overflow).encode(["", LONG, "  "]))
+        encoder = build_clip_text(architecture, WIDTH, overflow=overflow)
+        with pytest.warns(UserWarning, match="1 of 3 captions have more"):
+            prior = vectors(encoder, ["", LONG, "  "])
         assert torch.equal(prior[0], encoder.no_caption)
         assert torch.equal(prior[2], encoder.no_caption)
         assert not torch.equal(prior[1], encoder.no_caption)
-
-
-def test_rows_without_caption_take_no_part_in_the_loss_on_the_text():
-    loss = STMILoss({"T": 4}, num_identities=3)
-    prior, labels = torch.randn(6, 4, requires_grad=True), torch.tensor([0, 0, 1, 1, 2, 2])
-    has_caption = torch.tensor([True, True, True, True, False, False])
-    features = Features(G=prior, U=None, T=prior)
-    result = loss(features, labels, has_caption)
-    torch.testing.assert_close(result, loss(Features(prior, None, prior[:4]), labels[:4]))
-    result.backward()
-    assert prior.grad[4:].abs().sum() == 0
-    for few in (0, 1):
-        marked = torch.arange(6) < few
-        assert loss(features, labels, marked) == 0
-    torch.testing.assert_close(loss(features, labels), loss(features, labels, torch.ones(6, dtype=torch.bool)))
 
 
 def test_architectures_without_clips_tokens_are_refused():

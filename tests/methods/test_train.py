@@ -111,8 +111,9 @@ def test_a_seed_gives_the_same_metrics_and_another_other_weights(folder: Path, t
 def command(method: str, data: Path, out: Path, *flags: str, launcher: tuple[str, ...] = ("-m",)) -> list[str]:
     small = "--modalities RGB NI --image-size 16 16 --dim 16 --tower-heads 2 --num-heads 2 --num-tokens 2"
     batch = "--patch-size 4 --identities-per-batch 4 --images-per-identity 2 --captions required"
-    words = f"{small} {batch} --threads 1 --device cpu --quiet".split()
-    return [sys.executable, *launcher, "examples.train", method, *words, "--data", str(data), "--out", str(out), *flags]
+    batch += " --threads 1 --device cpu --quiet"
+    words = [*small.split(), *batch.split(), "--data", str(data), "--out", str(out), *flags]
+    return [sys.executable, *launcher, "examples.train", method, *words]
 
 
 def environment() -> dict[str, str]:

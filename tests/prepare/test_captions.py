@@ -374,7 +374,7 @@ def test_the_composite_shows_all_modalities_from_left_to_right(images):
 
 
 def item_of(images) -> Item:
-    return Item("000001_cam1_0_00", 1, 1, images=tuple(images), masks=(None,) * len(images), caption=None)
+    return Item("000001_cam1_0_00", 1, tuple(images), (None,) * len(images), camera=1)
 
 
 def test_every_modality_is_asked_about_alone_and_then_all_together(images):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,9 @@ from examples.prepare.captions.arguments import Arguments
 from examples.prepare.captions.endpoint import UnusableError
 from examples.prepare.captions.journal import Journal
 from examples.prepare.captions.questions import Question, Reply
-from examples.prepare.synthetic import write_dataset
-from examples.stmi.settings import Settings
-from examples.stmi.train import train
-from stmi_layers.training.dataset import read_split
+from examples.prepare.synthetic.dataset import write_dataset
+from stmi_layers.training.splits import read_split
+from toy_runs import DATA, SCHEDULE, train_toy
 
 ROOT = Path(__file__).parents[2]
 MODALITIES = ("RGB", "NI")
@@ -135,6 +135,7 @@ def test_two_runs_cannot_share_a_journal(tmp_path):
 # A whole split
 
 
+@pytest.mark.slow
 def test_every_fault_in_one_run_and_nothing_is_lost_or_asked_twice(folder, capsys):
     faults = [hang(1.2), cut, fail(429, retry_after="0.05"), fail(500), raw(b"{"), hang_up]
     turns = Counter()
@@ -277,6 +278,7 @@ def test_an_interrupted_run_keeps_what_is_under_way_and_goes_on(folder, monkeypa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(folder):
     """Killed without warning, in the middle of requests; only what was under way then is asked again."""
     options = ["--modalities", "RGB", "NI", "--height", "16", "--threads", "2", "--model", "tiny"]
@@ -450,6 +452,7 @@ def test_the_command_says_what_is_wrong_and_what_is_left(folder, monkeypatch, ca
     assert "0 captions of 3 items" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_from_rendered_images_to_a_trained_model(tmp_path):
     """The procedural set, its own captions thrown away; the trainer reads what the server said."""
     data = write_dataset(tmp_path / "set", train_identities=4, test_identities=4, train_images=2, test_images=2)
@@ -461,19 +464,9 @@ def test_from_rendered_images_to_a_trained_model(tmp_path):
             report = main(arguments(data, server, split=split, **everything))
             assert report["captions"] == report["items"]
             assert report["requests"]["answers"] == 4 * report["items"]
-    items = read_split(data, "train", ("RGB", "NI", "TI"))
-    assert all(item.caption and item.caption.startswith("A") for item in items)
-    settings = Settings(
-        data=data,
-        out=tmp_path / "run",
-        captions="required",
-        epochs=1,
-        dim=16,
-        depth=1,
-        num_heads=2,
-        image_size=(32, 32),
-        identities_per_batch=2,
-        images_per_identity=2,
-    )
-    train(settings, quiet=True)
-    assert (tmp_path / "run" / "metrics.json").is_file()
+    modalities = ("RGB", "NI", "TI")
+    items = read_split(data, "train", modalities, captions="required")
+    assert all(len(item.captions) == 1 and item.captions[0].startswith("A") for item in items)
+    required = replace(DATA, modalities=modalities, captions="required", image_size=(32, 32))
+    train_toy(data, tmp_path / "run", data=required, schedule=replace(SCHEDULE, epochs=1))
+    assert (tmp_path / "run" / "checkpoint.pt").is_file()

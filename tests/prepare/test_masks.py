@@ -23,9 +23,9 @@ from examples.prepare.masks.files import Note, read_note, write_mask
 from examples.prepare.masks.make import Settings
 from examples.prepare.masks.quality import Quality, find_doubts, measure_made
 from examples.prepare.masks.regions import clean, frame_border, intersection_over_union, mean_overlap, vote
-from examples.prepare.synthetic import write_dataset
-from stmi_layers.training.dataset import read_split
-from stmi_layers.training.record import read_mask
+from examples.prepare.synthetic.dataset import write_dataset
+from stmi_layers.training.images import read_mask
+from stmi_layers.training.splits import read_split
 
 pytest.importorskip("scipy")
 
@@ -257,7 +257,7 @@ def test_the_mixture_is_the_slow_one():
 def test_a_run_writes_masks_that_the_trainer_reads_and_a_report(root: Path, capsys: pytest.CaptureFixture[str]):
     arguments = [str(root), "--modalities", "RGB", "NI", "--splits", "train", "--method", "classical"]
     report = main(tyro.cli(Settings, args=arguments))
-    items = read_split(root, "train", ("RGB", "NI"), missing_caption="none")
+    items = read_split(root, "train", ("RGB", "NI"))
     assert [item.masks[0] for item in items] == [root / "train" / "mask" / f"{name}.png" for name in NAMES]
     for name, mask in masks_of(root).items():
         assert mask.shape == SIZE
@@ -399,7 +399,7 @@ def test_masks_lie_where_the_reader_of_a_benchmark_looks(tmp_path: Path, files: 
     for file in files:
         save(tmp_path / file, np.concatenate([panel, panel], axis=1) if len(files) == 1 else panel)
     main(settings(tmp_path))
-    items = read_split(tmp_path, "train", ("RGB", "NI"), missing_caption="none")
+    items = read_split(tmp_path, "train", ("RGB", "NI"))
     assert [item.masks for item in items] == [(tmp_path / mask,) * 2]
     assert intersection_over_union(read_mask(tmp_path / mask), disc((128, 256))) > 0.9
 
@@ -444,7 +444,7 @@ def test_the_sheet_shows_the_most_doubtful_first(root: Path, monkeypatch: pytest
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not beside the project")
 def test_the_fallback_on_real_images_beats_the_bell_it_starts_from():
-    items = read_split(REAL / "naip_parcels", "test", ("RGB",), missing_caption="none")[::10]
+    items = read_split(REAL / "naip_parcels", "test", ("RGB",))[::10]
     maps = Classical()([Image.open(item.images[0]) for item in items])
     truths = [read_mask(item.masks[0]) for item in items]
     bell = Classical()([Image.new("L", (96, 96))])[0] > 0.5

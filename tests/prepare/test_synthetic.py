@@ -13,11 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from examples.prepare.synthetic import dataset as synthetic
 from examples.prepare.synthetic.bodies import BODIES, HUES, Tag
-from examples.prepare.synthetic.dataset import contact_sheet, corrupt_mask, describe, write_dataset
-from examples.prepare.synthetic.dataset import dataset as synthetic
+from examples.prepare.synthetic.captions import describe
+from examples.prepare.synthetic.dataset import write_dataset
 from examples.prepare.synthetic.identities import PLACES, Identity, Settings, confusable, make_identities, sample_view
-from examples.prepare.synthetic.scenes import BANDS, LIGHTS, View, expose, figure_mask, paint
+from examples.prepare.synthetic.masks import corrupt_mask
+from examples.prepare.synthetic.scenes import BANDS, LIGHTS, View, figure_mask, paint
+from examples.prepare.synthetic.sensors import expose
+from examples.prepare.synthetic.sheet import contact_sheet
 
 TINY = Settings(
     size=(48, 48),

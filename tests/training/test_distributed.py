@@ -8,7 +8,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,12 +16,21 @@ from torch import Tensor, nn
 
 from processes import in_processes
 from sets import write_set
-from stmi_layers.training import IdentitySampler, describe, facts_of, load_split, read_checkpoint, whole_batch
-from stmi_layers.training.distributed import Share, by_first, interleave, join, mean_over_processes, rank, share
+from stmi_layers.training import IdentitySampler, describe, facts_of, fit, load_split, read_checkpoint, whole_batch
+from stmi_layers.training.distributed import (
+    Share,
+    by_first,
+    interleave,
+    join,
+    mean_over_processes,
+    rank,
+    share,
+    whole_mean,
+)
 from stmi_layers.training.norms import synchronised_norms
 from toy_method.model import Toy, build
 from toy_method.settings import Settings
-from toy_runs import DATA, SCHEDULE, assert_same_weights, train_toy
+from toy_runs import DATA, MACHINE, SCHEDULE, assert_same_weights, train_toy
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
@@ -43,7 +51,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 INCOMPLETE = replace(DATA, missing_modality="absent")
 
 
-def parts(out: str) -> None:
+@pytest.fixture(scope="module")
+def together(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of two processes, started once for the tests below."""
+    out = tmp_path_factory.mktemp("together")
+    in_processes(work_together, str(folder), str(out))
+    return out
+
+
+def work_together(folder: str, out: str) -> None:
+    os.environ["XDG_CACHE_HOME"] = f"{out}/cache"
+    join("cpu")
+    parts()
+    describes(folder, out)
+    trains(folder, f"{out}/run")
+
+
+def parts() -> None:
     """What the single functions do, checked in every process."""
     assert join("cpu") == join("cpu") == torch.device("cpu")
     rows = torch.full((1, 2), float(rank()), requires_grad=True)
@@ -52,6 +76,13 @@ def parts(out: str) -> None:
     (gathered * torch.tensor([[1.0], [10.0]]) * (rank() + 1)).sum().backward()
     assert torch.equal(rows.grad, torch.full((1, 2), (10.0 if rank() else 1.0) * (1 + 2)))
     assert whole_batch(torch.tensor([rank() == 0])).tolist() == [True, False]
+
+    # Of two means, the first over 1 sample here and 3 there, the second over none at all.
+    means = torch.tensor([float(rank()), 0.0], requires_grad=True)
+    averaged = whole_mean(means, torch.tensor([1 + 2 * rank(), 0]))
+    assert averaged.tolist() == [0.75, 0.0]
+    averaged[0].backward()
+    assert means.grad.tolist() == [2 * (0.75 if rank() else 0.25), 0.0]  # of both processes, which DDP averages
 
     own = torch.tensor([[float(index)] for index in share(5)])
     assert interleave(own, 5, torch.device("cpu")).flatten().tolist() == [0, 1, 2, 3, 4]
@@ -63,6 +94,7 @@ def parts(out: str) -> None:
     norms(nn.BatchNorm1d(3, momentum=None).double(), torch.randn(7, 3, dtype=torch.float64), [5, 2])
     norms(nn.BatchNorm2d(2, affine=False).double(), torch.randn(6, 2, 3, 4, dtype=torch.float64), [0, 6])
     norms(nn.BatchNorm3d(2).double(), torch.randn(6, 2, 2, 2, 2, dtype=torch.float64), [3, 3])
+    norms(nn.BatchNorm2d(2).double(), torch.randn(0, 2, 3, 3, dtype=torch.float64), [0, 0])
 
 
 def refuse(message: str) -> None:
@@ -102,36 +134,34 @@ def norms(norm: nn.Module, rows: Tensor, sizes: list[int]) -> None:
     torch.testing.assert_close(evaluated, whole.eval()(rows))
 
 
-def test_rows_are_gathered_with_their_gradient_and_norms_see_all_of_them(tmp_path: Path):
-    in_processes(parts, str(tmp_path))
+def test_rows_are_gathered_with_their_gradient_and_norms_see_all_of_them(together: Path):
+    """What fails in a process fails here, with its own traceback."""
+    assert together.exists()
 
 
 SETTINGS = Settings(agreement=True, reads_captions=True)
 
 
-def trains(folder: str, out: str, schedule: Any) -> None:
-    forward = Toy.forward
+def trains(folder: str, out: str) -> None:
+    schedule, forward = replace(SCHEDULE, epochs=2, modality_dropout=0.3), Toy.forward
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Toy, "forward", lambda self, batch: forward(self, batch._replace(images=batch.images.double())))
         train_toy(Path(folder), Path(out), settings=SETTINGS, data=INCOMPLETE, schedule=schedule, dtype=torch.float64)
 
 
-def test_two_processes_end_with_the_weights_of_one(folder: Path, tmp_path: Path):
+def test_two_processes_end_with_the_weights_of_one(together: Path, folder: Path, tmp_path: Path):
     """In float64, because Adam makes whole steps of the rounding in gradients that are 0, as before a norm."""
-    schedule = replace(SCHEDULE, epochs=2, modality_dropout=0.3)
-    in_processes(trains, str(folder), str(tmp_path / "two"), schedule)
-    trains(str(folder), str(tmp_path / "one"), schedule)
-    assert_same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-9, atol=1e-12)
-    one, two = (read_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
-    assert two.history[-1]["losses"] == pytest.approx(one.history[-1]["losses"], rel=1e-5)
-    assert two.history[-1]["mAP"] == pytest.approx(one.history[-1]["mAP"], abs=1e-6)
-    written = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    trains(str(folder), str(tmp_path))
+    assert_same_weights(tmp_path, together / "run", rtol=1e-9, atol=1e-12)
+    one, two = (read_checkpoint(out / "checkpoint.pt").history[-1] for out in (tmp_path, together / "run"))
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-9)
+    assert two["mAP"] == pytest.approx(one["mAP"], abs=1e-9)
+    written = [json.loads((out / "metrics.json").read_text()) for out in (tmp_path, together / "run")]
     assert [content["processes"] for content in written] == [1, 2]
 
 
-def test_evaluation_is_shared_out(folder: Path, tmp_path: Path):
-    in_processes(describes, str(folder), str(tmp_path))
-    found = [torch.load(tmp_path / f"{number}.pt") for number in range(PROCESSES)]
+def test_evaluation_is_shared_out(together: Path, folder: Path, tmp_path: Path):
+    found = [torch.load(together / f"{number}.pt") for number in range(PROCESSES)]
     describes(str(folder), str(tmp_path))
     expected, read = torch.load(tmp_path / "0.pt")
     assert len(read) == 19
@@ -159,6 +189,25 @@ def describes(folder: str, out: str) -> None:
     torch.save((descriptors, read), f"{out}/{rank()}.pt")
 
 
+def shards(folder: str, out: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    join("cpu")
+    train = load_split(replace(INCOMPLETE, root=Path(folder)), "train")
+    model = build(Settings(), facts_of(train, INCOMPLETE.modalities))
+    fully_shard(model.mix)
+    with pytest.raises(
+        ValueError, match=r"2 are sharded by fully_shard, the first is mix\.weight.*leave fully_shard out"
+    ):
+        fit(model, train, schedule=SCHEDULE, machine=MACHINE, out=Path(out) / "run")
+
+
+@pytest.mark.slow
+def test_sharded_parameters_are_refused_with_the_reason(folder: Path, tmp_path: Path):
+    in_processes(shards, str(folder), str(tmp_path))
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_shares_make_up_the_batches_and_keep_identities_whole():
     labels = [label for label in range(6) for _ in range(3)]
     batches = IdentitySampler(labels, 4, 2)
@@ -179,6 +228,7 @@ def test_identities_that_cannot_be_shared_out_are_refused():
 def test_alone_everything_is_the_identity():
     rows = torch.randn(3, 2)
     assert whole_batch(rows) is rows
+    assert whole_mean(rows, rows) is rows
     assert interleave(rows, 3, torch.device("cpu")) is rows
     assert share(3) == [0, 1, 2]
     assert by_first(lambda: 5) == 5
@@ -201,7 +251,7 @@ import os, sys
 from dataclasses import replace
 from pathlib import Path
 from toy_method.settings import Settings
-from toy_runs import DATA, SCHEDULE, train_toy
+from toy_runs import DATA, MACHINE, SCHEDULE, train_toy
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 note = lambda entry: print("epoch", entry["epoch"], os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)

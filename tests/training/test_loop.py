@@ -19,7 +19,7 @@ from stmi_layers.training import Machine, Outputs, Schedule, load_split, read_ch
 from stmi_layers.training.device import choose_device
 from stmi_layers.training.dropout import drop_modalities, modality_draws
 from stmi_layers.training.files import locked
-from stmi_layers.training.optimisation import build_optimizer, rate
+from stmi_layers.training.optimisation import Ledger, build_optimizer, rate
 from toy_method.model import Toy
 from toy_method.settings import Settings
 from toy_runs import DATA, MACHINE, SCHEDULE, assert_same_weights, train_toy, weights
@@ -214,6 +214,36 @@ def test_a_folder_in_use_is_refused_and_free_afterwards(folder: Path, tmp_path: 
         pass
 
 
+HOLDER = """
+import os, sys, time
+from stmi_layers.training.files import locked
+with locked(sys.argv[1]):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_the_death_of_a_run_frees_its_folder_though_its_loaders_live_on(tmp_path: Path):
+    command = [sys.executable, "-W", "ignore", "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        try:
+            with (
+                pytest.raises(BlockingIOError, match=rf"in use by another run \(process {process.pid} on"),
+                locked(tmp_path),
+            ):
+                pass
+            process.kill()
+            process.wait()
+            with locked(tmp_path):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_the_training(folder: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file/run cannot be written"):
@@ -308,6 +338,27 @@ def test_captions_are_encoded_once_per_split(folder: Path, tmp_path: Path, monke
     assert calls == [20, 20]
 
 
+def test_losses_are_read_every_few_steps_and_the_step_at_fault_is_named(folder: Path):
+    items = load_split(replace(DATA, root=folder), "train").items
+    ledger, one = Ledger(3, items, "nothing is kept", 4), torch.ones(())
+    ledger.add(one, {"whole": one}, one, torch.tensor([0, 1]))
+    ledger.add(one * torch.inf, {"whole": one, "term": one * torch.inf}, one, torch.tensor([7, 3]))
+    assert ledger.losses == []  # nothing has been read: the host has not waited
+    message = (
+        rf"the loss is inf \(in term\) in epoch 4, step 2, items {items[7].name}, {items[3].name}; nothing is kept"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        ledger.add(one, {"whole": one}, one, torch.tensor([2]))
+    healthy = Ledger(2, items, "", 1)
+    for number in range(3):
+        parts = {"whole": number * one} | ({"term": 4 * one} if number == 1 else {})
+        healthy.add(sum(parts.values()), parts, one, torch.tensor([0]))
+        assert len(healthy.losses) == (2 if number else 0)
+    healthy.read()
+    assert healthy.losses == [0, 5, 2]
+    assert healthy.means() == {"whole": 1, "term": 4}
+
+
 class TwoGroups(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -325,6 +376,21 @@ def test_groups_get_their_rates_and_decay_and_new_comes_first():
     assert [id(p) for p in second["params"]] == [id(p) for p in model.old.parameters()]
     assert (first["initial_lr"], second["initial_lr"]) == (0.1, 0.01)
     assert (first["weight_decay"], second["weight_decay"]) == (0.05, 0.0)
+
+
+def test_sgd_has_momentum_and_adds_the_decay_to_the_gradient():
+    model = nn.Linear(1, 1, bias=False)
+    schedule = Schedule(learning_rate=0.1, weight_decay=0.5, optimizer="sgd")
+    optimizer = build_optimizer(model, {"new": [*model.parameters()]}, nn.Identity(), schedule)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    weight, speed = 2.0, 0.0
+    for gradient in (1.0, -3.0, 0.5):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        speed = 0.9 * speed + gradient + 0.5 * weight
+        weight -= 0.1 * speed
+        assert model.weight.item() == pytest.approx(weight)
 
 
 def test_groups_that_are_not_the_parameters_are_refused():
@@ -355,7 +421,7 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth():
     [
         ({"epochs": 0}, "epochs must be at least 1; received 0"),
         ({"modality_dropout": 1.5}, r"modality_dropout must be a probability in \[0, 1\]; received 1.5"),
-        ({"optimizer": "sgd"}, "optimizer must be one of 'adamw', 'adam'; received 'sgd'"),
+        ({"optimizer": "lion"}, "optimizer must be one of 'adamw', 'adam', 'sgd'; received 'lion'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive, or None for no clipping; received 0"),
         ({"rates": {"new": -1.0}}, r"rates\['new'\] must be finite and at least 0; received -1"),
         (

@@ -17,6 +17,21 @@ NAMES = (
     "losses",
     "metrics",
     "backbones",
+    "pooling",
+    "subset_readout",
+    "experts",
+    "expert_readout",
+    "deformable_readout",
+    "text_inversion",
+    "token_permutation",
+    "reconstruction",
+    "rollout",
+    "masked_aggregation",
+    "consistency",
+    "multiscale",
+    "text_alignment",
+    "mask_losses",
+    "adapters",
 )
 
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from docs.figures.layers.drawing import BANDS, EDGE, GREEN, RED, SOFT, path, picture, rect, text
+from docs.figures.layers.drawing import BANDS, EDGE, GREEN, PAPER, RED, SOFT, path, picture, rect, text
 from stmi_layers import gram_alignment_loss, gram_volume
 
 # Unit vectors of two samples in RGB and NIR, by their angles in degrees.
@@ -28,7 +28,7 @@ def draw() -> str:
         own = row == column
         first, second = (angles[sample] for angles, sample in zip(ANGLES.T.tolist(), (row, column), strict=True))
         volume, colour = volumes()[row][column], GREEN if own else RED
-        parts += [rect(left, top, 160, 142, fill="#ffffff", stroke=EDGE)]
+        parts += [rect(left, top, 160, 142, fill=PAPER, stroke=EDGE)]
         parts += _parallelogram(left + 18, top + 118, first, second, colour)
         parts += [text(left + 150, top + 20, f"{volume:.2f}", anchor="end", fill=colour, bold=True)]
     loss = gram_alignment_loss(features(), TEMPERATURE).item()

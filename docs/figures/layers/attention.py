@@ -2,7 +2,7 @@
 
 import torch
 
-from docs.figures.layers.drawing import BLUE, GREEN, LINE, SOFT, circle, code, path, picture, text
+from docs.figures.layers.drawing import BLUE, CARD, GREEN, LINE, SOFT, circle, code, path, picture, text
 from stmi_layers import modulate_logits
 
 FOREGROUND = torch.tensor([[True, True, True, False, False, False]])
@@ -62,7 +62,7 @@ def _panel(top: float, name: str, before: torch.Tensor, after: torch.Tensor) -> 
         if start != stop:
             end = height(stop) + (7 if stop > start else -7)
             parts.append(path([(x, height(start)), (x, end)]))
-        parts.append(circle(x, height(start), 4.5, fill="#eef1f6", stroke=LINE, thick=1.5))
+        parts.append(circle(x, height(start), 4.5, fill=CARD, stroke=LINE, thick=1.5))
         parts.append(circle(x, height(stop), 5, fill=colour))
         base = height(stop) + (-6 if stop == before.min() else 4.5)
         parts.append(text(x + 8, base, f"{stop:g}", anchor="start"))

@@ -1,6 +1,6 @@
 """What `modulate` changes in a vision transformer, and what it leaves alone."""
 
-from docs.figures.layers.drawing import EDGE, GREEN, INK, SOFT, code, path, picture, rect, text
+from docs.figures.layers.drawing import EDGE, FAINT, GREEN, INK, PAPER, SOFT, code, path, picture, rect, text
 
 
 def draw() -> str:
@@ -30,10 +30,10 @@ def _tower(left: float, *, modulated: bool) -> list[str]:
     for block in range(3):
         top = 60 + 80 * block
         parts += [
-            rect(left, top, 128, 66, fill="#ffffff", stroke=EDGE, radius=6),
-            rect(left + 8, top + 6, 112, 22, fill="#dde3ec"),
+            rect(left, top, 128, 66, fill=PAPER, stroke=EDGE, radius=6),
+            rect(left + 8, top + 6, 112, 22, fill=FAINT),
             text(left + 64, top + 21.5, "MLP"),
-            rect(left + 8, top + 36, 112, 24, fill="#dde3ec", stroke=GREEN if modulated else "none", thick=2),
+            rect(left + 8, top + 36, 112, 24, fill=FAINT, stroke=GREEN if modulated else "none", thick=2),
             text(left + (44 if modulated else 64), top + 52.5, "attention", fill=INK),
         ]
         if modulated:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from docs.figures.layers.drawing import BLUE, EDGE, GREEN, RED, SOFT, circle, path, picture, rect, text
+from docs.figures.layers.drawing import BLUE, EDGE, GREEN, PAPER, RED, SOFT, circle, path, picture, rect, text
 from stmi_layers import deformable_positions, reference_positions
 
 GRID, POINTS, CELL = (16, 8), (4, 2), 17
@@ -28,7 +28,7 @@ def draw() -> str:
     for left, title in ((16, "here"), (196, "research code")):
         parts.append(text(left + 68, 28, title, bold=True))
         parts += [
-            rect(left + CELL * column, 38 + CELL * row, CELL - 1, CELL - 1, fill="#ffffff", stroke=EDGE)
+            rect(left + CELL * column, 38 + CELL * row, CELL - 1, CELL - 1, fill=PAPER, stroke=EDGE)
             for row in range(GRID[0])
             for column in range(GRID[1])
         ]
@@ -40,8 +40,8 @@ def draw() -> str:
     parts += [
         text(16, 336, "Every point stands in the centre of its window", anchor="start", fill=SOFT),
         text(16, 354, "and moves at most to the border.", anchor="start", fill=SOFT),
-        text(16, 376, "There, the last row and column are cut off,", anchor="start", fill=RED),
-        text(16, 394, "and the left columns are out of reach.", anchor="start", fill=RED),
+        text(16, 376, "In the research code the last row and column", anchor="start", fill=RED),
+        text(16, 394, "are cut off, and the left columns out of reach.", anchor="start", fill=RED),
     ]
     return picture(
         410,

@@ -1,4 +1,8 @@
-"""Plain SVG on a light card, which is legible in both palettes of the pages, and as narrow as a phone."""
+"""Plain SVG on a card as narrow as a phone, light or dark as the page it is on.
+
+Attributes hold the light colours. A style exchanges them for the dark ones where the page is dark: for an SVG in an
+`<img>`, browsers read `prefers-color-scheme` from the `color-scheme` of the page.
+"""
 
 import re
 from html import escape
@@ -8,6 +12,25 @@ INK, SOFT, EDGE, CARD, LINE = "#1d2733", "#3d4a5a", "#8a97a8", "#eef1f6", "#5d6b
 RGB, NIR, TIR = "#d9694a", "#8f63b8", "#d99a1e"  # the colours of the bands, as in pipeline.svg
 BANDS = (RGB, NIR, TIR)
 GREEN, BLUE, RED = "#2f7d5b", "#5f7ea8", "#b3372b"
+PAPER, FAINT, GREY = "#ffffff", "#dde3ec", "#aeb9c7"  # boxes, boxes of no account, background of an image
+
+DARK = {
+    INK: "#e6ebf2",
+    SOFT: "#bcc6d4",
+    EDGE: "#6d7b90",
+    CARD: "#262b37",
+    LINE: "#96a3b6",
+    PAPER: "#1a1e28",
+    FAINT: "#363e4d",
+    GREY: "#4d586a",
+    RGB: "#dd7a5c",
+    NIR: "#a27ac9",
+    TIR: "#d39a2b",
+    GREEN: "#3d8a66",
+    BLUE: "#6f92c4",
+    RED: "#cf5f52",
+}
+DARK_TEXT = {GREEN: "#6cc49b", BLUE: "#9dbbe6", RED: "#f0897c", RGB: "#e88c70", NIR: "#b894da", TIR: "#dba845"}
 
 STYLE = """text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
 .code { font-family: ui-monospace, Menlo, Consolas, monospace; }"""
@@ -20,7 +43,7 @@ def picture(height: float, title: str, description: str, *parts: str, width: flo
         'aria-labelledby="title description">',
         f'<title id="title">{escape(title)}</title>',
         f'<desc id="description">{escape(description)}</desc>',
-        f"<style>\n{STYLE}\n</style>",
+        f"<style>\n{STYLE}\n{_dark()}\n</style>",
         _marker("head", LINE),
         _marker("green", GREEN),
         _marker("red", RED),
@@ -29,6 +52,41 @@ def picture(height: float, title: str, description: str, *parts: str, width: flo
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def heat(
+    left: float,
+    top: float,
+    weights: list[list[float]],
+    *,
+    cell: tuple[float, float] = (16, 16),
+    fill: str = BLUE,
+    most: float | None = None,
+) -> list[str]:
+    """Rows of cells, the fuller the greater the weight; `most` is full, the greatest weight by default."""
+    most = most or max(max(row) for row in weights) or 1.0
+    parts = []
+    for y, row in enumerate(weights):
+        for x, weight in enumerate(row):
+            box = (left + cell[0] * x, top + cell[1] * y, cell[0] - 2, cell[1] - 2)
+            parts.append(rect(*box, fill=PAPER, stroke=EDGE, thick=0.5))
+            if weight > 0:
+                parts.append(rect(*box, fill=fill, opacity=weight / most))
+    return parts
+
+
+def lines(x: float, y: float, *contents: str, anchor: str = "middle") -> list[str]:
+    """Small lines of text below each other: the caption of a picture."""
+    return [text(x, y + 16 * row, content, size=12, fill=SOFT, anchor=anchor) for row, content in enumerate(contents)]
+
+
+def _dark() -> str:
+    """Style of a dark page: each light colour becomes its dark counterpart."""
+    rules = [
+        f'[{paint}="{light}"] {{ {paint}: {dark}; }}' for light, dark in DARK.items() for paint in ("fill", "stroke")
+    ]
+    rules += [f'text[fill="{light}"] {{ fill: {dark}; }}' for light, dark in DARK_TEXT.items()]
+    return "@media (prefers-color-scheme: dark) {\n" + "\n".join(rules) + "\n}"
 
 
 def text(

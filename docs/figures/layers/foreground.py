@@ -2,7 +2,7 @@
 
 import torch
 
-from docs.figures.layers.drawing import EDGE, GREEN, INK, SOFT, code, path, picture, rect, text
+from docs.figures.layers.drawing import EDGE, FAINT, GREEN, INK, PAPER, SOFT, code, path, picture, rect, text
 from stmi_layers import token_foreground
 
 GRID = (4, 3)
@@ -66,7 +66,7 @@ def draw() -> str:
 
 
 def _pixels() -> list[str]:
-    parts = [rect(LEFT, TOP, 96, 128, fill="#dde3ec", radius=0)]
+    parts = [rect(LEFT, TOP, 96, 128, fill=FAINT, radius=0)]
     for y, row in enumerate(PIXELS.split()):
         for x, pixel in enumerate(row):
             if pixel == "#":
@@ -91,7 +91,7 @@ def _tokens(left: float, flags: torch.Tensor) -> list[str]:
     parts = []
     for index, flag in enumerate(flags[1:].tolist()):
         y, x = divmod(index, GRID[1])
-        fill = GREEN if flag else "#ffffff"
+        fill = GREEN if flag else PAPER
         parts.append(rect(left + 34 * x, TOP + 32 * y, 32, 30, fill=fill, stroke=EDGE))
     return parts
 
@@ -100,5 +100,5 @@ def _row(y: float, threshold: float) -> list[str]:
     parts = [code(14, y + 5, f"{threshold:g}", anchor="start")]
     for index, flag in enumerate(tokens(threshold).tolist()):
         x = 62 + 21.5 * index + (6 if index else 0)
-        parts.append(rect(x, y - 8, 18, 17, fill=GREEN if flag else "#ffffff", stroke=EDGE, thick=1 if index else 2))
+        parts.append(rect(x, y - 8, 18, 17, fill=GREEN if flag else PAPER, stroke=EDGE, thick=1 if index else 2))
     return parts

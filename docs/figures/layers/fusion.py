@@ -1,6 +1,6 @@
 """The readout: global tokens read the semantic tokens of all bands; those of a missing band take no part."""
 
-from docs.figures.layers.drawing import BANDS, EDGE, LINE, SOFT, circle, path, picture, rect, text
+from docs.figures.layers.drawing import BANDS, CARD, EDGE, LINE, PAPER, SOFT, circle, path, picture, rect, text
 
 NAMES = ("RGB", "NIR", "TIR")
 
@@ -23,7 +23,7 @@ def draw() -> str:
         if missing:
             parts.append(text(318, y + 30, "no meaning", size=12, fill=SOFT))
         else:
-            parts.append(circle(318, y, 5, fill="#eef1f6"))
+            parts.append(circle(318, y, 5, fill=CARD))
             parts.append(path([(66, y), (128, y)], thick=1.2))
             parts += [path([(252, 72 + 76 * other), (302, y)], head="head", thick=1.2) for other in (0, 1)]
     parts.append(text(180, 282, "keep is False for the tokens of a band that is missing:", size=12, fill=SOFT))
@@ -44,5 +44,5 @@ def _paint(colour: str, missing: bool) -> tuple[str, str]:
 
 def _tokens(y: float, colour: str, missing: bool) -> list[str]:
     fill, stroke = _paint(colour, missing)
-    box = rect(128, y - 18, 124, 36, fill="none" if missing else "#ffffff", stroke=EDGE if missing else LINE, radius=6)
+    box = rect(128, y - 18, 124, 36, fill="none" if missing else PAPER, stroke=EDGE if missing else LINE, radius=6)
     return [box, *(rect(136 + 22.5 * token, y - 9, 18, 18, radius=3, fill=fill, stroke=stroke) for token in range(5))]

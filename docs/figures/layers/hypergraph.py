@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from docs.figures.layers.drawing import BANDS, BLUE, EDGE, LINE, SOFT, circle, path, picture, rect, text
+from docs.figures.layers.drawing import BANDS, BLUE, CARD, EDGE, LINE, SOFT, circle, path, picture, rect, text
 from stmi_layers import hypergraph_conv, incidence_statistics, similarity_incidence
 
 # Directions of three tokens in each of the bands, in degrees: two things seen by all of them, and one token apart.
@@ -100,7 +100,7 @@ def _matrix(left: float, threshold: float, name: str) -> list[str]:
         for column, member in enumerate(edges):
             if member:
                 box = (left + 11 * column, 304 + 11 * row, 11, 11)
-                parts.append(rect(*box, fill=BANDS[row // 3], radius=0, stroke="#eef1f6"))
+                parts.append(rect(*box, fill=BANDS[row // 3], radius=0, stroke=CARD))
     parts.append(text(left + 49, 418, name, size=12))
     parts.append(text(left + 49, 433, f"mean size {size:.2g}", size=12, fill=SOFT))
     parts.append(text(left + 49, 448, f"crossing {100 * crossing:.0f} %", size=12, fill=SOFT))

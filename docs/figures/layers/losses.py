@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from docs.figures.layers.drawing import BANDS, EDGE, GREEN, INK, RED, SOFT, circle, path, picture, rect, text
+from docs.figures.layers.drawing import BANDS, EDGE, GREEN, INK, PAPER, RED, SOFT, circle, path, picture, rect, text
 from stmi_layers import batch_hard_triplet
 
 FEATURES = torch.tensor(
@@ -32,7 +32,7 @@ def draw() -> str:
     positive, negative, pull, push = mined(ANCHOR)
     loss = batch_hard_triplet(FEATURES, LABELS).item()
     centre = [_place(x, y) for x, y in FEATURES.tolist()]
-    parts = [rect(14, 14, 332, 236, fill="#ffffff", stroke=EDGE)]
+    parts = [rect(14, 14, 332, 236, fill=PAPER, stroke=EDGE)]
     parts.append(path([centre[ANCHOR], _short(centre[ANCHOR], centre[positive])], stroke=GREEN, thick=2, head="green"))
     parts.append(path([centre[ANCHOR], _short(centre[ANCHOR], centre[negative])], stroke=RED, thick=2, head="red"))
     for index, (x, y) in enumerate(centre):

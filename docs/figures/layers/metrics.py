@@ -2,7 +2,21 @@
 
 import torch
 
-from docs.figures.layers.drawing import EDGE, GREEN, LINE, RED, SOFT, circle, code, path, picture, rect, text
+from docs.figures.layers.drawing import (
+    EDGE,
+    GREEN,
+    INK,
+    LINE,
+    PAPER,
+    RED,
+    SOFT,
+    circle,
+    code,
+    path,
+    picture,
+    rect,
+    text,
+)
 from stmi_layers import ReIDMetrics, rank_gallery, reid_metrics
 
 QUERY, IDENTITY, CAMERA = torch.tensor([[0.0]]), torch.tensor([7]), torch.tensor([1])
@@ -50,7 +64,7 @@ def _entry(top: float, index: int, rank: int | None) -> list[str]:
     identity, camera = IDENTITIES[index].item(), CAMERAS[index].item()
     right = identity == IDENTITY.item()
     middle = top + 17
-    parts = [rect(50, top, 170, 25, fill="#ffffff" if rank else "none", stroke=GREEN if right and rank else EDGE)]
+    parts = [rect(50, top, 170, 25, fill=PAPER if rank else "none", stroke=GREEN if right and rank else EDGE)]
     parts.append(code(60, middle, f"id {identity}  cam {camera}", anchor="start"))
     parts.append(text(212, middle, f"{GALLERY[index].item():.1f}", anchor="end", fill=SOFT))
     if rank is None:
@@ -77,6 +91,6 @@ def _worked(top: float) -> list[str]:
         "mAP, mINP, CMC: the means over all queries",
     ]
     return [
-        text(14, top + 20 * line, content, anchor="start", fill=SOFT if line == 3 else "#1d2733", bold=line == 0)
+        text(14, top + 20 * line, content, anchor="start", fill=SOFT if line == 3 else INK, bold=line == 0)
         for line, content in enumerate(lines)
     ]

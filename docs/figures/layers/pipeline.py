@@ -1,6 +1,6 @@
 """The way of the data from top to bottom, for narrow screens; pipeline.svg shows it from left to right."""
 
-from docs.figures.layers.drawing import BANDS, EDGE, GREEN, SOFT, circle, code, path, picture, rect, text
+from docs.figures.layers.drawing import BANDS, EDGE, GREEN, PAPER, SOFT, circle, code, path, picture, rect, text
 
 STEPS = (
     ("Images", "several bands, and a mask", "(B, M, 3, H, W)"),
@@ -37,7 +37,7 @@ def draw() -> str:
 
 def _box(top: float, name: str, what: str, file: str) -> list[str]:
     parts = [
-        rect(58, top, 244, 60, fill="#ffffff", stroke=EDGE, radius=8),
+        rect(58, top, 244, 60, fill=PAPER, stroke=EDGE, radius=8),
         text(70, top + 22, name, size=16, anchor="start", bold=True),
         code(292, top + 22, file, anchor="end"),
         text(70, top + 46, what, anchor="start", fill=SOFT),
@@ -53,7 +53,7 @@ def _ends(top: float) -> list[str]:
         (14, "Training", "identity, triplet", "losses.py"),
         (186, "Retrieval", "mAP, CMC, mINP", "metrics.py"),
     ):
-        parts.append(rect(left, top, 160, 62, fill="#ffffff", stroke=EDGE, radius=8))
+        parts.append(rect(left, top, 160, 62, fill=PAPER, stroke=EDGE, radius=8))
         parts.append(text(left + 80, top + 21, name, size=15, bold=True))
         parts.append(text(left + 80, top + 38, what, size=12, fill=SOFT))
         parts.append(code(left + 80, top + 54, file))

@@ -2,13 +2,28 @@
 
 import torch
 
-from docs.figures.layers.drawing import BLUE, EDGE, GREEN, SOFT, code, path, picture, rect, text
+from docs.figures.layers.drawing import (
+    BLUE,
+    EDGE,
+    GREEN,
+    GREY,
+    NIR,
+    PAPER,
+    RGB,
+    SOFT,
+    TIR,
+    code,
+    path,
+    picture,
+    rect,
+    text,
+)
 from stmi_layers import SemanticTokenReallocation
 
 PARTS = ("head", "body", "legs", "background")
 # Which part of the figure each patch shows, row by row.
 LAYOUT = torch.tensor([[3, 0, 0, 3], [3, 0, 0, 3], [1, 1, 1, 1], [3, 1, 1, 3], [3, 2, 2, 3], [3, 2, 2, 3]])
-COLOURS = ("#d9694a", "#8f63b8", "#d99a1e", "#aeb9c7")
+COLOURS = (RGB, NIR, TIR, GREY)
 
 
 def attention() -> torch.Tensor:
@@ -70,7 +85,7 @@ def _map(left: float, top: float, name: str, weights: torch.Tensor) -> list[str]
     for index, weight in enumerate(weights.tolist()):
         y, x = divmod(index, 4)
         box = (left + 20 * x, top + 18 + 15 * y, 18, 13)
-        parts.append(rect(*box, fill="#ffffff", stroke=EDGE, thick=0.5))
+        parts.append(rect(*box, fill=PAPER, stroke=EDGE, thick=0.5))
         parts.append(rect(*box, fill=colour, opacity=weight / scale))
     best = max(range(4), key=lambda part: share(weights, part))
     parts.append(text(left + 40, top + 122, f"{PARTS[best]} {share(weights, best):.2f}", size=12, fill=SOFT))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from docs.figures.layers.drawing import BANDS, BLUE, EDGE, GREEN, INK, SOFT, picture, rect, text
+from docs.figures.layers.drawing import BANDS, BLUE, EDGE, GREEN, INK, PAPER, SOFT, picture, rect, text
 from stmi_layers.selection import select_across, top_tokens
 
 NAMES = ("RGB", "NIR", "TIR")
@@ -38,13 +38,13 @@ def draw() -> str:
             if own[band, patch]:
                 parts.append(rect(x + 2, y + 2, 20, 20, stroke=INK, thick=2))
             if others[band, patch]:
-                parts.append(rect(x + 7, y + 7, 10, 10, fill=BLUE, stroke="#ffffff"))
+                parts.append(rect(x + 7, y + 7, 10, 10, fill=BLUE, stroke=PAPER))
         kept = int((own | others)[band].sum())
         parts.append(text(left + 50, 162, f"{kept} of 16", fill=GREEN, bold=True))
     parts += [
         rect(16, 182, 20, 20, stroke=INK, thick=2),
         text(44, 197, f"one of the {KEEP} that its own class token selects", anchor="start"),
-        rect(21, 215, 10, 10, fill=BLUE, stroke="#ffffff"),
+        rect(21, 215, 10, 10, fill=BLUE, stroke=PAPER),
         text(44, 225, "selected by the class tokens of other bands", anchor="start"),
         text(16, 251, "Gates are 1 for either; the others are not read.", anchor="start", fill=SOFT),
     ]

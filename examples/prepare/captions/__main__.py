@@ -8,7 +8,6 @@ A run that was stopped goes on where it was: what has been answered is never ask
 """
 
 import json
-import os
 import sys
 import threading
 from collections import Counter
@@ -26,6 +25,7 @@ from examples.prepare.captions.questions import COMPOSITE, Question, Reply, Requ
 from examples.prepare.captions.report import Described, as_markdown, make_report
 from examples.prepare.captions.schema import Schema, read_schema
 from examples.prepare.captions.sentence import choose, write_sentence
+from stmi_layers.training.files import write_text
 from stmi_layers.training.record import Item, path_of
 from stmi_layers.training.splits import read_split
 
@@ -43,8 +43,9 @@ def main(arguments: Arguments) -> dict[str, Any]:
         arguments.split,
         arguments.modalities,
         missing_modality=arguments.missing_modality,
-        missing_caption="none",
+        captions="optional",
         damaged=arguments.damaged,
+        ranges=arguments.ranges,
     )
     # A query can be in the gallery as well; captions go by name.
     items = list({item.name: item for item in items}.values())
@@ -90,7 +91,8 @@ def connect(arguments: Arguments, schema: Schema, stop: threading.Event) -> Call
 
 def questions_of(arguments: Arguments, schema: Schema, item: Item) -> list[Question]:
     model = arguments.model or str(arguments.local)
-    return ask_about(item, arguments.modalities, schema, model=model, height=arguments.height)
+    options = {"model": model, "height": arguments.height, "ranges": arguments.ranges}
+    return ask_about(item, arguments.modalities, schema, **options)
 
 
 def collect(
@@ -154,9 +156,7 @@ def write_results(
         ".report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
         ".report.md": markdown,
     }.items():
-        scratch = base.with_name(f".{base.name}{suffix}.{os.getpid()}")
-        scratch.write_text(content, encoding="utf-8")
-        scratch.replace(base.with_name(base.name + suffix))
+        write_text(base.with_name(base.name + suffix), content)
     print(markdown)
     return report
 

@@ -1,12 +1,13 @@
 """What `python -m examples.prepare.captions` can be told."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from examples.prepare.captions.endpoint import AnswerFormat
-from stmi_layers.training.splits import MissingModality
+from stmi_layers.training.settings import MissingModality, Range
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Arguments:
     """What to do about an item whose image is missing in some modality; "absent" describes what is there."""
     damaged: Literal["error", "skip"] = "error"
     """What to do about files that cannot be decoded; skipped ones are named."""
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    """Counts that become black and white in images of more than 8 bits, by modality, as TI 7012 9411 or TI image."""
     limit: int = 0
     """Ask about so many items only, the first, to see what it costs; 0 for all."""
     overwrite: bool = False

@@ -83,7 +83,7 @@ class Collector:
             outcome = judge(replies, self._schema)
             if outcome.status != "open" or self._stop.is_set():
                 return outcome.status
-            image = image or compose(question.images, height=self._height)
+            image = image or compose(question.images, height=self._height, bounds=question.bounds)
             correction = None
             if replies:
                 words = write_correction(outcome.problems, cut=replies[0].finish == "length")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.prepare.captions.questions import Question, Reply
+from stmi_layers.training.files import cannot_write
 
 if sys.platform != "win32":
     import fcntl
@@ -42,8 +43,11 @@ class Journal:
         self._replies: dict[str, list[Reply]] = defaultdict(list)
         self.spent: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise cannot_write(path, error) from error
         try:
             self._claim()
             self._read()
@@ -85,9 +89,12 @@ class Journal:
         self._write_line({**head, "time": datetime.now(UTC).isoformat(timespec="seconds"), **content})
 
     def _write_line(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def _claim(self) -> None:
         if sys.platform != "win32":

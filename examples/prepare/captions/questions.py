@@ -3,14 +3,16 @@
 import base64
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from PIL import Image
 
 from examples.prepare.captions.answers import MAX_WORDS, is_refusal
 from examples.prepare.captions.schema import NONE, Schema
-from stmi_layers.training.record import Item, Panel, Source, path_of, read_image
+from stmi_layers.training.images import read_image
+from stmi_layers.training.record import Item, Panel, Source, path_of
+from stmi_layers.training.settings import Range
 
 COMPOSITE = "composite"
 GAP = 8  # white pixels between the images of a composite
@@ -31,7 +33,8 @@ class Question(NamedTuple):
         view: a modality, or `composite`.
         images: the files, or panels of a file, of the view, from left to right.
         prompt: the question in words.
-        key: equal for equal questions: same item, view, prompt, model, size and content of the files.
+        key: equal for equal questions: same item, view, prompt, model, size, content and range of the files.
+        bounds: range of counts of every image, None for images of 8 bits.
     """
 
     item: str
@@ -39,6 +42,7 @@ class Question(NamedTuple):
     images: tuple[Source, ...]
     prompt: str
     key: str
+    bounds: tuple[Range | None, ...] = ()
 
 
 class Request(NamedTuple):
@@ -76,7 +80,15 @@ class Reply(NamedTuple):
         return bool(self.refusal) or self.finish == "content_filter" or is_refusal(self.text)
 
 
-def ask_about(item: Item, modalities: Sequence[str], schema: Schema, *, model: str, height: int) -> list[Question]:
+def ask_about(
+    item: Item,
+    modalities: Sequence[str],
+    schema: Schema,
+    *,
+    model: str,
+    height: int,
+    ranges: Mapping[str, Range] | None = None,
+) -> list[Question]:
     """The questions of an item: one per modality it has, and the composite when it has several.
 
     Raises:
@@ -91,9 +103,11 @@ def ask_about(item: Item, modalities: Sequence[str], schema: Schema, *, model: s
     for view, names in views.items():
         sources = tuple(present[name] for name in names)
         prompt = write_prompt(schema, names)
+        bounds: tuple[Range | None, ...] = tuple((ranges or {}).get(name) for name in names)
         parts = (item.name, view, prompt, model, str(height), *(contents[name] for name in names))
+        parts += tuple(str(one) for one in bounds if one is not None)
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
-        questions.append(Question(item.name, view, sources, prompt, key))
+        questions.append(Question(item.name, view, sources, prompt, key, bounds))
     return questions
 
 
@@ -138,11 +152,11 @@ def write_correction(problems: Sequence[str], *, cut: bool) -> str:
     return "That answer cannot be used:\n" + "\n".join(f"- {one}" for one in found) + "\nAnswer again, in full."
 
 
-def compose(images: Sequence[Source], *, height: int) -> Image.Image:
+def compose(images: Sequence[Source], *, height: int, bounds: Sequence[Range | None] = ()) -> Image.Image:
     """The images side by side, each scaled to `height` pixels, a white gap between them."""
     scaled = []
-    for source in images:
-        image = read_image(source).convert("RGB")
+    for source, one in zip(images, bounds or [None] * len(images), strict=True):
+        image = read_image(source, one)
         width = max(1, round(image.width * height / image.height))
         scaled.append(image.resize((width, height), Image.Resampling.BICUBIC))
     total = sum(image.width for image in scaled) + GAP * (len(scaled) - 1)

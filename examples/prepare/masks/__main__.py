@@ -25,6 +25,8 @@ def main(settings: Settings) -> dict[str, Any]:
     if lost:
         print(f"{lost} masks that were made elsewhere are replaced, as --overwrite all asks for")
     run(tasks, segmenter, method, settings)
+    if tasks[0].item.layout == "manifest":
+        print(f"masks lie in {settings.folder}/: name them in the column {settings.folder} of the manifest")
     entries = read_entries(tasks, settings)
     out = settings.out or settings.data
     report = write_report(out / f"{settings.folder}_report.json", entries, settings, method)

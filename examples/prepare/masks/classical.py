@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from examples.prepare.masks.regions import Probability
-from stmi_layers import typed
 
 WORKING_SIZE = 64  # pixels; at 96 the measured overlap with true masks is the same
 COMPONENTS = 4
@@ -60,7 +59,6 @@ class Classical:
         ]
 
 
-@typed
 def segment(images: Float[Tensor, "batch 3 height width"], object_size: float) -> Float[Tensor, "batch height width"]:
     """Probability of foreground.
 
@@ -92,7 +90,6 @@ def opponent_colours(images: Float[Tensor, "batch 3 height width"]) -> Float[Ten
     return centred / (colours.std(dim=(2, 3), keepdim=True) + 0.02)  # 0.02: noise of a grey image is no colour
 
 
-@typed
 def mixture_log_density(
     points: Float[Tensor, "batch dim pixels"], weights: Float[Tensor, "batch pixels"]
 ) -> Float[Tensor, "batch pixels"]:

@@ -2,7 +2,6 @@
 continued, a report written again, and a mask by somebody else recognised and left alone."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from examples.prepare.masks.quality import Quality
 from examples.prepare.masks.regions import Mask
+from stmi_layers.training.files import write_whole
+from stmi_layers.training.images import opened
+from stmi_layers.training.layouts import MODALITY_FIRST
 from stmi_layers.training.record import Item, Panel, path_of
 
 KEY = "stmi-mask"
@@ -25,30 +27,33 @@ class Note(NamedTuple):
     quality: Quality
 
 
-def mask_path(item: Item, folder: str) -> Path:
-    """Where the reader of the data set looks for the mask of an item: beside the folders of its modalities, or, where
-    one file holds all modalities, beside the files."""
+def mask_path(item: Item, folder: str, root: Path) -> Path:
+    """The place where the reader of a data set looks for the mask of an item: where a modality of its own would be.
+
+    Of a manifest, which names masks itself, it is ROOT/<folder>/<item>.png.
+    """
     source = next(source for source in item.images if source is not None)
-    parent = path_of(source).parent
-    return (parent if isinstance(source, Panel) else parent.parent) / folder / f"{item.name}.png"
+    path, file = path_of(source), f"{item.name.rpartition('/')[2]}.png"
+    if item.layout == "manifest":
+        return (root if root.is_dir() else root.parent) / folder / f"{item.name}.png"
+    if item.layout == MODALITY_FIRST.name:
+        return path.parents[2] / folder / path.parent.name / file
+    return (path.parent if isinstance(source, Panel) else path.parents[1]) / folder / file
 
 
 def write_mask(path: Path, mask: Mask, note: Note) -> None:
-    """Write 0 and 255 under another name first and rename, so that a mask is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write 0 and 255, whole or not at all."""
     text = PngInfo()
     text.add_text(KEY, json.dumps({"method": note.method, "quality": asdict(note.quality)}))
-    # A leading dot, so that what a killed run leaves behind is no mask to the reader.
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished")
-    Image.fromarray(mask.astype(np.uint8) * 255).save(unfinished, format="PNG", pnginfo=text)
-    unfinished.replace(path)
+    with write_whole(path) as file:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG", pnginfo=text)
 
 
 def read_note(path: Path) -> Note | None:
     """What `write_mask` noted; None when somebody else made the mask."""
     if path.suffix.lower() != ".png":
         return None
-    with Image.open(path) as image:
+    with opened(path) as image:
         image.load()  # text may follow the pixels
         text = image.info.get(KEY)
     if text is None:

@@ -1,7 +1,7 @@
 """From items to masks on disk: what is there is kept, what is missing is made."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,9 +15,12 @@ from examples.prepare.masks.files import Note, mask_path, read_note, write_mask
 from examples.prepare.masks.quality import Quality, measure_made
 from examples.prepare.masks.regions import Mask, Probability, clean, stretch, vote
 from examples.prepare.masks.sam2 import Prompt, Sam2
-from examples.stmi.evaluate import choose_device
-from stmi_layers.training.record import Item, read_image
-from stmi_layers.training.splits import check_option, read_split, shorten
+from stmi_layers.training.device import choose_device
+from stmi_layers.training.images import read_image
+from stmi_layers.training.messages import shorten
+from stmi_layers.training.record import Item
+from stmi_layers.training.settings import Range, check_ranges
+from stmi_layers.training.splits import read_split
 
 VOTE = "vote"
 State = Literal["made", "kept", "given"]
@@ -56,6 +59,8 @@ class Settings:
     """An image is missing in a modality: stop; or let the others of the item vote."""
     damaged: Literal["error", "skip"] = "error"
     """A file cannot be decoded: stop; or leave its item out, with a warning that names the file."""
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    """Counts that become black and white in images of more than 8 bits, by modality, as TI 7012 9411 or TI image."""
     batch_size: int = 8
     """Items at a time; each has an image per modality."""
     device: str = "auto"
@@ -82,8 +87,11 @@ class Task(NamedTuple):
 
 def check(settings: Settings) -> None:
     """Raise ValueError for settings that contradict one another or leave their range."""
-    check_option("source", settings.source, (VOTE, *settings.modalities))
-    check_option("folder", settings.folder, ("mask", *(f"mask_{name}" for name in settings.modalities)))
+    sources, folders = (VOTE, *settings.modalities), ("mask", *(f"mask_{name}" for name in settings.modalities))
+    for name, value, options in (("source", settings.source, sources), ("folder", settings.folder, folders)):
+        if value not in options:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; received {value!r} (--{name})")
+    check_ranges(settings.ranges)
     if settings.method == "sam2" and settings.weights is None:
         raise ValueError("method sam2 needs --weights, a local folder with SAM 2; or pass --method classical")
     if settings.method == "classical" and settings.weights is not None:
@@ -123,8 +131,8 @@ def plan(settings: Settings, method: str) -> list[Task]:
             split,
             settings.modalities,
             missing_modality=settings.missing_modality,
-            missing_caption="none",
             damaged=settings.damaged,
+            ranges=settings.ranges,
         )
         _refuse_missing_source(items, settings)
         for item in items:
@@ -141,8 +149,9 @@ def plan(settings: Settings, method: str) -> list[Task]:
 
 
 def _plan_item(item: Item, split: str, settings: Settings) -> tuple[Task, Note | None]:
-    place = mask_path(item, settings.folder)
-    path = (settings.out or settings.data) / place.relative_to(settings.data)
+    path = mask_path(item, settings.folder, settings.data)
+    if settings.out is not None:
+        path = settings.out / path.relative_to(settings.data if settings.data.is_dir() else settings.data.parent)
     beside = [mask for mask in item.masks if mask is not None]
     hiding = [mask for mask in beside if mask.parent.parent == path.parent.parent and mask.parent.name != "mask"]
     if settings.folder == "mask" and hiding:
@@ -187,7 +196,11 @@ def run(tasks: Sequence[Task], segmenter: Segmenter, method: str, settings: Sett
 
 def make(items: Sequence[Item], segmenter: Segmenter, settings: Settings) -> Iterator[tuple[Mask, Quality]]:
     """One mask per item, at the size of the image that it is taken from, or of the first one there is."""
-    images = [[None if source is None else read_image(source) for source in item.images] for item in items]
+    bounds: list[Range | None] = [settings.ranges.get(name) for name in settings.modalities]
+    images = [
+        [None if source is None else read_image(source, one) for source, one in zip(item.images, bounds, strict=True)]
+        for item in items
+    ]
     maps = iter(segmenter([image for row in images for image in row if image is not None]))
     for row in images:
         found = {name: next(maps) for name, image in zip(settings.modalities, row, strict=True) if image is not None}

@@ -8,13 +8,10 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from PIL import Image
 
-from stmi_layers import typed
-
 Mask = NDArray[np.bool_]
 Probability = NDArray[np.floating]
 
 
-@typed
 def vote(probabilities: Float[np.ndarray, "modalities height width"]) -> Bool[np.ndarray, "height width"]:
     """A pixel is foreground when its probability, averaged over the modalities, exceeds one half.
 
@@ -26,7 +23,6 @@ def vote(probabilities: Float[np.ndarray, "modalities height width"]) -> Bool[np
     return probabilities.mean(axis=0) > 0.5
 
 
-@typed
 def clean(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """The largest region, without holes; of regions of one size the first from the top.
 
@@ -43,7 +39,6 @@ def clean(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height wi
     return np.asarray(ndimage.binary_fill_holes(labels == 1 + sizes.argmax()))
 
 
-@typed
 def intersection_over_union(one: Bool[np.ndarray, "height width"], other: Bool[np.ndarray, "height width"]) -> float:
     """In [0, 1]; two empty masks are the same, which is 1."""
     union = (one | other).sum()

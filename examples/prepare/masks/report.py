@@ -15,7 +15,8 @@ from examples.prepare.masks.files import read_note
 from examples.prepare.masks.make import VOTE, Settings, State, Task
 from examples.prepare.masks.quality import Quality, find_doubts, measure
 from examples.prepare.masks.regions import intersection_over_union, stretch_mask
-from stmi_layers.training.record import read_mask
+from stmi_layers.training.files import write_text
+from stmi_layers.training.images import read_mask
 
 
 class Entry(NamedTuple):
@@ -114,11 +115,8 @@ def write_report(path: Path, entries: Sequence[Entry], settings: Settings, metho
         "splits": {split: summarise(those) for split, those in splits.items()},
         "items": [_as_json(entry, settings) for entry in entries],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
     text = json.dumps(content, indent=1)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, text)
     return json.loads(text)
 
 

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from examples.prepare.masks.regions import Mask
 from examples.prepare.masks.report import Entry
-from stmi_layers.training.record import read_image, read_mask
+from stmi_layers.training.files import write_whole
+from stmi_layers.training.images import read_image, read_mask
+from stmi_layers.training.transforms import erode
 
 HEIGHT, GAP, LINE, WIDTH = 96, 4, 14, 1400
 OUTLINE = (255, 214, 10)
@@ -28,10 +30,8 @@ def draw_sheet(path: Path, entries: Sequence[Entry], title: str) -> Path:
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
         sheet.paste(cell, (GAP + column * wide, 2 * LINE + row * tall))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    sheet.save(unfinished, format="PNG")
-    unfinished.replace(path)
+    with write_whole(path) as file:
+        sheet.save(file, format="PNG")
     return path
 
 
@@ -57,7 +57,6 @@ def _draw_cell(entry: Entry, top: int) -> Image.Image:
     return cell
 
 
-def _edge(mask: Mask) -> NDArray[np.bool_]:
+def _edge(mask: Mask) -> Mask:
     """Foreground pixels with a background neighbour."""
-    around = np.pad(mask, 1, mode="edge")
-    return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+    return mask & ~erode(torch.from_numpy(mask), 1, diagonals=False).numpy()

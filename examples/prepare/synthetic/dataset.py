@@ -16,18 +16,16 @@ Results on this set say whether a part of a model does its work; they never stan
 
 import itertools
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.random import Generator
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from examples.prepare.synthetic.bodies import BODIES, HEATS, HUES, INKS, SOME_BODY
+from examples.prepare.synthetic.bodies import BODIES, HEATS, HUES, INKS
+from examples.prepare.synthetic.captions import describe
 from examples.prepare.synthetic.identities import (
     CORRUPTIONS,
     Identity,
@@ -36,7 +34,11 @@ from examples.prepare.synthetic.identities import (
     make_identities,
     sample_view,
 )
-from examples.prepare.synthetic.scenes import BANDS, LIGHTS, View, expose, figure_mask, paint, smooth_field
+from examples.prepare.synthetic.masks import corrupt_mask
+from examples.prepare.synthetic.scenes import BANDS, View, figure_mask, paint
+from examples.prepare.synthetic.sensors import expose
+from examples.prepare.synthetic.sheet import contact_sheet
+from stmi_layers.training.files import write_folder
 
 FORMAT = 1  # to be raised whenever the same settings come to render other files
 ABOUT = (
@@ -44,91 +46,6 @@ ABOUT = (
     "beside results on real data. Identity is carried by tags alone; a tag has one factor per band. Positions are "
     "pixels (x, y) in the frame of RGB; the figure in another band is displaced by the item's parallax along x."
 )
-NUMBER_WORDS = ("no", "one", "two", "three")
-Mask = NDArray[np.bool_]
-
-
-def corrupt_mask(mask: Mask, kind: str, level: float, rng: Generator) -> Mask:
-    """Damage an exact mask by a stated extent.
-
-    With n foreground pixels, `level`·n pixels change: the outermost of the figure ("eroded"), the nearest around it
-    ("dilated"), blobs inside ("holes") or anywhere outside ("false_foreground"). So the intersection over union is
-    1 - level for what removes and 1 / (1 + level) for what adds. "empty" blanks the mask with probability `level`.
-    """
-    if kind not in CORRUPTIONS[:-1]:
-        raise ValueError(f"kind must be one of {', '.join(CORRUPTIONS[:-1])}; received {kind!r}")
-    if not 0 <= level <= 1:
-        raise ValueError(f"level must lie in [0, 1]; received {level}")
-    chance, blobs = rng.uniform(), smooth_field(rng, (mask.shape[0], mask.shape[1]), cells=8)
-    if kind in ("none", "empty"):
-        return mask & (kind == "none" or chance >= level)
-    removes = kind in ("eroded", "holes")
-    pixels = mask if removes else ~mask
-    order = blobs if kind in ("holes", "false_foreground") else _depth(pixels) + 0.2 * blobs
-    first = np.argsort(np.where(pixels, order, np.inf), axis=None, kind="stable")
-    damaged = mask.copy()
-    damaged.flat[first[: min(round(level * mask.sum()), int(pixels.sum()))]] = not removes
-    return damaged
-
-
-def _depth(mask: Mask) -> NDArray[np.floating]:
-    """How many steps of erosion each pixel of a mask survives."""
-    depth = np.zeros(mask.shape)
-    for _ in range(max(mask.shape)):
-        depth += mask
-        around = np.pad(mask, 1, mode="edge")
-        mask = mask & around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
-    return depth
-
-
-class Caption(NamedTuple):
-    """A sentence, and the attributes it leaves out or names wrongly."""
-
-    text: str
-    missing: list[str]
-    wrong: list[str]
-
-
-def describe(settings: Settings, identity: Identity, view: View, rng: Generator) -> Caption:
-    """Word some attributes of a view: body, paint, heading, light, number of tags and their hues."""
-    bodies, hues = BODIES[settings.kind], list(HUES)
-    worn = sorted({hues[tag.hue] for tag in identity.tags})
-    truth = {
-        "body": view.figure.body.phrase,
-        "paint": view.figure.body.paint_name,
-        "heading": "left" if view.figure.pose.mirrored else "right",
-        "light": view.light,
-        "number": NUMBER_WORDS[len(view.figure.tags)],
-        "hue": " and ".join(worn),
-    }
-    choices = {
-        "body": [body.phrase for body in bodies],
-        "paint": [body.paint_name for body in bodies],
-        "heading": ["left", "right"],
-        "light": list(LIGHTS),
-        "number": list(NUMBER_WORDS[1:]),
-        "hue": [" and ".join(sorted(some)) for some in itertools.combinations(hues, len(worn))],
-    }
-    missing = [name for name in truth if rng.uniform() < settings.caption_unknown]
-    wrong = [name for name in truth if name not in missing and rng.uniform() < settings.caption_wrong]
-    said = {name: value for name, value in truth.items() if name not in missing}
-    for name in wrong:
-        said[name] = str(rng.choice([value for value in choices[name] if value != truth[name]]))
-    return Caption(_sentence(said, SOME_BODY[settings.kind]), missing, wrong)
-
-
-def _sentence(said: dict[str, str], some_body: str) -> str:
-    figure = " ".join(said.get("body", some_body).replace("{paint}", said.get("paint", "")).split())
-    parts = [f"A photo of a {figure}"]
-    if "heading" in said:
-        parts.append(f"facing {said['heading']}")
-    if "number" in said or "hue" in said:
-        number = said.get("number", "some")
-        words = [number, said.get("hue", ""), "tag" if number == "one" else "tags"]
-        parts.append("with " + " ".join(filter(None, words)))
-    if "light" in said:
-        parts.append({"day": "by day", "night": "at night", "glare": "in glare"}[said["light"]])
-    return ", ".join(parts) + "."
 
 
 def _write_item(folder: Path, settings: Settings, identity: Identity, index: int, view: View) -> dict[str, Any]:
@@ -210,16 +127,11 @@ def write_dataset(root: Path | str, settings: Settings | None = None, **changes:
     if root.exists() and (root.is_file() or any(root.iterdir())):
         _check_same(root, header)
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-        unfinished = Path(scratch) / root.name
+    with write_folder(root) as unfinished:
         items = {split: _write_split(unfinished, settings, split, ones) for split, ones in identities.items()}
         manifest = header | _summary(settings, identities, items)
         (unfinished / "dataset.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         contact_sheet(unfinished)
-        if root.exists():
-            root.rmdir()
-        unfinished.rename(root)
     return root
 
 
@@ -257,47 +169,6 @@ def _summary(
         "identities": {split: [asdict(one) for one in ones] for split, ones in identities.items()},
         "items": items,
     }
-
-
-def contact_sheet(root: Path | str, *, split: str = "test", rows: int = 8) -> Path:
-    """Picture some identities of a set into `root/contact_sheet.png`: plain ones, then a binding group.
-
-    Rows are identities, columns are cameras, and within each the three bands and the mask.
-    """
-    root = Path(root)
-    manifest = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
-    identities = manifest["identities"][split]
-    plain, bound = ([i for i in identities if (i["group"] is not None) == wanted] for wanted in (False, True))
-    shown = plain[: rows - min(4, len(bound))] + bound[:4]
-    masks = "mask" if (root / split / "mask").is_dir() else "mask_RGB"
-    columns = [(camera, name) for camera in range(1, manifest["settings"]["cameras"] + 1) for name in (*BANDS, masks)]
-    height, width = manifest["settings"]["size"]
-    scale = max(1, round(96 / width))
-    height, width, gap, left, top = height * scale, width * scale, 3, 190, 44
-    size = left + len(columns) * (width + gap) + 16 * columns[-1][0], top + len(shown) * (height + gap)
-    sheet = Image.new("RGB", size, (250, 250, 248))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-    for row, identity in enumerate(shown):
-        y = top + row * (height + gap)
-        draw.multiline_text((10, y + 6), _label(identity, manifest["factors"]), (40, 40, 40), font)
-        for column, (camera, name) in enumerate(columns):
-            x = left + column * (width + gap) + 16 * (camera - 1)
-            if row == 0:
-                draw.text((x + 2, 24), name.replace("mask_RGB", "mask"), (90, 90, 90), font)
-            if row == 0 and name == "RGB":
-                draw.text((x + 2, 5), f"camera {camera}", (20, 20, 20), font)
-            file = root / split / name / f"{identity['number']:06d}_cam{camera}_0_00.png"
-            if file.is_file():
-                sheet.paste(Image.open(file).convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
-    sheet.save(root / "contact_sheet.png")
-    return root / "contact_sheet.png"
-
-
-def _label(identity: dict[str, Any], factors: dict[str, list[str]]) -> str:
-    lines = [f"{identity['number']:06d}  {factors['body'][identity['body']]}"]
-    for tag in identity["tags"]:
-        lines.append(" \u00b7 ".join(factors[band][value] for band, value in zip(BANDS, tag, strict=True)))
-    return "\n".join(lines + ([f"binding group {identity['group']}"] if identity["group"] is not None else []))
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ Importing this needs none of these libraries; each is imported when one of its m
 installs it when it cannot be.
 """
 
+from stmi_layers.backbones.adapt import adapt as adapt
+from stmi_layers.backbones.adapt import unadapt as unadapt
 from stmi_layers.backbones.attention_maps import Heads as Heads
 from stmi_layers.backbones.attention_maps import attention_layers as attention_layers
 from stmi_layers.backbones.attention_maps import heads_of as heads_of

@@ -4,9 +4,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import Attention, ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import (
+    Attention,
+    CustomResidualAttentionBlock,
+    ResidualAttentionBlock,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 
+from stmi_layers.backbones.adapted import Adapted
 from stmi_layers.backbones.mixin import Modulated, ModulatedMultiheadAttention, refuse_multihead, split_heads
 from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token, refuse_patch_dropout, run_block
 
@@ -45,8 +51,47 @@ class ModulatedAttention(Modulated, Attention):
         return self.out_drop(self.out_proj(self.ln_inner(attended)))
 
 
+class AdaptedBlock(Adapted, ResidualAttentionBlock):
+    """The default block."""
+
+    unadapted = ResidualAttentionBlock
+
+    def forward(
+        self, q_x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        if k_x is not None or v_x is not None:
+            raise ValueError("an adapted block needs self-attention: leave k_x and v_x out")
+        tokens, attn_mask = self.open(q_x, attn_mask)
+        tokens = tokens + self.ls_1(self.attention(self.ln_1(tokens), attn_mask=attn_mask))
+        return self.close(tokens, self.ls_2(self.mlp(self.ln_2(tokens))))
+
+
+class AdaptedModulatedBlock(AdaptedBlock, ModulatedBlock):
+    """The default block, modulated as well."""
+
+    unadapted, unmodulated = ModulatedBlock, AdaptedBlock
+
+
+class AdaptedCustomBlock(Adapted, CustomResidualAttentionBlock):
+    """The custom block."""
+
+    unadapted = CustomResidualAttentionBlock
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        tokens, attn_mask = self.open(x, attn_mask)
+        tokens = tokens + self.ls_1(self.ln_attn(self.attn(self.ln_1(tokens), attn_mask=attn_mask)))
+        return self.close(tokens, self.ls_2(self.mlp(self.ln_2(tokens))))
+
+
+ADAPTED = {
+    ResidualAttentionBlock: AdaptedBlock,
+    ModulatedBlock: AdaptedModulatedBlock,
+    CustomResidualAttentionBlock: AdaptedCustomBlock,
+}
+
 MODULATED = {
     ResidualAttentionBlock: ModulatedBlock,
+    AdaptedBlock: AdaptedModulatedBlock,
     nn.MultiheadAttention: ModulatedMultiheadAttention,
     Attention: ModulatedAttention,
 }

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention, AttentionRope
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
-from timm.models.eva import EvaAttention
+from timm.models.eva import EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from stmi_layers.backbones.adapted import Adapted
 from stmi_layers.backbones.mixin import Modulated, split_heads
 from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token, refuse_patch_dropout, run_block
 
@@ -108,6 +110,35 @@ class ModulatedEvaAttention(_ModulatedRotary, EvaAttention):
         bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])  # pyright: ignore[reportArgumentType]
         return F.linear(x, self.qkv.weight, bias)
 
+
+class AdaptedBlock(Adapted, Block):
+    """Of `VisionTransformer`."""
+
+    unadapted = Block
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        x, attn_mask = self.open(x, attn_mask)
+        attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        x = x + self.drop_path1(self.ls1(attended))
+        return self.close(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
+
+
+class AdaptedEvaBlock(Adapted, EvaBlock):
+    """Of `Eva`."""
+
+    unadapted = EvaBlock
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        x, attn_mask = self.open(x, attn_mask)
+        attended = self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask, is_causal=is_causal)
+        x = x + self.drop_path1(attended if self.gamma_1 is None else self.gamma_1 * attended)
+        fed = self.mlp(self.norm2(x))
+        return self.close(x, self.drop_path2(fed if self.gamma_2 is None else self.gamma_2 * fed))
+
+
+ADAPTED = {Block: AdaptedBlock, EvaBlock: AdaptedEvaBlock}
 
 MODULATED = {
     Attention: ModulatedAttention,

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPVisionModel
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, Dinov2Model
-from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipVisionModel
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionModel
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, Dinov2Layer, Dinov2Model
+from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer, SiglipVisionModel
 
+from stmi_layers.backbones.adapted import Adapted
 from stmi_layers.backbones.mixin import Modulated, split_heads
 from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token
 
@@ -71,6 +72,70 @@ class ModulatedDinov2Attention(_ModulatedTransformers, Dinov2Attention):
     def names(self) -> tuple[int, float, nn.Module]:
         return self.num_attention_heads, self.attention_dropout, self.o_proj
 
+
+class _AdaptedEncoderLayer(Adapted):
+    """What the layers of CLIP and SigLIP have in common."""
+
+    layer_norm1: nn.Module
+    layer_norm2: nn.Module
+    self_attn: nn.Module
+    mlp: nn.Module
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        foreground: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        tokens, mask = _open(self, hidden_states, attention_mask, foreground)
+        tokens = tokens + self.self_attn(self.layer_norm1(tokens), attention_mask, **mask, **kwargs)[0]
+        return self.close(tokens, self.mlp(self.layer_norm2(tokens)))
+
+
+class AdaptedCLIPLayer(_AdaptedEncoderLayer, CLIPEncoderLayer):
+    """Of `CLIPVisionModel`."""
+
+    unadapted = CLIPEncoderLayer
+
+
+class AdaptedSiglipLayer(_AdaptedEncoderLayer, SiglipEncoderLayer):
+    """Of `SiglipVisionModel`."""
+
+    unadapted = SiglipEncoderLayer
+
+
+class AdaptedDinov2Layer(Adapted, Dinov2Layer):
+    """Of `Dinov2Model`."""
+
+    unadapted = Dinov2Layer
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        foreground: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        tokens, mask = _open(self, hidden_states, attention_mask, foreground)
+        attended = self.attention(self.norm1(tokens), attention_mask=attention_mask, **mask, **kwargs)[0]
+        tokens = self.drop_path(self.layer_scale1(attended)) + tokens
+        return self.close(tokens, self.drop_path(self.layer_scale2(self.mlp(self.norm2(tokens)))))
+
+
+def _open(
+    layer: Adapted, tokens: Tensor, attention_mask: Tensor | None, foreground: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Tokens with prompts, and the foreground mask as a keyword argument where there is one."""
+    if attention_mask is not None and layer.prompts is not None:
+        raise ValueError("prompts cannot be combined with attention_mask")
+    tokens, foreground = layer.open(tokens, foreground)
+    return tokens, {} if foreground is None else {"foreground": foreground}
+
+
+ADAPTED = {CLIPEncoderLayer: AdaptedCLIPLayer, SiglipEncoderLayer: AdaptedSiglipLayer, Dinov2Layer: AdaptedDinov2Layer}
 
 MODULATED = {
     CLIPAttention: ModulatedCLIPAttention,

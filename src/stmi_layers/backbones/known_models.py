@@ -34,6 +34,7 @@ CLOSED = {
 class Family(Protocol):
     """Contents of the files that know the models of one library."""
 
+    ADAPTED: Mapping[type[nn.Module], type[nn.Module]]
     MODULATED: Mapping[type[nn.Module], type[nn.Module]]
     blocks: Callable[[nn.Module], Sequence[nn.Module]]
     attention: Callable[[nn.Module], nn.Module]

@@ -2,11 +2,14 @@
 
 from torch import Tensor, nn
 
+from stmi_layers.backbones.adapted import added_names
 from stmi_layers.backbones.known_models import find_towers
 
 
 def parameter_groups(model: nn.Module, *, backbone: nn.Module | None = None) -> dict[str, list[nn.Parameter]]:
     """Split the parameters for an optimiser: pretrained weights, modulation strengths, everything new.
+
+    Adapters and prompts are new, wherever they stand.
 
     Args:
         model: a modulated model, or a whole system around one.
@@ -29,7 +32,9 @@ def parameter_groups(model: nn.Module, *, backbone: nn.Module | None = None) -> 
     """
     strengths = {id(strength) for strength in strengths_of(model).values()}
     towers = [backbone] if backbone is not None else find_towers(model) or [model]
-    pretrained = {id(parameter) for tower in towers for parameter in tower.parameters()}
+    added = added_names(model)
+    new = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in added}
+    pretrained = {id(parameter) for tower in towers for parameter in tower.parameters()} - new
     groups: dict[str, list[nn.Parameter]] = {"backbone": [], "strengths": [], "rest": []}
     for parameter in model.parameters():
         known = "backbone" if id(parameter) in pretrained else "rest"

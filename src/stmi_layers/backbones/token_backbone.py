@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from stmi_layers._typing import typed
+from stmi_layers.backbones.adapted import num_modalities
 from stmi_layers.backbones.known_models import find_towers, load_family, unknown_model
 from stmi_layers.backbones.mixin import Modulated
 from stmi_layers.backbones.positions import GRID_NAME, resize_positions
@@ -128,10 +129,12 @@ class TokenBackbone(nn.Module):
             The patch tokens, row by row, and the global token; with an axis for the modalities when `images` has one.
 
         Raises:
-            ValueError: when the size or channels of `images` do not fit, when `foreground` is given to a model that is
-                not modulated, or `cameras` to one without camera embedding.
+            ValueError: when size, channels or modalities of `images` do not fit, when `foreground` is given to a model
+                that is not modulated, or `cameras` to one without camera embedding.
         """
         modalities = images.shape[1] if images.dim() == 5 else 1
+        if (prompted := num_modalities(self)) not in (None, modalities):
+            raise ValueError(f"images must have the {prompted} modalities of the prompts; received {modalities}")
         flat = self._fitting(images.flatten(0, 1) if images.dim() == 5 else images)
         if foreground is not None and foreground.dim() > images.dim() - 1:
             received = f"foreground {tuple(foreground.shape)} with images {tuple(images.shape)}"

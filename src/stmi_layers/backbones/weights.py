@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stmi_layers.backbones.adapted import added_names
 from stmi_layers.backbones.parameters import strengths_of
 from stmi_layers.backbones.positions import GRID_NAME, position_grids, resize_positions, square_grid
 from stmi_layers.backbones.weight_files import read_weight_file
@@ -23,7 +24,7 @@ class LoadReport:
         prefix: what stands before the names in the file, such as "visual.".
         loaded: names in the model whose values come from the file.
         resized: those among them that are positions of another grid, with the old and the new grid.
-        missing: names that are not in the file and keep their values: strengths of the modulation.
+        missing: names that are not in the file and keep their values: strengths of the modulation, adapters, prompts.
         unexpected: names in the file that the model has no place for.
         activation: what is known about QuickGELU.
     """
@@ -85,7 +86,7 @@ def load_weights(
             people you would take a program from.
 
     Returns:
-        The report. Names it calls missing are strengths of the modulation; everything else must be in the file.
+        The report. Names it calls missing are what `modulate` and `adapt` add; everything else must be in the file.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -114,7 +115,7 @@ def load_weights(
     prefix, in_file = match_names(own, file.tensors, prefix, path)
     weights = {name: file.tensors[in_file[name]] for name in own if name in in_file}
     missing = tuple(name for name in own if name not in weights)
-    _refuse_missing(set(missing) - set(strengths_of(model)), own, path)
+    _refuse_missing(set(missing) - set(strengths_of(model)) - added_names(model), own, path)
     resized = {}
     for name, new_grid in position_grids(model).items():
         if weights[name].ndim != own[name].ndim:

@@ -29,4 +29,7 @@ class BinaryGates(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_patches: Tensor) -> tuple[Tensor, Tensor]:
         patches, gates = ctx.saved_tensors
-        return of_patches, (of_patches * patches).sum(dim=-1).to(gates.dtype)
+        # In slices, because one product of all would be the largest tensor of the pass, written to be read once.
+        slices = zip(of_patches.chunk(8, dim=-1), patches.chunk(8, dim=-1), strict=True)
+        of_gates = torch.stack([(one * other).sum(dim=-1) for one, other in slices]).sum(dim=0)
+        return of_patches, of_gates.to(gates.dtype)

@@ -7,7 +7,7 @@ checkpoint, evaluation and report. Needs the extra `training`. `import stmi_laye
 from stmi_layers.training.checkpoint import Checkpoint, load_weights, read_checkpoint, save_checkpoint
 from stmi_layers.training.contract import Batch, Facts, Outputs, ReIDModel
 from stmi_layers.training.dataset import MultiModalDataset, collate, facts_of, load_split
-from stmi_layers.training.distributed import join, whole_batch
+from stmi_layers.training.distributed import join, whole_batch, whole_mean
 from stmi_layers.training.evaluation import concatenate, describe, evaluate, score
 from stmi_layers.training.loop import fit
 from stmi_layers.training.objective import Objective
@@ -57,6 +57,7 @@ __all__ = [
     "to_dict",
     "unlabelled",
     "whole_batch",
+    "whole_mean",
     "write_features",
     "write_metrics",
 ]

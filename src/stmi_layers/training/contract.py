@@ -71,7 +71,9 @@ class Outputs(NamedTuple):
         features: descriptors by name, (batch width) each: what is supervised, and what can be retrieved with.
         terms: scalars by name that the model adds to the objective, such as alignment or reconstruction; {} in
             evaluation. A term that compares the samples of a batch takes its rows through
-            [`whole_batch`][stmi_layers.training.distributed.whole_batch], so that it sees those of all processes.
+            [`whole_batch`][stmi_layers.training.distributed.whole_batch], so that it sees those of all processes; one
+            that averages over samples of which some take no part, takes its mean through
+            [`whole_mean`][stmi_layers.training.distributed.whole_mean].
         rows: by name of a feature, True for the rows that are supervised, (batch); a name left out means all.
     """
 

@@ -39,7 +39,7 @@ def join(device: str) -> torch.device:
 
         # torchrun keeps its store over a restart, with the addresses of the processes that have gone.
         store, number, processes = next(rendezvous("env://"))
-        store = dist.PrefixStore(f"attempt {os.environ.get(RESTARTS, 0)}", store)
+        store = dist.PrefixStore(f"attempt {os.environ.get(RESTARTS, 0)}", store)  # pyright: ignore[reportPrivateImportUsage]
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=processes)
         atexit.register(_leave)
@@ -94,6 +94,23 @@ def whole_batch(rows: Tensor) -> Tensor:
         rows: tensor with a row per sample of this process, of any further shape and any dtype.
     """
     return rows if num_processes() == 1 else _Gather.apply(rows)
+
+
+def whole_mean(means: Tensor, counts: Tensor) -> Tensor:
+    """Return means over the samples of all processes, from those over the samples of this one, with their gradients.
+
+    With one process these are `means` themselves. A term of the objective that averages over some of the samples, such
+    as those that have two modalities, takes its means through this function, because processes have different numbers
+    of them. All processes have to call it.
+
+    Args:
+        means: of this process, any number of them, 0 where it has no sample.
+        counts: numbers of samples that they are means over, of the same shape.
+    """
+    if num_processes() == 1:
+        return means
+    sums, totals = whole_batch(torch.stack([means * counts, counts.to(means.dtype)])[None]).sum(dim=0)
+    return sums / totals.clamp(min=1)
 
 
 # --8<-- [end:gather]

@@ -36,9 +36,9 @@ def train_epoch(
     # One seed per epoch: a resumed run draws what an uninterrupted one would have drawn; processes draw differently.
     torch.manual_seed((schedule.seed * 1_000_003 + run.epoch) * num_processes() + rank())
     kept = f"the checkpoint of epoch {run.epoch} is kept in {out}" if run.epoch else "nothing is kept"
-    ledger = Ledger(1 if device.type == "cpu" else READ_EVERY, kept, run.epoch + 1)
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     items, draws, scale = loader.dataset.items, None, 0.0  # pyright: ignore[reportAttributeAccessIssue]
+    ledger = Ledger(1 if device.type == "cpu" else READ_EVERY, items, kept, run.epoch + 1)
     step.train()
     progress = tqdm(loader, desc=f"epoch {run.epoch + 1}/{schedule.epochs}", disable=quiet)
     for index, batch in enumerate(progress):
@@ -54,10 +54,11 @@ def train_epoch(
         run.optimizer.zero_grad()
         loss.backward()
         norm = gradient_norm(parameters, schedule.clip_norm)
-        ledger.add(loss, parts, norm, [items[number].name for number in batch.indices])
+        ledger.add(loss, parts, norm, batch.indices)
         run.optimizer.step()
         if ledger.losses:
-            progress.set_postfix(loss=f"{ledger.losses[-1]:.3f}", lr=f"{schedule.learning_rate * scale:.1e}")
+            shown = {"loss": f"{ledger.losses[-1]:.3f}", "lr": f"{schedule.learning_rate * scale:.1e}"}
+            progress.set_postfix(shown, refresh=False)
     ledger.read()
     means = mean_over_processes({"loss": sum(ledger.losses) / len(ledger.losses), **ledger.means()})
     return {"loss": means.pop("loss"), "losses": means, "learning_rate": schedule.learning_rate * scale}

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ def write_whole(path: Path | str) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = _Raw(unfinished, "w")
     except OSError as error:
-        raise _cannot(path, error) from error
+        raise cannot_write(path, error) from error
     try:
         with io.BufferedWriter(raw) as file:
             yield file
@@ -60,7 +61,30 @@ def write_whole(path: Path | str) -> Iterator[IO[bytes]]:
         if failure is None and isinstance(error, OSError) and str(unfinished) in (error.filename, error.filename2):
             failure = error
         if failure is not None:
-            raise _cannot(path, failure) from error
+            raise cannot_write(path, failure) from error
+        raise
+
+
+@contextmanager
+def write_folder(path: Path | str) -> Iterator[Path]:
+    """Make a folder, to be filled in the block, that appears under its name when it is complete.
+
+    Raises:
+        ValueError: when it, or a file in it, cannot be written: the path and the reason in one line.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+            unfinished = Path(scratch) / path.name
+            unfinished.mkdir()
+            yield unfinished
+            if path.exists():
+                path.rmdir()
+            unfinished.rename(path)
+    except OSError as error:
+        if error.errno in _FULL or error.filename is None or str(path.parent) in str(error.filename):
+            raise cannot_write(path, error) from error
         raise
 
 
@@ -88,13 +112,17 @@ def locked(folder: Path | str) -> Iterator[None]:
             f"{folder} is in use by another run ({_owner(path)}); choose another folder, or wait for its end"
         ) from None
     except OSError as error:
-        raise _cannot(folder, error) from error
+        raise cannot_write(folder, error) from error
+    held = [lock]
+    if hasattr(os, "register_at_fork"):
+        # Else processes that load images would hold the lock of a run that was killed.
+        os.register_at_fork(after_in_child=lambda: os.close(held.pop()) if held else None)
     try:
         yield
     finally:
         if fcntl is not None:
             path.unlink(missing_ok=True)
-        os.close(lock)
+        os.close(held.pop())
 
 
 def _acquire(path: Path) -> int:
@@ -126,5 +154,6 @@ def _owner(path: Path) -> str:
         return "unknown"
 
 
-def _cannot(path: Path, error: OSError) -> ValueError:
+def cannot_write(path: Path, error: OSError) -> ValueError:
+    """The error to raise for a file that cannot be written: its path and the reason."""
     return ValueError(f"{path} cannot be written: {error.strerror or error}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from stmi_layers.training.depth import bits_of, read_counts
 from stmi_layers.training.record import Panel, Source, path_of
@@ -54,8 +54,13 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device would never end
         raise OSError("is no file")
     # A stream, not a path: Pillow maps uncompressed TIFFs of a path, and reads those that lie on their side wrongly.
-    with path.open("rb") as file, Image.open(file, formats=_KNOWN) as image:
-        yield image  # pyright: ignore[reportReturnType]
+    with path.open("rb") as file:
+        try:
+            image = Image.open(file, formats=_KNOWN)
+        except UnidentifiedImageError:
+            raise OSError("is in no known image format") from None
+        with image:
+            yield image  # pyright: ignore[reportReturnType]
 
 
 def read_image(source: Source, bounds: Range | None = None) -> Image.Image:

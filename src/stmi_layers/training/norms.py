@@ -42,11 +42,11 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
         count = torch.full((1,), float(len(rows)), device=rows.device, dtype=rows.dtype)
         total = _Sum.apply(torch.cat([rows.sum(dim=0), count]))
         count = total[-1].detach()
-        if not input.is_cuda and count < 2:
+        if not input.is_cuda and count == 1:
             raise ValueError(f"{type(self).__bases__[1].__name__} must see at least 2 values in training; received 1")
-        mean = total[:-1] / count
+        mean = total[:-1] / count.clamp(min=1)
         centred = wide - mean
-        variance = _Sum.apply(centred.flatten(0, -2).square().sum(dim=0)) / count
+        variance = _Sum.apply(centred.flatten(0, -2).square().sum(dim=0)) / count.clamp(min=1)
         if self.track_running_stats:
             self._follow(mean.detach(), variance.detach(), count)
         result = centred * (variance + self.eps).rsqrt()
@@ -62,7 +62,9 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         share = 1.0 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
-        unbiased = variance * (count / (count - 1))
+        # No sample in any process leaves the statistics alone.
+        share = (count > 0).to(mean.dtype) * share
+        unbiased = variance * (count / (count - 1).clamp(min=1))
         self.running_mean.copy_((1 - share) * self.running_mean + share * mean)
         self.running_var.copy_((1 - share) * self.running_var + share * unbiased)
 

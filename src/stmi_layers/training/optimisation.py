@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.objective import refuse_unknown
+from stmi_layers.training.record import Item
 from stmi_layers.training.schedule import Schedule
 
 NEW = "new"
@@ -42,6 +43,8 @@ def build_optimizer(
         }
         for name, parameters in groups.items()
     ]
+    if schedule.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=schedule.learning_rate, momentum=0.9, weight_decay=schedule.weight_decay)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimizer]
     return kind(settings, weight_decay=schedule.weight_decay)
 
@@ -96,25 +99,26 @@ class Ledger:
 
     Args:
         every: steps between readings.
+        items: those of the dataset, for the message.
         kept: what is left of the run if it ends here, for the message.
         epoch: number of the epoch, from 1 on, for the message.
     """
 
-    def __init__(self, every: int, kept: str, epoch: int) -> None:
-        self.every, self.kept, self.epoch = every, kept, epoch
+    def __init__(self, every: int, items: Sequence[Item], kept: str, epoch: int) -> None:
+        self.every, self.items, self.kept, self.epoch = every, items, kept, epoch
         self.losses: list[float] = []
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
-        self._pending: list[tuple[Sequence[str], list[str]]] = []
+        self._pending: list[tuple[Tensor, list[str]]] = []
         self._scalars: list[Tensor] = []
 
-    def add(self, loss: Tensor, parts: dict[str, Tensor], norm: Tensor, items: Sequence[str]) -> None:
-        """Note a step: its loss, the parts of the loss by name, the gradient's norm, and the names of its items.
+    def add(self, loss: Tensor, parts: dict[str, Tensor], norm: Tensor, indices: Tensor) -> None:
+        """Note a step: its loss, the parts of the loss by name, the gradient's norm, and the indices of its items.
 
         Raises:
             FloatingPointError: when it is time to read, and a loss or a norm is not finite.
         """
-        self._pending.append((items, list(parts)))
+        self._pending.append((indices, list(parts)))
         self._scalars += [value.detach() for value in (loss, norm, *parts.values())]
         if len(self._pending) >= self.every:
             self.read()
@@ -126,24 +130,25 @@ class Ledger:
             FloatingPointError: naming the epoch, the step, its items, what is kept, and what to change.
         """
         values = iter(torch.stack([value.float() for value in self._scalars]).tolist() if self._scalars else [])
-        for items, names in self._pending:
+        for indices, names in self._pending:
             loss, norm = next(values), next(values)
             parts = {name: next(values) for name in names}
-            self._refuse_nan(loss, norm, parts, items)
+            self._refuse_nan(loss, norm, parts, indices)
             self.losses.append(loss)
             for name, value in parts.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.counts[name] = self.counts.get(name, 0) + 1
         self._pending, self._scalars = [], []
 
-    def _refuse_nan(self, loss: float, norm: float, parts: dict[str, float], items: Sequence[str]) -> None:
+    def _refuse_nan(self, loss: float, norm: float, parts: dict[str, float], indices: Tensor) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         what = f"the norm of the gradient is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
         wrong = [name for name, value in parts.items() if not math.isfinite(value)]
         where = f" (in {', '.join(wrong)})" if wrong else ""
+        items = [self.items[index].name for index in indices.tolist()]
         raise FloatingPointError(
-            f"{what}{where} in epoch {self.epoch}, step {len(self.losses) + 1}, items {shorten(list(items))}; "
+            f"{what}{where} in epoch {self.epoch}, step {len(self.losses) + 1}, items {shorten(items)}; "
             f"{self.kept}. Lower learning_rate or the rates of the schedule, or look at these items"
         )
 

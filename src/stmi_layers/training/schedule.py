@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from stmi_layers._checks import check_choice, check_positive, check_probability
 from stmi_layers.training.transforms import Augmentation
 
-Optimizer = Literal["adamw", "adam"]
+Optimizer = Literal["adamw", "adam", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Schedule:
     images_per_identity: int = 4
     """K of the P x K sampler."""
     optimizer: Optimizer = "adamw"
-    """Adam adds the weight decay to the gradient, AdamW takes it off the weights."""
+    """Adam and SGD, which has a momentum of 0.9, add the weight decay to the gradient; AdamW takes it off the
+    weights."""
     learning_rate: float = 2e-3
     """Learning rate of the parameter group "new", and of every group without a rate of its own."""
     rates: Mapping[str, float] = field(default_factory=dict)

@@ -81,12 +81,21 @@ def erase(images: Float[Tensor, "modalities channels height width"], augmentatio
     return torch.stack([one(image) for image in images])
 
 
-def dilate(masks: Bool[Tensor, "*batch height width"], pixels: int) -> Bool[Tensor, "*batch height width"]:
-    """Grow the foreground by `pixels` in every direction, diagonals included."""
-    grown = F.max_pool2d(masks.flatten(0, -3)[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)
-    return grown.view(masks.shape) > 0
+def dilate(
+    masks: Bool[Tensor, "*batch height width"], pixels: int, *, diagonals: bool = True
+) -> Bool[Tensor, "*batch height width"]:
+    """Grow the foreground by `pixels` in every direction, or, without `diagonals`, through shared sides alone."""
+    flat = masks.reshape(-1, 1, *masks.shape[-2:]).float()
+    if diagonals:
+        flat = F.max_pool2d(flat, 2 * pixels + 1, stride=1, padding=pixels)
+    for _ in range(0 if diagonals else pixels):
+        rows, columns = (F.max_pool2d(flat, kernel, 1, [size // 2 for size in kernel]) for kernel in ((3, 1), (1, 3)))
+        flat = rows.maximum(columns)
+    return flat.view(masks.shape) > 0
 
 
-def erode(masks: Bool[Tensor, "*batch height width"], pixels: int) -> Bool[Tensor, "*batch height width"]:
+def erode(
+    masks: Bool[Tensor, "*batch height width"], pixels: int, *, diagonals: bool = True
+) -> Bool[Tensor, "*batch height width"]:
     """Shrink the foreground by `pixels`; the border of the image takes nothing away."""
-    return ~dilate(~masks, pixels)
+    return ~dilate(~masks, pixels, diagonals=diagonals)

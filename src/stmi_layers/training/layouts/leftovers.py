@@ -9,7 +9,23 @@ from stmi_layers.training.layouts.layout import ARRAY, is_image, is_mask_folder,
 
 # Files that belong beside images and are none.
 DOCUMENTS = (
-    *(".txt", ".md", ".rst", ".html", ".pdf", ".json", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".log", ".py", ".m"),
+    *(
+        ".txt",
+        ".md",
+        ".rst",
+        ".html",
+        ".pdf",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".log",
+        ".py",
+        ".m",
+    ),
     *(".mat", ".pkl", ".parquet", ".pq", ".safetensors", ".zip", ".tar", ".gz", ".7z", ".rar", ".sha256", ".md5", ""),
 )
 DEPTH = 6

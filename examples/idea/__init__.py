@@ -1,0 +1,1 @@
+"""IDEA: captions inverted into image tokens, and cooperative deformable aggregation."""

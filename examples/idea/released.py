@@ -1,0 +1,63 @@
+"""Parameters of the released IDEA under the names of the layers here, and its sizes in their units."""
+
+import torch
+from torch import Tensor
+
+# Parts of the released offset networks -> ours.
+_NETWORK = {"0": "project", "2": "window", "4": "point"}
+
+
+def max_offset(factor: float, grid: tuple[int, int], *, kernel: int = 4, stride: int = 2) -> tuple[float, float]:
+    """Convert the released offset factor into `max_offset` of `DeformableReadout`: patches down and across.
+
+    The released reach divides by the number of samples of an axis less one; one sample alone is an error there, and
+    takes `factor` as it is here.
+
+    Examples:
+        >>> max_offset(5, (16, 8))  # RGBNT201
+        (6.25, 8.75)
+    """
+    samples = [(side - kernel) // stride + 1 for side in grid]
+    reach = [factor * (side - 1) / (2 * max(count - 1, 1)) for side, count in zip(grid, samples, strict=True)]
+    return reach[0], reach[1]
+
+
+def released_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State of a `DeformableReadout` from that of a released aggregation, under any prefix up to `da_group.0.`."""
+    state = {name.rpartition("da_group.0.")[2]: value for name, value in state.items() if "da_group.0." in name}
+    found: dict[str, Tensor] = {}
+    for part in ("weight", "bias"):
+        stacked = torch.cat([state[f"proj_{letter}.{part}"] for letter in "qkv"])
+        found[f"in_proj_{part}"] = stacked.flatten(1) if part == "weight" else stacked
+        found[f"out_proj.{part}"] = _matrix(state[f"proj_out.{part}"])
+    for name, value in state.items():
+        network, _, rest = name.partition(".")
+        if network.startswith("conv_offset"):
+            index = _index(network)
+            layer, _, part = rest.partition(".")
+            ours = f"networks.{index}.{_NETWORK[layer]}.{part}"
+            found[ours] = value if layer == "2" else _matrix(value)
+    return found
+
+
+def released_inversion(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State of a `TextInversion` from `fc1` and `fc2` of the released inverse net and the position of its token."""
+    found = {}
+    for name, value in state.items():
+        owner, _, part = name.rpartition(".")
+        for theirs, ours in (("fc1", "expand"), ("fc2", "project")):
+            if owner.rpartition(".")[2] == theirs and "resblocks" not in owner:
+                found[f"{ours}.{part}"] = value
+        if part == "new_positional_embedding":
+            found["position"] = value[0]
+    return {"position": torch.zeros_like(found["project.bias"]), **found}
+
+
+def _index(network: str) -> int:
+    """The modality of a released offset network: conv_offset is that of all, the others end in _r, _n and _t."""
+    return {"conv_offset": 0, "conv_offset_r": 0, "conv_offset_n": 1, "conv_offset_t": 2}[network]
+
+
+def _matrix(convolution: Tensor) -> Tensor:
+    """Weights of a linear map from those of a 1 x 1 convolution; a bias stays as it is."""
+    return convolution.flatten(1) if convolution.dim() > 1 else convolution

@@ -1,0 +1,1 @@
+"""Retrieval by image, text and mask at once, from the layers that are read out of FusionSegReID / PS-ReID."""

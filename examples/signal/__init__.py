@@ -1,1 +1,0 @@
-"""Signal: what its released checkpoints hold, for the layers of this library."""

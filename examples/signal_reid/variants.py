@@ -1,0 +1,76 @@
+"""Variants of Signal that `compare` can compare, and presets, each a question that a few of them answer."""
+
+from typing import Any
+
+from examples.preset import Preset, Row, watched
+
+USUAL = ("baseline", "sim", "sim+gam", "full")  # compared where nothing else is asked
+
+NO_GAM, NO_LAM = {"term_weights.GAM": 0.0}, {"term_weights.LAM": 0.0}
+
+# A variant replaces these settings of the command line. Variants that come to the same run share it.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {"interaction": False} | NO_GAM | NO_LAM,
+    "sim": NO_GAM | NO_LAM,
+    "sim+gam": NO_LAM,
+    "sim+lam": NO_GAM,
+    "full": {},
+    "full-zeroed": {"unselected": "zeroed"},
+    "full-random-selection": {"learned_selection": False},
+    "full-first-anchor": {"anchor": "first"},
+    "full-all-negatives": {"negatives": "all"},
+    "full-released-points": {"points": "released", "offset_channels": 1},
+    "full+sfm": {"masks": "given"},
+    **{f"keep-{share:g}": {"keep": share} for share in (0.125, 0.25, 0.5, 0.75, 1.0)},
+}
+
+COLUMNS = {
+    "alpha": watched("alpha", digits=2),
+    "beta": watched("beta", digits=2),
+    "temperature": watched("temperature", digits=3),
+}
+
+SCORES = ("mAP", "R1", "R5", "R10", "CPU minutes")
+
+PRESETS: dict[str, Preset] = {
+    "modules": Preset(
+        "Modules",
+        "What does each module add?",
+        (Row("baseline", "baseline"), Row("SIM", "sim"), Row("SIM + GAM", "sim+gam"), Row("SIM + GAM + LAM", "full")),
+        SCORES,
+    ),
+    "readings": Preset(
+        "Readings",
+        "Does it matter where the layers depart from the research code?",
+        (
+            Row("ours", "full"),
+            Row("unselected patches are read", "full-zeroed"),
+            Row("random selection", "full-random-selection"),
+            Row("one anchor", "full-first-anchor"),
+            Row("own identity as negatives", "full-all-negatives"),
+            Row("positions of the code", "full-released-points"),
+        ),
+        (*SCORES, "temperature"),
+    ),
+    "keep": Preset(
+        "Selected patches",
+        "How large a share of the patches should a class token select?",
+        tuple(Row(f"{share:g}", f"keep-{share:g}") for share in (0.125, 0.25, 0.5, 0.75, 1.0)),
+        SCORES,
+        axis="share",
+        sweep=True,
+    ),
+    "sfm": Preset(
+        "Masks",
+        "Does SFM help the tower of another method?",
+        (Row("plain attention", "full"), Row("SFM", "full+sfm")),
+        (*SCORES, "alpha", "beta"),
+    ),
+    "missing": Preset(
+        "Missing modalities",
+        "How well does the full model retrieve when modalities are missing at test time only?",
+        (Row("", "full"),),
+        axis="there at test time",
+        subsets=True,
+    ),
+}

@@ -1,0 +1,56 @@
+"""Variants of TOP-ReID that `compare` can compare, and presets, each a question that a few of them answer."""
+
+from typing import Any
+
+from examples.preset import Preset, Row, watched
+
+USUAL = ("baseline", "tpm", "full")  # compared where nothing else is asked
+
+# A variant replaces these settings of the command line. Variants that come to the same run share it.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {"permutation": False, "reconstruction": "none"},
+    "tpm": {"reconstruction": "none"},
+    "full": {},
+    "full-without-filling": {"reconstruction": "loss"},
+    "full-shared-tower": {"towers": "shared"},
+    "full+sfm": {"masks": "given"},
+}
+
+COLUMNS = {"alpha": watched("alpha", digits=2), "beta": watched("beta", digits=2)}
+
+SCORES = ("mAP", "R1", "R5", "R10", "CPU minutes")
+
+PRESETS: dict[str, Preset] = {
+    "modules": Preset(
+        "Modules",
+        "What does each module add?",
+        (Row("baseline", "baseline"), Row("TPM", "tpm"), Row("TPM + CRM", "full")),
+        SCORES,
+    ),
+    "towers": Preset(
+        "Towers",
+        "Is a tower per modality worth its weights?",
+        (Row("one for all", "full-shared-tower"), Row("one per modality", "full")),
+        SCORES,
+    ),
+    "sfm": Preset(
+        "Masks",
+        "Does SFM help the towers of another method?",
+        (Row("plain attention", "full"), Row("SFM", "full+sfm")),
+        (*SCORES, "alpha", "beta"),
+    ),
+    "missing": Preset(
+        "Missing modalities",
+        "How well does the full model retrieve when modalities are missing at test time only?",
+        (Row("", "full"),),
+        axis="there at test time",
+        subsets=True,
+    ),
+    "missing-without-filling": Preset(
+        "Missing modalities, not filled in",
+        "How well does it retrieve when CRM fills in nothing?",
+        (Row("", "full-without-filling"),),
+        axis="there at test time",
+        subsets=True,
+    ),
+}

@@ -1,0 +1,250 @@
+r"""Queries that read token maps at learned places: cooperative deformable aggregation (CDA).
+
+A network predicts where to sample the maps of all modalities; class and text tokens read the samples.
+Paper: "IDEA: Inverted Text with Cooperative Deformable Aggregation for Multi-modal Object Re-Identification",
+CVPR 2025, pages 29701-29710. The formulas are those of its code, <https://github.com/924973292/IDEA>.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from stmi_layers._checks import check_choice, check_heads, check_positive
+from stmi_layers._precision import at_least_float32
+from stmi_layers._sampling import bilinear_samples
+from stmi_layers._typing import typed
+from stmi_layers.cross_attention import absorbed_cross_attention
+
+Offsets = Literal["shared", "separate", "diagonal"]
+Reference = Literal["centred", "shifted"]
+
+
+@typed
+def sampled_cross_attention(
+    queries: Float[Tensor, "batch queries dim"],
+    patches: Float[Tensor, "batch modalities patches dim"],
+    positions: Float[Tensor, "batch #modalities samples 2"],  # noqa: F821
+    grid: tuple[int, int],
+    in_proj_weight: Float[Tensor, "3*dim dim"],
+    in_proj_bias: Float[Tensor, " 3*dim"] | None,
+    out_weight: Float[Tensor, "dim dim"],
+    out_bias: Float[Tensor, " dim"] | None,
+    *,
+    num_heads: int = 1,
+    present: Bool[Tensor, "batch modalities"] | None = None,
+) -> Float[Tensor, "batch queries dim"]:
+    r"""Attend from `queries` to bilinear samples of the token maps of all modalities.
+
+    $$\operatorname{CrossAttn}(\text{queries}, S, S), \qquad
+    S_{ms} = \sum_n \big(1 - |y_{ms} - y_n|\big)_+ \big(1 - |x_{ms} - x_n|\big)_+\, \text{patches}_{mn}$$
+
+    $(y_{ms}, x_{ms})$ are the `positions`, $(y_n, x_n)$ row and column of patch $n$, and CrossAttn is
+    [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]. A position outside the grid
+    moves to the border, without gradient. Right on a patch, the gradient is that towards the next row and column.
+
+    Args:
+        queries: what the samples are read with.
+        patches: one token map per modality, row by row.
+        positions: row and column of each sample, in patches from the first; one set per modality, or one for all.
+        grid: rows and columns of patches.
+        in_proj_weight: projections to query, key and value, stacked as in `nn.MultiheadAttention`.
+        in_proj_bias: their biases, or None.
+        out_weight: projection of the concatenated heads.
+        out_bias: its bias, or None.
+        num_heads: number of heads; divides `dim`.
+        present: False where a sample misses a modality; None when all are there.
+
+    Returns:
+        What each query reads, without residual; zero where no modality is present.
+
+    Raises:
+        ValueError: when `num_heads` does not divide `dim`, or `grid` is not that of `patches`.
+
+    Examples:
+        >>> row = torch.tensor([[[[0.0, 0.0], [4.0, 8.0]]]])  # a map of 1 x 2 patches
+        >>> halfway, one = torch.tensor([[[[0.0, 0.5]]]]), torch.eye(2)
+        >>> sampled_cross_attention(torch.zeros(1, 1, 2), row, halfway, (1, 2), one.repeat(3, 1), None, one, None)
+        tensor([[[2., 4.]]])
+    """
+    check_heads(queries.shape[-1], num_heads)
+    if patches.shape[2] != grid[0] * grid[1]:
+        raise ValueError(f"patches must fill the grid {grid}; received {patches.shape[2]} patches")
+    samples = _sample(_maps(patches, present, positions.shape[1] == 1), positions.unbind(1), grid, queries.shape[-1])
+    return _read(queries, samples, (in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads), present)
+
+
+def _maps(patches: Tensor, present: Tensor | None, joint: bool) -> list[Tensor]:
+    """What the networks see, (batch patches inputs): all modalities side by side, or each."""
+    if present is not None:
+        patches = torch.where(present[..., None, None], patches, 0.0)
+    return [patches.transpose(1, 2).flatten(2)] if joint else [tokens.contiguous() for tokens in patches.unbind(1)]
+
+
+def _sample(maps: list[Tensor], positions: Iterable[Tensor], grid: tuple[int, int], dim: int) -> Tensor:
+    """Bilinear samples of all modalities, (batch samples modalities dim)."""
+    pairs = zip(maps, positions, strict=True)
+    samples = [bilinear_samples(tokens, places, grid).unflatten(2, (-1, dim)) for tokens, places in pairs]
+    return torch.cat(samples, dim=2) if len(samples) > 1 else samples[0]
+
+
+def _read(queries: Tensor, samples: Tensor, attention: tuple[Any, ...], present: Tensor | None) -> Tensor:
+    keep = None if present is None else present[:, None].expand(-1, samples.shape[1], -1).flatten(1)
+    return absorbed_cross_attention(queries, samples.flatten(1, 2), *attention, keep=keep)
+
+
+class DeformableReadout(nn.Module):
+    r"""Lets class and text tokens read all modalities at places that a network chooses (CDA).
+
+    $$\text{queries} + \operatorname{CrossAttn}\big(\text{queries}, S, S\big), \qquad
+    (y, x)_{ij} = r_{ij} + \text{max\_offset} \cdot \tanh(o_{ij})$$
+
+    $o$ is a linear map of every patch, GELU, a depthwise convolution with `kernel` and `stride`, GELU, and a linear map
+    to two offsets; $r_{ij}$ is the place of its window. The reading is
+    [`sampled_cross_attention`][stmi_layers.deformable_readout.sampled_cross_attention]. Queries do not see each other,
+    so text tokens may be left out. The key part of `in_proj_bias` has no effect.
+
+    A missing modality is zero for the network and nobody's key; a query missing by `query_present` comes out as zero.
+    A sample without any modality returns its queries.
+
+    Differences from the research code:
+
+    - `max_offset` counts patches. There it depends on the number of samples, up to 44 patches on an 8 x 16 grid, and
+      places outside the picture get no gradient. Grids with one row of samples work.
+    - Reference points are the centres of the windows; there they are half a patch further down and to the right
+      (`reference="shifted"`).
+    - Separate networks predict two numbers; there one for both axes (`offsets="diagonal"`).
+
+    Args:
+        dim: width of the tokens.
+        num_modalities: number of modalities.
+        grid: rows and columns of patches; at least `kernel` each.
+        max_offset: rows and columns that a sample moves at most.
+        kernel: side of the window of a sample, in patches.
+        stride: distance of two windows, in patches.
+        offsets: "shared" by all modalities and predicted from all of them, "separate" for each from itself, or
+            "diagonal", which is separate with one number for both axes.
+        reference: "centred" or "shifted" reference points.
+        num_heads: heads of the attention; divides `dim`.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: when a size or option is out of its range, or `num_heads` does not divide `dim`.
+
+    Examples:
+        >>> readout = DeformableReadout(dim=8, num_modalities=3, grid=(8, 4))
+        >>> readout(torch.randn(2, 6, 8), torch.randn(2, 3, 32, 8)).shape
+        torch.Size([2, 6, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_modalities: int,
+        grid: tuple[int, int],
+        *,
+        max_offset: tuple[float, float] = (4.0, 4.0),
+        kernel: int = 4,
+        stride: int = 2,
+        offsets: Offsets = "shared",
+        reference: Reference = "centred",
+        num_heads: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads(dim, num_heads)
+        check_positive(num_modalities=num_modalities, kernel=kernel, stride=stride)
+        check_choice("offsets", offsets, get_args(Offsets))
+        check_choice("reference", reference, get_args(Reference))
+        if min(grid) < kernel:
+            raise ValueError(f"grid must hold at least one window of kernel={kernel} a side; received {grid}")
+        if not min(max_offset) >= 0:
+            raise ValueError(f"max_offset must be at least 0 patches; received {max_offset}")
+        self.dim, self.num_modalities, self.grid, self.num_heads = dim, num_modalities, grid, num_heads
+        self.reference = reference
+        self.max_offset, self.kernel, self.stride, self.offsets = max_offset, kernel, stride, offsets
+        factory = {"device": device, "dtype": dtype}
+        inputs, networks = (num_modalities * dim, 1) if offsets == "shared" else (dim, num_modalities)
+        sizes = inputs, dim, 1 if offsets == "diagonal" else 2, kernel, stride
+        self.networks = nn.ModuleList(_OffsetNetwork(*sizes, **factory) for _ in range(networks))
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim, **factory))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * dim, **factory))
+        self.out_proj = nn.Linear(dim, dim, **factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the initial values: those of torch's convolutions and linear maps."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.reset_parameters()
+        for parameter in (self.in_proj_weight, self.in_proj_bias):
+            nn.init.uniform_(parameter, -(self.dim**-0.5), self.dim**-0.5)
+
+    @typed
+    def forward(
+        self,
+        queries: Float[Tensor, "batch queries dim"],
+        patches: Float[Tensor, "batch modalities patches dim"],
+        present: Bool[Tensor, "batch modalities"] | None = None,
+        query_present: Bool[Tensor, "batch queries"] | None = None,
+    ) -> Float[Tensor, "batch queries dim"]:
+        """Add to each of the `queries` what it reads; `present` is False for a missing modality, None has them all."""
+        if queries.shape[-1] != self.dim:
+            raise ValueError(f"queries must have width dim={self.dim}; received shape {tuple(queries.shape)}")
+        if query_present is not None:
+            queries = torch.where(query_present[..., None], queries, 0.0)
+        maps, out = self._maps(patches, present), self.out_proj
+        # One map after the other, so that the backward pass is done with one before it holds gradients of the next.
+        places = (self._positions(*pair).flatten(1, 2) for pair in zip(self.networks, maps, strict=True))
+        samples = _sample(maps, places, self.grid, self.dim)
+        attention = (self.in_proj_weight, self.in_proj_bias, out.weight, out.bias, self.num_heads)
+        output = (queries + _read(queries, samples, attention, present)).to(queries.dtype)
+        return output if query_present is None else torch.where(query_present[..., None], output, 0.0)
+
+    @typed
+    def positions(
+        self,
+        patches: Float[Tensor, "batch modalities patches dim"],
+        present: Bool[Tensor, "batch modalities"] | None = None,
+    ) -> Float[Tensor, "batch sets rows columns 2"]:
+        """Row and column of every sample, before the border stops it; one set, or one per modality."""
+        return torch.stack([*map(self._positions, self.networks, self._maps(patches, present))], dim=1)
+
+    def _maps(self, patches: Tensor, present: Tensor | None) -> list[Tensor]:
+        if patches.shape[1:] != (self.num_modalities, self.grid[0] * self.grid[1], self.dim):
+            rule = f"patches must have num_modalities={self.num_modalities}, fill {self.grid} and have dim={self.dim}"
+            raise ValueError(f"{rule}; received shape {tuple(patches.shape)}")
+        return _maps(patches, present, self.offsets == "shared")
+
+    def _positions(self, network: nn.Module, tokens: Tensor) -> Tensor:
+        moves = at_least_float32(network(tokens.unflatten(1, self.grid))).tanh()
+        first = (self.kernel - 1) / 2 if self.reference == "centred" else self.kernel // 2
+        rows, columns = (first + self.stride * torch.arange(n, device=moves.device) for n in moves.shape[1:3])
+        down = rows[:, None] + self.max_offset[0] * moves[..., 0]
+        return torch.stack([down, columns + self.max_offset[1] * moves[..., -1]], dim=-1)
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, num_modalities={self.num_modalities}, grid={self.grid}, max_offset={self.max_offset}, "
+            f"kernel={self.kernel}, stride={self.stride}, offsets={self.offsets!r}, reference={self.reference!r}, "
+            f"num_heads={self.num_heads}"
+        )
+
+
+class _OffsetNetwork(nn.Module):
+    """Raw offsets (batch rows columns outputs) from a map (batch height width inputs)."""
+
+    def __init__(self, inputs: int, dim: int, outputs: int, kernel: int, stride: int, **factory: Any) -> None:
+        super().__init__()
+        self.project = nn.Linear(inputs, dim, **factory)
+        self.window = nn.Conv2d(dim, dim, kernel, stride, groups=dim, **factory)
+        self.point = nn.Linear(dim, outputs, bias=False, **factory)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        windows = self.window(F.gelu(self.project(tokens)).permute(0, 3, 1, 2))
+        return self.point(F.gelu(windows).permute(0, 2, 3, 1))
