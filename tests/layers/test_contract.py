@@ -226,6 +226,7 @@ def test_compile_to_one_graph(case):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_inductor_trains_attention():
     case = CASES["SegmentationModulatedAttention"]
@@ -252,6 +253,7 @@ def test_export_with_a_dynamic_batch(case):
     torch.testing.assert_close(program.module()(*others), layer(*others))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name",
@@ -302,6 +304,7 @@ def _one_of_two(results: str) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_average_their_gradients(tmp_path: Path):
     in_processes(_one_of_two, f"{tmp_path}/gradients.pt")
     case = CASES["SegmentationModulatedAttention"]
