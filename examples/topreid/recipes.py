@@ -79,7 +79,7 @@ MSVR310: Recipe = {
     **RGBNT100,
     "learning_rate": research_code(1e-3, "of new modules"),
     "rates.backbone": research_code(1e-3, "one rate for all weights"),
-    "epochs": research_code(1000, "passes of ten steps"),
+    "epochs": research_code(1000, "passes"),
     "warmup_epochs": research_code(100.0, "a tenth of the epochs"),
 }
 
