@@ -223,6 +223,7 @@ def test_checkpointing_changes_no_gradient(family):
         torch.testing.assert_close(gradients(model, backbone(images, masks)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("family", [TOWERS[0], "timm EVA-02", "transformers `CLIPVisionModel`"])
 def test_compile_and_export(family):
