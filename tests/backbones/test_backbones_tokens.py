@@ -241,14 +241,19 @@ def test_normalisation_constants_follow_the_model():
 
 
 def test_stmi_stands_on_it():
-    from examples.stmi.model import build_stmi
+    from examples.stmi.model import STMI
+    from examples.towers.pretrained import PretrainedBackbone
+    from stmi_layers.training import Batch
 
     backbone = TokenBackbone(modulate(open_clip_vit()), projected=True)
-    model = build_stmi(backbone, 2, num_heads=4).eval()
+    model = STMI(PretrainedBackbone(backbone), 2, num_heads=4).eval()
     images, masks = example(backbone.tower.model)
-    features = model(images, masks)
-    assert features.G.shape == (2, 2 * backbone.dim)
-    assert not torch.equal(features.U, model(images).U)
+    empty = dict.fromkeys(("present", "texts"))
+    numbers = dict.fromkeys(("labels", "cameras", "views", "scenes", "indices"), torch.arange(2))
+    batch = Batch(images=images, masks=masks, has_text=torch.zeros(2, dtype=torch.bool), **empty, **numbers)
+    features = model(batch).features
+    assert features["G"].shape == (2, 2 * backbone.dim)
+    assert not torch.equal(features["U"], model(batch._replace(masks=None)).features["U"])
 
 
 def test_unpooled_models_give_their_class_token():
