@@ -14,13 +14,14 @@ WORDS = ("a", "red", "car")
 
 
 def small_model(method: str, modalities: int, **changes: Any) -> Any:
-    """The method around a tower of one block and width 16, with SFM in it; STMI and NEXT read captions.
-
-    No parameter is 0, behind which others would learn nothing at first.
-    """
+    """The method around a tower of one block and width 16, with SFM in it; STMI and NEXT read captions."""
     names = MODALITIES[:modalities]
     run = tiny(Path(), method, **{"modalities": names, "masks": "given", **changes})
-    model = run.build(Facts(names, SIZE, num_identities=3, words=WORDS))
+    return run.build(Facts(names, SIZE, num_identities=3, words=WORDS))
+
+
+def without_zeros(model: Any) -> Any:
+    """The model with random numbers in all parameters that start at 0, behind which others learn nothing at first."""
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)

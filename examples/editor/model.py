@@ -51,6 +51,8 @@ class EDITOR(nn.Module):
     are not kept besides; every class token has a head of its own where they are supervised one by one, and not a
     shared one; a missing modality selects nothing and takes no part, where a black image goes through everything there.
 
+    The attention of the tower is read by hooks: the model exports, and `torch.compile` breaks its graph at them.
+
     Args:
         backbone: an image tower, a `Backbone` with self-attentions; masks steer it when it has SFM.
         modalities: names of the modalities, in the order of the images.
