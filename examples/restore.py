@@ -22,6 +22,7 @@ from stmi_layers.training import (
     load_weights,
     protocol_for,
     read_checkpoint,
+    scored_split,
 )
 from stmi_layers.training.device import choose_device
 
@@ -42,10 +43,15 @@ class OtherData:
     """Policy for a sample that lacks an image in some modality."""
     damaged: Literal["error", "skip"] | None = None
     """Policy for files that cannot be used."""
+    validation: float | None = None
+    """Share of the training identities that is held out and scored instead of the test split; 0 scores the test split,
+    as another set does by default."""
 
     def changes(self) -> dict[str, Any]:
         """The settings that are given, by the names of the record `Data`."""
         given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.data is not None:
+            given = {"validation": 0.0, **given}
         return {"root" if name == "data" else name: value for name, value in given.items()}
 
 
@@ -118,7 +124,7 @@ def restore(
         raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
     load_weights(model, content.model, "model")
     model = model.to(device).eval()
-    dataset = load_split(run.data, "test", seed=run.schedule.seed)
+    dataset = load_split(run.data, scored_split(run.data), seed=run.schedule.seed)
     protocol = protocol_for(dataset.items, run.data)
     if keep:
         dataset = reduced(dataset, run, keep)
