@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
         print("after k-reciprocal re-ranking:", table(reranked), sep="\n")
         extra["reranked"] = {name: as_numbers(value) for name, value in reranked.items()}
     line = protocol.describe(dataset.items)
-    paths = [write_metrics(out, metrics, headline=headline, protocol=line, extra=extra)]
+    paths = [write_metrics(out, metrics, headline=headline, protocol=line, split=dataset.split, extra=extra)]
     if arguments.features:
         paths += write_features(out, descriptors, [item.name for item in dataset.items])
     if arguments.any_to_any:

@@ -22,6 +22,7 @@ from stmi_layers.training import (
     load_weights,
     protocol_for,
     read_checkpoint,
+    scored_split,
 )
 from stmi_layers.training.device import choose_device
 from stmi_layers.training.messages import printable
@@ -44,12 +45,20 @@ class OtherData:
     """Policy for a sample that lacks an image in some modality."""
     damaged: Literal["error", "skip"] | None = None
     """Policy for files that cannot be used."""
+<<<<<<< HEAD
     method: str | None = None
     """Name of the method, needed for a package of your own alone: a checkpoint chooses no code to run."""
+=======
+    validation: float | None = None
+    """Share of the training identities that is held out and scored instead of the test split; 0 scores the test split,
+    as another set does by default."""
+>>>>>>> w-results
 
     def changes(self) -> dict[str, Any]:
         """The settings that are given, by the names of the record `Data`."""
         given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.data is not None:
+            given = {"validation": 0.0, **given}
         return {"root" if name == "data" else name: value for name, value in given.items()}
 
 
@@ -156,8 +165,25 @@ def restore(
         FileNotFoundError: when there is no checkpoint.
         ValueError: when it is none of this version, or the data does not fit it.
     """
+<<<<<<< HEAD
     run, model, _, history = load_model(checkpoint, changes, machine=machine)
     dataset = load_split(run.data, "test", seed=run.schedule.seed)
+=======
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    content, device = read_checkpoint(checkpoint), choose_device(machine.device)
+    try:
+        run = run_of(content.records).changed(changes or {})
+        facts = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()
+        }
+        model = run.build(Facts(**facts))  # pyright: ignore[reportArgumentType]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
+    load_weights(model, content.model, "model")
+    model = model.to(device).eval()
+    dataset = load_split(run.data, scored_split(run.data), seed=run.schedule.seed)
+>>>>>>> w-results
     protocol = protocol_for(dataset.items, run.data)
     if keep:
         dataset = reduced(dataset, run, keep)

@@ -23,6 +23,7 @@ from stmi_layers.training.settings import Data, differences, from_dict, to_dict
 from stmi_layers.training.shards import Extraction, Shards, open_shards
 from stmi_layers.training.splits import read_split
 from stmi_layers.training.transforms import Augmentation
+from stmi_layers.training.validation import hold_out, scored_split
 
 __all__ = [
     "Augmentation",
@@ -53,6 +54,7 @@ __all__ = [
     "facts_of",
     "fit",
     "from_dict",
+    "hold_out",
     "join",
     "joined",
     "load_split",
@@ -64,6 +66,7 @@ __all__ = [
     "read_split",
     "save_checkpoint",
     "score",
+    "scored_split",
     "table",
     "to_dict",
     "unlabelled",
