@@ -45,14 +45,11 @@ class OtherData:
     """Policy for a sample that lacks an image in some modality."""
     damaged: Literal["error", "skip"] | None = None
     """Policy for files that cannot be used."""
-<<<<<<< HEAD
     method: str | None = None
     """Name of the method, needed for a package of your own alone: a checkpoint chooses no code to run."""
-=======
     validation: float | None = None
     """Share of the training identities that is held out and scored instead of the test split; 0 scores the test split,
     as another set does by default."""
->>>>>>> w-results
 
     def changes(self) -> dict[str, Any]:
         """The settings that are given, by the names of the record `Data`."""
@@ -165,25 +162,8 @@ def restore(
         FileNotFoundError: when there is no checkpoint.
         ValueError: when it is none of this version, or the data does not fit it.
     """
-<<<<<<< HEAD
     run, model, _, history = load_model(checkpoint, changes, machine=machine)
-    dataset = load_split(run.data, "test", seed=run.schedule.seed)
-=======
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
-    content, device = read_checkpoint(checkpoint), choose_device(machine.device)
-    try:
-        run = run_of(content.records).changed(changes or {})
-        facts = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()
-        }
-        model = run.build(Facts(**facts))  # pyright: ignore[reportArgumentType]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
-    load_weights(model, content.model, "model")
-    model = model.to(device).eval()
     dataset = load_split(run.data, scored_split(run.data), seed=run.schedule.seed)
->>>>>>> w-results
     protocol = protocol_for(dataset.items, run.data)
     if keep:
         dataset = reduced(dataset, run, keep)
