@@ -122,7 +122,7 @@ def restore(
         raise
     except Exception as error:  # whatever settings that are out of range make of a constructor
         raise ValueError(f"{checkpoint} does not fit this version: {printable(error)}") from error
-    load_weights(model, content.model, f"model of {checkpoint}")
+    load_weights(model, content.model, "model", checkpoint)
     run = run.changed(changes)
     model = model.to(device).eval()
     dataset = load_split(run.data, "test", seed=run.schedule.seed)

@@ -83,11 +83,14 @@ def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics
 
 
 def load_splits(run: Run) -> tuple[MultiModalDataset, MultiModalDataset]:
-    """The training and the test split of a run; workers, each of which would keep its own images, keep none."""
+    """The training and the test split of a run.
+
+    An evaluation keeps no images, and neither do workers, each of which would keep its own.
+    """
     cache = run.machine.cache and not run.machine.workers
     augment, seed = run.schedule.augmentation(), run.schedule.seed
     train_split = load_split(run.data, "train", augment=augment, seed=seed, cache=cache)
-    return train_split, load_split(run.data, "test", seed=seed, cache=cache)
+    return train_split, load_split(run.data, "test", seed=seed)
 
 
 def build_model(run: Run, facts: Facts, *, pretrained: bool = True) -> tuple[Any, str]:

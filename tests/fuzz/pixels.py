@@ -52,7 +52,9 @@ def an_image(variant: Variant, random: Random) -> None:
         image.convert("RGB").save(path, **{key: value for key, value in options.items() if key == "format"})
         turn = None
     if turn in _UNDO and suffix.lower() in (".bmp", ".ppm", ".dib", ".gif", ".jp2"):  # which keep no such tag
-        variant.truth[name].images["TI"] = np.array(Image.fromarray(_expected(variant.truth[name])).transpose(_UNDO[turn]))
+        variant.truth[name].images["TI"] = np.array(
+            Image.fromarray(_expected(variant.truth[name])).transpose(_UNDO[turn])
+        )
 
 
 _UNDO = {
@@ -234,4 +236,9 @@ def damage(variant: Variant, random: Random) -> None:
         content.images[folder] = None
 
 
-OTHERS = (b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"version https://git-lfs", b"GIF89a")
+OTHERS = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    b"version https://git-lfs",
+    b"GIF89a",
+)
