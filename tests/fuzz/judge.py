@@ -174,8 +174,8 @@ def _unnamed(what: str, said: _Said, variant: Variant) -> str | None:
     message = said.refusal or said.text
     if not said.names(variant.names):
         return f"{what} names none of {variant.names}: {message[-600:]!r}"
-    first, *others = (said.refusal or "").split("\n")
-    if not all(line.startswith("  ") for line in others) or re.search(r"[\x00-\x09\x0b-\x1f\x7f]", message):
+    beneath = (said.refusal or "").split("\n")[1:]
+    if not all(line.startswith("  ") for line in beneath) or re.search(r"[\x00-\x09\x0b-\x1f\x7f]", message):
         return f"{what} is no line, or holds what no terminal should obey: {message[-600:]!r}"
     return None
 

@@ -42,7 +42,7 @@ def trained() -> tuple[tempfile.TemporaryDirectory, bytes]:
 
 
 def checkpoint(variant: Variant, random: Random) -> str | None:
-    """A checkpoint with one entry of another type or value, gone, or too many, or with damaged bytes; a fault or None."""
+    """A checkpoint with an entry of another type or value, gone, or too many, or damaged bytes; a fault or None."""
     folder, whole = trained()
     variant.names = ("checkpoint.pt", "resume", folder.name)
     path = variant.root / "checkpoint.pt"
