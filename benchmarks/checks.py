@@ -1,7 +1,7 @@
 """Time that the checks at run time add to one call of a layer, forward, on tiny tensors.
 
-    python -m benchmarks.checks           # print the table
-    python -m benchmarks.checks --docs    # and write docs/tables/benchmarks-cpu-checks.md
+python -m benchmarks.checks           # print the table
+python -m benchmarks.checks --docs    # and write docs/tables/benchmarks-cpu-checks.md
 """
 
 import sys

@@ -5,7 +5,7 @@ import torch
 import stmi_layers as stmi
 
 batch, modalities, dim, grid = 8, 3, 64, (8, 4)  # 128 x 64 pixels, patches of 16
-tokens = torch.randn(batch * modalities, 1 + 32, dim)  # class token and patches of a ViT
+tokens = torch.randn(batch * modalities, 1 + 32, dim)  # class token, patches
 masks = torch.zeros(batch * modalities, 128, 64, dtype=torch.bool)
 masks[:, 16:112, 16:48] = True  # the object
 identities = torch.arange(batch) // 2  # two samples of each

@@ -1,7 +1,7 @@
 """Picture of the home page: a query and its ranking, by the model that `make demo` trains.
 
-    make demo
-    python -m docs.figures.ranking --checkpoint runs/demo/checkpoint.pt
+make demo
+python -m docs.figures.ranking --checkpoint runs/demo/checkpoint.pt
 """
 
 import base64
@@ -81,7 +81,7 @@ def draw(dataset: MultiModalDataset, query: int, best: list[int], modalities: tu
     return picture(
         bottom + 30,
         "A query and its ranking",
-        f"A vehicle in RGB, near and thermal infrared, and the five nearest entries of the gallery: {', '.join(verdicts)}",
+        f"A vehicle in RGB, near and thermal infrared, and the five entries nearest to it: {', '.join(verdicts)}",
         *parts,
     )
 
