@@ -61,14 +61,25 @@ def write_tiff(
     deflate: bool = False,
     kind: int = 1,
     photometric: int | None = None,
+    extra: int | None = None,
 ) -> None:
-    """A TIFF in one strip; `order` is < or >, `kind` its SampleFormat (1 unsigned, 2 signed, 3 floating)."""
+    """A TIFF in one strip.
+
+    Args:
+        path: the file.
+        pixels: (height width) or (height width channels).
+        order: of the bytes, < or >.
+        deflate: compress them.
+        kind: SampleFormat: 1 unsigned, 2 signed, 3 floating.
+        photometric: 0 white is zero, 1 black is zero, 2 RGB; by the number of channels by default.
+        extra: what the last channel is: 0 unspecified, 1 associated alpha, 2 unassociated alpha.
+    """
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     height, width, channels = pixels.shape
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     data = zlib.compress(data) if deflate else data
     depth = pixels.dtype.itemsize * 8
-    interpretation = (2 if channels == 3 else 1) if photometric is None else photometric
+    interpretation = (2 if channels > 2 else 1) if photometric is None else photometric
     tags = {
         256: width,
         257: height,
@@ -79,6 +90,8 @@ def write_tiff(
         278: height,
         279: len(data),
     }
+    if extra is not None:
+        tags[338] = extra
     many = {258: depth, 339: kind}
     start = 8 + 2 + 12 * (len(tags) + len(many)) + 4
     extra, entries = b"", []

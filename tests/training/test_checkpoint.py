@@ -145,3 +145,20 @@ def test_weights_that_do_not_fit_are_named():
         "weight is (3, 4) in the checkpoint and (3, 2) in the model",
     ):
         assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (torch.zeros(3, 2, dtype=torch.int64), "torch.int64"),
+        (torch.zeros(3, 2, dtype=torch.complex64), "complex"),
+        (torch.zeros(3, 2, dtype=torch.bool), "torch.bool"),
+        (torch.eye(3, 2).to_sparse(), r"floating, torch\.sparse_coo"),
+    ],
+)
+def test_weights_of_another_kind_are_named_and_another_precision_is_cast(value: torch.Tensor, kind: str):
+    module = nn.Linear(2, 3, bias=False)
+    with pytest.raises(ValueError, match=f"weight is {kind} in the checkpoint and floating in the model"):
+        load_weights(module, {"weight": value}, "head")
+    load_weights(module, {"weight": torch.full((3, 2), 0.5, dtype=torch.float64)}, "head")
+    assert torch.equal(module.weight, torch.full((3, 2), 0.5))

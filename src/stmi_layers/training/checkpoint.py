@@ -137,7 +137,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) ->
     """Load all of `weights`, or raise one error that names every parameter that does not fit.
 
     Raises:
-        ValueError: when names or shapes differ.
+        ValueError: when names, shapes or kinds of numbers differ; another precision of the same kind is cast.
     """
     own = module.state_dict()
     problems = [f"{name} is missing in the checkpoint" for name in own.keys() - weights.keys()]
@@ -147,7 +147,18 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) ->
         for name in own.keys() & weights.keys()
         if own[name].shape != weights[name].shape
     ]
+    problems += [
+        f"{name} is {_kind(weights[name])} in the checkpoint and {_kind(own[name])} in the model"
+        for name in own.keys() & weights.keys()
+        if _kind(own[name]) != _kind(weights[name])
+    ]
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
         raise ValueError(f"the checkpoint does not fit the {what}; {len(problems)} differences:\n  {shown}")
     module.load_state_dict(dict(weights))
+
+
+def _kind(value: Tensor) -> str:
+    """Kind of numbers, so far as one does not turn into another without loss."""
+    numbers = "complex" if value.is_complex() else "floating" if value.is_floating_point() else str(value.dtype)
+    return f"{numbers}, {value.layout}" if value.layout is not torch.strided else numbers

@@ -111,10 +111,12 @@ def to_dict(record: Any) -> dict[str, Any]:
 def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
     """The record that `to_dict` made `values` of, lists turned back into tuples and texts into paths.
 
+    `kind` is a dataclass or a NamedTuple.
+
     Raises:
         ValueError: when a field is absent, unknown or of a wrong type; the message names record and field.
     """
-    names = [one.name for one in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+    names = getattr(kind, "_fields", None) or [one.name for one in dataclasses.fields(kind)]  # pyright: ignore
     problems = [f"lacks {name}" for name in names if name not in values]
     problems += [f"has the unknown {name}" for name in values if name not in names]
     if problems:
