@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from examples.comparison_table import values_of
 from examples.preset import Column, Result
+from stmi_layers.training.files import write_whole
 
 COLORS = ("#4575b4", "#f46d43", "#1a9850", "#984ea3")
 
@@ -63,9 +64,10 @@ def draw(
             panel.tick_params(axis="x", rotation=15 if long else 0)
         panel.legend(fontsize=8, loc="best")
     # Names of parts and the date would otherwise differ from one drawing to the next.
-    with mpl.rc_context({"svg.hashsalt": "stmi"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    with mpl.rc_context({"svg.hashsalt": "stmi"}), write_whole(path.with_suffix(".svg")) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    with write_whole(path.with_suffix(".png")) as file:
+        figure.savefig(file, format="png", dpi=110)
     return [path.with_suffix(".png"), path.with_suffix(".svg")]
 
 
