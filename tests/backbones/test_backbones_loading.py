@@ -144,7 +144,7 @@ def test_a_file_of_a_part_of_the_model_is_told_as_such(tmp_path: Path):
     with pytest.raises(ValueError, match=r"of its part 'tower\.model': pass model\.get_submodule\('tower\.model'\)$"):
         load_weights(model, tmp_path / "w.pt")
     load_weights(model.get_submodule("tower.model"), tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="build the model the file was made for, without what it does not have$"):
+    with pytest.raises(ValueError, match=r"build the model the file was made for, without what it does not have$"):
         load_weights(nn.ModuleDict({"other": nn.LayerNorm(5)}), tmp_path / "w.pt")
 
 
