@@ -67,7 +67,7 @@ types: .venv/all.stamp
 # One thread per worker: two workers with two threads each would wait for one another.
 unit: export OMP_NUM_THREADS = 1
 unit: .venv/all.stamp
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest --slow -n 2 --dist loadfile
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: .venv/all.stamp

@@ -142,9 +142,16 @@ class ClipCaptionEncoder(nn.Module):
 
 
 def build_clip_text(
-    architecture: str, dim: int, *, overflow: Overflow = "truncate", project: bool = True
+    architecture: str, dim: int | None, *, overflow: Overflow = "truncate", project: bool = True
 ) -> ClipCaptionEncoder:
-    """The text tower of an open_clip model with random weights, and what is learned behind it."""
+    """The text tower of an open_clip model with random weights, and what is learned behind it.
+
+    Args:
+        architecture: open_clip's name of the model.
+        dim: width of the vectors; None for that of the tower's features.
+        overflow: see `ClipVocabulary`.
+        project: see `ClipCaptionEncoder`.
+    """
     vocabulary = ClipVocabulary(architecture, overflow=overflow)
     clip = build_clip(architecture)
-    return ClipCaptionEncoder(clip.text, vocabulary, clip.width, dim, project=project)
+    return ClipCaptionEncoder(clip.text, vocabulary, clip.width, dim or clip.width, project=project)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import stmi_layers.training._torchvision  # noqa: F401
+from processes import in_processes
 from stmi_layers.backbones import TokenBackbone, load_weights, modulate, unmodulate
 
 timm = pytest.importorskip("timm")
@@ -197,8 +198,9 @@ def _sharded(mesh: Any) -> nn.Module:
     return model
 
 
-def _load_everywhere(rank: int, rendezvous: str) -> None:
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def _load_everywhere() -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     try:
         mesh, model = init_device_mesh("cpu", (2,)), TokenBackbone(build(alpha=0.3))
         sharded = _sharded(mesh)
@@ -214,5 +216,5 @@ def _load_everywhere(rank: int, rendezvous: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_fsdp2_loads_its_state_dict_a_full_one_and_a_broadcast(tmp_path: Path):
-    multiprocessing.spawn(_load_everywhere, args=(f"file://{tmp_path}/rendezvous",), nprocs=2)
+def test_fsdp2_loads_its_state_dict_a_full_one_and_a_broadcast():
+    in_processes(_load_everywhere)

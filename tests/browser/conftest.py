@@ -65,15 +65,11 @@ def find_browser(playwright: Playwright) -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), own if Path(own).is_file() else None)
 
 
-@pytest.fixture(scope="session", params=["light", "dark"])
-def palette(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture(scope="session")
-def visitor(browser: Browser, palette: str) -> Iterator[Page]:
-    """A page that every check of one palette visits in turn."""
-    context = browser.new_context(color_scheme=palette, reduced_motion="reduce")
+def visitor(browser: Browser) -> Iterator[Page]:
+    """A page that every check visits in turn."""
+    context = browser.new_context(color_scheme="light", reduced_motion="reduce")
+    context.add_init_script("localStorage.clear()")  # every page follows the system until a button is pressed
     yield context.new_page()
     context.close()
 

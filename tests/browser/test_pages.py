@@ -6,9 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
+SCHEMES = {"light": "default", "dark": "slate"}
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # The theme gives every block of code a landmark of the same name; the other rules hold without exception.
 CONTRAST = {"runOnly": ["color-contrast", "link-in-text-block"], "resultTypes": ["violations"]}
@@ -68,21 +69,44 @@ def complaints(page: Page, address: str) -> Iterator[list[str]]:
         page.remove_listener(event, listener)
 
 
-def test_page(visitor: Page, address: str, path: str, palette: str) -> None:
+def scheme(page: Page) -> str:
+    return page.evaluate("document.body.dataset.mdColorScheme")
+
+
+def switch(page: Page, palette: str) -> None:
+    """Press the button in the header, as a reader does, and wait for no fading."""
+    page.emulate_media(color_scheme=palette)
+    page.add_style_tag(content="* { transition: none !important }")
+    page.evaluate(f"document.querySelector('input[data-md-color-scheme={SCHEMES[palette]}]').click()")
+    assert scheme(page) == SCHEMES[palette]
+
+
+def test_page(visitor: Page, address: str, path: str) -> None:
+    """One visit in both palettes, because most of the time goes into loading a page and setting its formulas."""
     visitor.set_viewport_size(DESK)
+    visitor.emulate_media(color_scheme="light")
+    problems: dict[str, list[str]] = {}
     with complaints(visitor, address) as found:
         visitor.goto(f"{address}{path}/".replace("./", ""), wait_until="networkidle")
-        assert visitor.evaluate("document.body.dataset.mdColorScheme") == {"light": "default", "dark": "slate"}[palette]
+        assert scheme(visitor) == SCHEMES["light"]
         visitor.evaluate(AXE)
-        problems = {
-            "contrast": visitor.evaluate(CONTRAST_VIOLATIONS, CONTRAST),
-            # What does not depend on the palette is asked once.
-            "accessibility": visitor.evaluate(VIOLATIONS, OTHERS) if palette == "light" else [],
-            "formulas not rendered": visitor.evaluate(UNRENDERED) + visitor.evaluate(RAW),
-            "images not shown": visitor.evaluate(BROKEN_IMAGES),
-        }
+        problems["accessibility"] = visitor.evaluate(VIOLATIONS, OTHERS)
+        problems["formulas not rendered"] = visitor.evaluate(UNRENDERED) + visitor.evaluate(RAW)
+        problems["images not shown"] = visitor.evaluate(BROKEN_IMAGES)
+        problems["contrast in light"] = visitor.evaluate(CONTRAST_VIOLATIONS, CONTRAST)
+        switch(visitor, "dark")
+        problems["contrast in dark"] = visitor.evaluate(CONTRAST_VIOLATIONS, CONTRAST)
         visitor.set_viewport_size(PHONE)
         problems["wider than a phone"] = visitor.evaluate(WIDE)
     problems["complaints"] = found
     lines = [f"{kind}: {one}" for kind, some in problems.items() for one in dict.fromkeys(some)]
     assert not lines, "\n".join([path, *lines])
+
+
+@pytest.mark.parametrize("palette", SCHEMES)
+def test_the_palette_is_that_of_the_system(browser: Browser, address: str, palette: str) -> None:
+    context = browser.new_context(color_scheme=palette)
+    page = context.new_page()
+    page.goto(address)
+    assert scheme(page) == SCHEMES[palette]
+    context.close()
