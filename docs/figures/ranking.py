@@ -96,4 +96,4 @@ def embedded(image: np.ndarray, left: float, top: float) -> str:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        command.run(main, Arguments)
+        command.run(main, Arguments, __doc__)

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 NO_BROWSER = (
-    "the site was built and not checked, for there is no Chromium; install one (Debian: apt-get install chromium; "
+    "the site was built and not checked, because there is no Chromium; install one (Debian: apt-get install chromium; "
     "anywhere: .venv/bin/python -m playwright install chromium) and run make docs again"
 )
 PREFIX = "/some/where"
@@ -65,15 +65,10 @@ def find_browser(playwright: Playwright) -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), own if Path(own).is_file() else None)
 
 
-@pytest.fixture(scope="session", params=["light", "dark"])
-def palette(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture(scope="session")
-def visitor(browser: Browser, palette: str) -> Iterator[Page]:
-    """A page that every check of one palette visits in turn."""
-    context = browser.new_context(color_scheme=palette, reduced_motion="reduce")
+def visitor(browser: Browser) -> Iterator[Page]:
+    """A page that every check visits in turn."""
+    context = browser.new_context(reduced_motion="reduce")
     yield context.new_page()
     context.close()
 
