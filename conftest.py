@@ -41,6 +41,21 @@ collect_ignore_glob = [] if find_spec("triton") else ["src/stmi_layers/kernels/t
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--site", help="folder of the built documentation, for the checks in tests/browser")
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too, as make test does")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow, unless it is asked for: by `--slow`, by `-m`, or by its own name."""
+    if config.getoption("slow") or config.getoption("markexpr"):
+        return
+    named = {argument.partition("::")[2].partition("[")[0] for argument in config.args}
+    slow = {
+        item
+        for item in items
+        if item.get_closest_marker("slow") and item.nodeid.partition("::")[2].partition("[")[0] not in named
+    }
+    items[:] = [item for item in items if item not in slow]
+    config.hook.pytest_deselected(items=list(slow))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

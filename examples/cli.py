@@ -121,13 +121,32 @@ def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, 
     groups[method.name.rpartition(".")[2]] = (type(default.own), default.own)
     recipe = make_dataclass("Recipe", [("recipe", _recipe_type(tuple(method.recipes)), None)], frozen=True)
     groups = {command.rpartition(".")[2]: (own, own(out=tyro.MISSING)), "from_recipe": (recipe, recipe()), **groups}
+    found = _flags(line[1:], groups, f"{command} {line[0]}", description)
+    options, chosen, data, schedule, machine, *tower, settings = found
+    records = (_record(default.data, data), _record(default.schedule, schedule), machine, *(tower or [None]), settings)
+    return default.__class__(default.method, *records, recipe=chosen.recipe), options  # pyright: ignore[reportCallIssue]
+
+
+def parse_shared(
+    line: Sequence[str], own: Callable[..., Arguments], command: str, description: str | None
+) -> tuple[dict[str, Any], Any]:
+    """What runs of several methods share, the records data, schedule, machine and tower, and the command's options."""
+    from examples.towers.tower import Tower
+    from stmi_layers.training import Data, Machine, Schedule
+
+    records = {"data": Data(tyro.MISSING), "schedule": Schedule(), "machine": Machine(), "tower": Tower()}
+    groups = {name: _group(record, name) for name, record in records.items()}
+    options, *values = _flags(line, {"options": (own, own(out=tyro.MISSING)), **groups}, command, description)
+    shown = dict(zip(records, values, strict=True))
+    return {name: _record(record, shown[name]) for name, record in records.items()}, options
+
+
+def _flags(line: Sequence[str], groups: dict[str, tuple[Any, Any]], command: str, description: str | None) -> list[Any]:
+    """The values of groups of flags, each a type and its default, from a command line."""
     flat = tyro.conf.OmitArgPrefixes
     kind: Any = make_dataclass("Flags", [(name, flat[group]) for name, (group, _) in groups.items()], frozen=True)
     values = kind(*(value for _, value in groups.values()))
-    found = tyro.cli(kind, args=line[1:], default=values, prog=f"{command} {line[0]}", description=description)
-    options, chosen, data, schedule, machine, *tower, settings = vars(found).values()
-    records = (_record(default.data, data), _record(default.schedule, schedule), machine, *(tower or [None]), settings)
-    return default.__class__(default.method, *records, recipe=chosen.recipe), options  # pyright: ignore[reportCallIssue]
+    return list(vars(tyro.cli(kind, args=line, default=values, prog=command, description=description)).values())
 
 
 def _recipe_in(line: Sequence[str]) -> str:

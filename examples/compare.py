@@ -2,6 +2,8 @@
 
 `--preset NAME` asks one of the questions in the method's `variants.py`. Finished runs are kept and not repeated, so
 that an interrupted comparison continues where it stopped, and comparisons with the same `--out` share their runs.
+
+Without METHOD, all methods are compared under one protocol: `python -m examples.compare --preset methods`.
 """
 
 import dataclasses
@@ -10,6 +12,7 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -27,6 +30,7 @@ from examples.run import Run, run_differences, run_of, settings_of
 from stmi_layers.training.files import write_text
 
 Key = tuple[str, int]
+Job = tuple[Run, list[Row]]
 DOCS = Path("docs")
 
 
@@ -135,33 +139,48 @@ def refuse_other_settings(run: Run, out: Path) -> None:
 
 
 def run_all(run: Run, options: Options, rows: tuple[Row, ...]) -> dict[Key, Result]:
-    """Results by label and seed; runs that several rows need are made once.
-
-    Raises:
-        ValueError: after all runs, when some of them failed.
-    """
-    jobs: dict[Path, tuple[Run, list[Row], int]] = {}
-    quiet = dataclasses.replace(run, machine=dataclasses.replace(run.machine, quiet=True))
+    """Results by label and seed; runs that several rows need are made once."""
+    jobs: dict[Path, Job] = {}
+    seeds: dict[Path, int] = {}
     for row in rows:
         for seed in options.seeds:
-            asked, out = variant_run(quiet, options, row.variant, seed)
-            refuse_other_settings(asked, out)
-            jobs.setdefault(out, (asked, [], seed))[1].append(row)
+            asked, out = variant_run(run, options, row.variant, seed)
+            jobs.setdefault(out, (asked, []))[1].append(row)
+            seeds[out] = seed
+    return {
+        (row.label, seeds[out]): result
+        for out, results in run_jobs(jobs, options.jobs, options.out / "runs").items()
+        for row, result in zip(jobs[out][1], results, strict=True)
+    }
+
+
+def run_jobs(jobs: Mapping[Path, Job], workers: int, root: Path) -> dict[Path, list[Result]]:
+    """Results of runs by their folder, one per row; runs that are finished are not repeated.
+
+    Args:
+        jobs: a run and the rows that need it, by folder.
+        workers: runs at a time.
+        root: folder of all runs.
+
+    Raises:
+        ValueError: before all runs, when one was made with other settings; after all runs, when some of them failed.
+    """
+    for out, (run, _) in jobs.items():
+        refuse_other_settings(run, out)
     # Large blocks that glibc would return to the system after each step, and fault in again, stay with the process:
     # on the CPU that alone can double the speed. Other systems ignore it.
     os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-    results: dict[Key, Result] = {}
+    results: dict[Path, list[Result]] = {}
     failed: list[str] = []
     # Spawned, because a forked process inherits torch's thread pool in an unusable state.
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(run_one, asked, out, of_run): out for out, (asked, of_run, _) in jobs.items()}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(run_one, quiet(run), out, rows): out for out, (run, rows) in jobs.items()}
         for future in tqdm(as_completed(futures), total=len(futures), desc="runs"):
             out = futures[future]
-            _, of_run, seed = jobs[out]
             if (error := future.exception()) is None:
-                results |= {(row.label, seed): of_row for row, of_row in zip(of_run, future.result(), strict=True)}
+                results[out] = future.result()
                 continue
-            failed.append(str(out.relative_to(options.out / "runs")))
+            failed.append(str(out.relative_to(root)))
             # An expected error says all there is to know in a line; of a fault of the program the traceback tells more.
             short = isinstance(error, cli.EXPECTED)
             details = [f"{error}\n"] if short else traceback.format_exception(error)
@@ -172,6 +191,11 @@ def run_all(run: Run, options: Options, rows: tuple[Row, ...]) -> dict[Key, Resu
             "others are kept: when the cause is mended, the same command makes these alone"
         )
     return results
+
+
+def quiet(run: Run) -> Run:
+    """The run without a word."""
+    return dataclasses.replace(run, machine=dataclasses.replace(run.machine, quiet=True))
 
 
 def main(run: Run, options: Options) -> str:
@@ -216,5 +240,9 @@ def publish(folder: Path, name: str) -> None:
         shutil.copy(folder / file, place)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and [*sys.argv[1:], "-"][0].startswith("-"):
+    from examples import compare_methods
+
+    compare_methods.command()
+elif __name__ == "__main__":
     cli.run_method(main, Options, "python -m examples.compare", __doc__)

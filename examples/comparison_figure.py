@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from examples.comparison_table import values_of
 from examples.preset import Column, Result
+from stmi_layers.training.files import write_text, write_whole
 
 COLORS = ("#4575b4", "#f46d43", "#1a9850", "#984ea3")
 # matplotlib writes the colours of a light page; on a dark one, ink turns light and paper transparent.
@@ -77,10 +78,11 @@ def draw(
             panel.tick_params(axis="x", rotation=15 if long else 0)
         panel.legend(fontsize=8, loc="best")
     # Names of parts and the date would otherwise differ from one drawing to the next.
-    with mpl.rc_context({"svg.hashsalt": "stmi"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": "stmi"}), write_whole(path.with_suffix(".svg")) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
     follow_the_palette(path.with_suffix(".svg"))
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    with write_whole(path.with_suffix(".png")) as file:
+        figure.savefig(file, format="png", dpi=110)
     return [path.with_suffix(".png"), path.with_suffix(".svg")]
 
 
@@ -88,7 +90,7 @@ def follow_the_palette(path: Path) -> None:
     """Give an SVG of matplotlib a style for dark pages; one that has it stays as it is."""
     drawn = path.read_text()
     if DARK not in drawn:
-        path.write_text(drawn.replace(" <defs>\n", f"{DARK} <defs>\n", 1))
+        write_text(path, drawn.replace(" <defs>\n", f"{DARK} <defs>\n", 1))
 
 
 def _line(panel: Axes, of_label: dict[str, list[float]], column: str, color: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from examples import cli
+from examples.any_to_any import any_to_any, as_text, write_any_to_any
 from examples.restore import Computer, OtherData, describe_test, restore
 from stmi_layers import ReIDMetrics
 from stmi_layers.training import score, table, write_features, write_metrics
@@ -27,6 +28,8 @@ class Arguments:
     """Descriptor of the headline and the picture: a feature of the model, several joined as in G+T, or all."""
     rerank: bool = False
     """Report the scores after k-reciprocal re-ranking, too."""
+    any_to_any: bool = False
+    """Score every subset of the modalities as query against every subset as gallery, too: any_to_any.json and .png."""
     features: bool = False
     """Write the descriptors of all test items as data, too."""
     data: tyro.conf.OmitArgPrefixes[OtherData] = field(default_factory=OtherData)
@@ -49,9 +52,17 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
         print("after k-reciprocal re-ranking:", table(reranked), sep="\n")
         extra["reranked"] = {name: as_numbers(value) for name, value in reranked.items()}
     line = protocol.describe(dataset.items)
-    paths = [write_metrics(out, metrics, headline=headline, protocol=line, extra=extra)]
+    paths = [write_metrics(out, metrics, headline=headline, protocol=line, split=dataset.split, extra=extra)]
     if arguments.features:
         paths += write_features(out, descriptors, [item.name for item in dataset.items])
+    if arguments.any_to_any:
+        matrix = any_to_any(trained, arguments.descriptor)
+        print(
+            f"mAP of every subset as query (rows) against every subset as gallery, by {headline}:",
+            as_text(matrix),
+            sep="\n",
+        )
+        paths += write_any_to_any(matrix, headline, out)
     from examples.figures import ranked_lists, save
 
     paths += save(ranked_lists(dataset, descriptors[headline], headline, protocol), out / "retrieval.png")

@@ -21,7 +21,13 @@ from examples.recipe import Recipe
 METHODS: dict[str, str] = {
     "stmi": "examples.stmi",
     "signal": "examples.signal_reid",
+    "demo": "examples.demo",
+    "next": "examples.next",
+    "editor": "examples.editor",
     "topreid": "examples.topreid",
+    "idea": "examples.idea",
+    "mambapro": "examples.mambapro",
+    "segtext": "examples.segtext",
 }
 
 

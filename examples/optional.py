@@ -25,7 +25,7 @@ def import_library(name: str, extra: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ImportError(f"{name} cannot be imported; install it by: pip install 'stmi-layers[{extra}]'") from error
+        raise ImportError(f"{name} cannot be imported; from a clone: pip install '.[{extra}]'") from error
 
 
 def check_examples() -> None:

@@ -22,8 +22,11 @@ from stmi_layers.training import (
     load_weights,
     protocol_for,
     read_checkpoint,
+    scored_split,
 )
 from stmi_layers.training.device import choose_device
+from stmi_layers.training.messages import printable
+from stmi_layers.training.settings import from_dict
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,17 @@ class OtherData:
     """Policy for a sample that lacks an image in some modality."""
     damaged: Literal["error", "skip"] | None = None
     """Policy for files that cannot be used."""
+    method: str | None = None
+    """Name of the method, needed for a package of your own alone: a checkpoint chooses no code to run."""
+    validation: float | None = None
+    """Share of the training identities that is held out and scored instead of the test split; 0 scores the test split,
+    as another set does by default."""
 
     def changes(self) -> dict[str, Any]:
         """The settings that are given, by the names of the record `Data`."""
         given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.data is not None:
+            given = {"validation": 0.0, **given}
         return {"root" if name == "data" else name: value for name, value in given.items()}
 
 
@@ -90,14 +100,61 @@ class Trained(NamedTuple):
         return next(self.model.parameters()).device
 
 
-def restore(
-    checkpoint: Path, changes: Mapping[str, Any] | None = None, *, machine: Machine, keep: Sequence[str] = ()
-) -> Trained:
-    """Read a checkpoint, which is all it takes.
+class Loaded(NamedTuple):
+    """What a checkpoint holds, without any data.
+
+    Attributes:
+        run: settings of the run, with the changes asked for.
+        model: the trained model, on its device and in evaluation mode.
+        facts: what the model was built from.
+        history: an entry per epoch.
+    """
+
+    run: Run
+    model: Any
+    facts: Facts
+    history: list[dict[str, Any]]
+
+
+def load_model(checkpoint: Path, changes: Mapping[str, Any] | None = None, *, machine: Machine) -> Loaded:
+    """The model of a checkpoint, which needs no data set.
 
     Args:
         checkpoint: the checkpoint.pt of a run.
-        changes: settings of the run to replace, by their names in its records.
+        changes: settings of the run to replace, as in `restore`.
+        machine: where to compute.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint.
+        ValueError: when it is none of this version.
+    """
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    content, device = read_checkpoint(checkpoint), choose_device(machine.device)
+    changes = dict(changes or {})
+    method = changes.pop("method", None)
+    facts: Facts = from_dict(Facts, content.records.get("facts", {}))
+    try:
+        run = run_of(content.records, method=method)
+        model = run.build(facts)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever settings that are out of range make of a constructor
+        raise ValueError(f"{checkpoint} does not fit this version: {printable(error)}") from error
+    load_weights(model, content.model, "model", checkpoint)
+    run = run.changed(changes)
+    return Loaded(run, model.to(device).eval(), facts, content.history)
+
+
+def restore(
+    checkpoint: Path, changes: Mapping[str, Any] | None = None, *, machine: Machine, keep: Sequence[str] = ()
+) -> Trained:
+    """Read a checkpoint and the test split of its data; the checkpoint is all it takes.
+
+    Args:
+        checkpoint: the checkpoint.pt of a run.
+        changes: settings of the run to replace, by their names in its records; under "method", the name of the method
+            where it is a package of one's own.
         machine: where to compute.
         keep: modalities that are there at test time; () for all.
 
@@ -105,26 +162,14 @@ def restore(
         FileNotFoundError: when there is no checkpoint.
         ValueError: when it is none of this version, or the data does not fit it.
     """
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
-    content, device = read_checkpoint(checkpoint), choose_device(machine.device)
-    try:
-        run = run_of(content.records).changed(changes or {})
-        facts = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content.records["facts"].items()
-        }
-        model = run.build(Facts(**facts))  # pyright: ignore[reportArgumentType]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{checkpoint} does not fit this version: {error}") from error
-    load_weights(model, content.model, "model")
-    model = model.to(device).eval()
-    dataset = load_split(run.data, "test", seed=run.schedule.seed)
+    run, model, _, history = load_model(checkpoint, changes, machine=machine)
+    dataset = load_split(run.data, scored_split(run.data), seed=run.schedule.seed)
     protocol = protocol_for(dataset.items, run.data)
     if keep:
         dataset = reduced(dataset, run, keep)
     with torch.no_grad():
         dataset.encode_captions(model.encode)
-    return Trained(run, model, dataset, protocol, machine, content.history)
+    return Trained(run, model, dataset, protocol, machine, history)
 
 
 def reduced(dataset: MultiModalDataset, run: Run, keep: Sequence[str]) -> MultiModalDataset:

@@ -1,12 +1,13 @@
 """Settings of a run, one record per purpose, and what a checkpoint gives back of them."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.methods import Method, load_method
+from examples.methods import METHODS, Method, load_method
 from examples.recipe import Recipe, changed, read
 from examples.towers.tower import Tower
 from stmi_layers.training import Data, Facts, Machine, Schedule
@@ -76,25 +77,46 @@ def values_of(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, (value, _, _) in recipe.items()}
 
 
-def run_of(records: Mapping[str, Any]) -> Run:
+def run_of(records: Mapping[str, Any], *, method: str | None = None) -> Run:
     """The run whose records a checkpoint or settings.json holds as plain values.
 
+    Args:
+        records: plain values by name of the record.
+        method: name of the method, where it is a package of one's own: code to run is never chosen by a file.
+
     Raises:
-        ValueError: when a record or a field of one is absent or unknown; the message names it.
+        ValueError: when a record or a field of one is absent, unknown or of a wrong type; the message names it.
     """
     if absent := sorted({"run", "data", "schedule", "own", "facts"} - records.keys()):
         raise ValueError(f"the run must hold its records; received one without {', '.join(absent)}: train anew")
-    method = load_method(records["run"]["method"])
-    if method.reads_tower != ("tower" in records):
-        raise ValueError(f"the run must {'hold' if method.reads_tower else 'not hold'} a tower; train anew")
+    if wrong := [name for name, record in records.items() if not isinstance(record, Mapping)]:
+        raise ValueError(f"the run must hold its records as fields and values; received another {', '.join(wrong)}")
+    known = load_method(_named_method(records["run"], method))
+    if known.reads_tower != ("tower" in records):
+        raise ValueError(f"the run must {'hold' if known.reads_tower else 'not hold'} a tower; train anew")
     return Run(
-        method.name,
+        known.name,
         from_dict(Data, records["data"]),
         from_dict(Schedule, records["schedule"]),
         Machine(),
-        from_dict(Tower, records["tower"]) if method.reads_tower else None,
-        from_dict(method.settings, records["own"]),
+        from_dict(Tower, records["tower"]) if known.reads_tower else None,
+        from_dict(known.settings, records["own"]),
     )
+
+
+def _named_method(record: Mapping[str, Any], stated: str | None) -> str:
+    """The method a run names, if it comes along, is stated, or is imported already."""
+    name = record.get("method")
+    if not isinstance(name, str) or len(record) > 1:
+        raise ValueError(f"the run must name its method alone, as text; received {dict(record)}: train anew")
+    if stated not in (None, name):
+        raise ValueError(f"method must be that of the run, {name!r}; received {stated!r}")
+    if name not in METHODS and stated is None and f"{name}.settings" not in sys.modules:
+        raise ValueError(
+            f"method must be stated for a package of your own, because a file chooses no code to run; the run names "
+            f"{name!r}. If you know that package, add --method {name}"
+        )
+    return name
 
 
 def settings_of(run: Run) -> dict[str, Any]:

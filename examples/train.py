@@ -25,6 +25,7 @@ from stmi_layers.training import (
     load_split,
     protocol_for,
     read_checkpoint,
+    scored_split,
     table,
 )
 from stmi_layers.training.distributed import rank, restarted
@@ -83,11 +84,14 @@ def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics
 
 
 def load_splits(run: Run) -> tuple[MultiModalDataset, MultiModalDataset]:
-    """The training and the test split of a run; workers, each of which would keep its own images, keep none."""
+    """The training split of a run, and the split that it is scored on: the test split, or the validation identities.
+
+    An evaluation keeps no images, and neither do workers, each of which would keep its own.
+    """
     cache = run.machine.cache and not run.machine.workers
     augment, seed = run.schedule.augmentation(), run.schedule.seed
     train_split = load_split(run.data, "train", augment=augment, seed=seed, cache=cache)
-    return train_split, load_split(run.data, "test", seed=seed, cache=cache)
+    return train_split, load_split(run.data, scored_split(run.data), seed=seed)
 
 
 def build_model(run: Run, facts: Facts, *, pretrained: bool = True) -> tuple[Any, str]:
@@ -135,6 +139,8 @@ def report(
     paths = save(ranked_lists(test, descriptor, name, protocol), out / "retrieval.png")
     paths += save(curves(read_checkpoint(out / "checkpoint.pt").history), out / "curves.png")
     if not run.machine.quiet:
+        if test.split == "validation":
+            print(f"scored on {len(test.identities)} identities held out of the training split, not on the test split")
         lines = (table(metrics), f"protocol: {protocol.describe(test.items)}", out / "metrics.json", *paths)
         print(*lines, sep="\n")
 

@@ -17,6 +17,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "stmi": {"num_heads": 2, "num_tokens": 2},
     "signal": {"num_heads": 2},
     "topreid": {"num_heads": 2},
+    # Without what is drawn in training, so that two runs of the same batch can be compared.
+    "demo": {"readout_heads": 2, "expert_heads": 2, "dropout": 0.0},
+    "next": {"num_heads": 2, "num_experts": 2, "dropout": 0.0, "sentence_share": 1.0},
+    "editor": {"num_heads": 2},
+    "idea": {"num_heads": 2},
+    "mambapro": {"num_heads": 2},
+    "segtext": {"num_heads": 2},
 }
 
 

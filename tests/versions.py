@@ -62,6 +62,7 @@ def run_tests(python: Path, report: Path) -> None:
         "-m",
         "pytest",
         "tests/layers",
+        "--slow",
         "-q",
         "-n",
         "2",

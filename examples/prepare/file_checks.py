@@ -33,6 +33,8 @@ IMAGE_NOTES = {
     "alpha": "images are partly transparent, which is ignored",
     "pages": "files hold several pages or frames, of which the first is read",
     "turned": "images are turned upright as their orientation tag says",
+    "bands": "images have bands beyond their colours, which are not read",
+    "profile": "images have a colour profile other than sRGB, which is not applied",
     "clipped": "images have more than 1 % of their counts beyond the range of their modality",
 }
 MASK_NOTES = {
@@ -41,6 +43,7 @@ MASK_NOTES = {
     "full": "masks have no background",
     "inverted": "masks are foreground along the border: look whether they are inverted",
     "turned": "masks are turned upright as their orientation tag says",
+    "bands": "masks have bands beyond the first, which are not read",
     "pages": "masks hold several pages or frames, of which the first is read",
 }
 

@@ -42,6 +42,7 @@ def build(settings: Settings, facts: Facts, tower: Tower) -> "STMI":
         num_heads=settings.num_heads,
         threshold=settings.threshold,
         similarity=settings.similarity,
+        common=settings.common,
         descriptor=settings.descriptor,
     )
 
@@ -60,6 +61,7 @@ class STMI(nn.Module):
         num_heads: heads of the cross- and self-attentions; divides the width of the tower.
         threshold: least cosine, or greatest distance, at which two semantic tokens share a hyperedge.
         similarity: "cosine" or "euclidean".
+        common: return C too, the mean over the modalities of what U, or G without STR, lays side by side.
         descriptor: what is scored first; "auto" is U, or G in a model without U.
 
     Raises:
@@ -78,11 +80,12 @@ class STMI(nn.Module):
         num_heads: int = 4,
         threshold: float = 0.5,
         similarity: Literal["cosine", "euclidean"] = "cosine",
+        common: bool = False,
         descriptor: str = "auto",
     ) -> None:
         super().__init__()
         dim, nodes = backbone.dim, num_modalities * (num_tokens + (text_encoder is not None))
-        self.backbone, self.cross_modal = backbone, fusion != "concatenation"
+        self.backbone, self.cross_modal, self.common = backbone, fusion != "concatenation", common
         self.reallocations = self.interaction = self.readout = None
         if reallocation:
             interaction = build_interaction(fusion, dim, nodes, num_heads, threshold, similarity)
@@ -97,6 +100,7 @@ class STMI(nn.Module):
         self.widths = (
             {"G": width} | ({"U": width} if reallocation else {}) | ({"T": dim} if text_encoder is not None else {})
         )
+        self.widths |= {"C": dim} if common else {}
         self.headline = headline(descriptor, self.widths)
         self._seen: tuple[Tensor, Tensor | None] | None = None  # tokens of a batch, for `watch`
         self._look = True
@@ -121,6 +125,8 @@ class STMI(nn.Module):
         if fused is not None:
             fused = fused if present is None else torch.where(present[..., None], fused, 0.0)
             features["U"] = fused.flatten(1)  # (b m*d)
+        if self.common:
+            features["C"] = mean_of_present(globals_ if fused is None else fused, present)  # (b d)
         if prior is None:
             return Outputs(features)
         # A row without caption has the one vector that says so, and there is nothing to tell identities apart by.
@@ -173,6 +179,11 @@ class STMI(nn.Module):
     def _remember(self, tokens: Tensor, present: Tensor | None) -> None:
         if self._look and not torch.compiler.is_compiling():
             self._seen, self._look = (tokens.detach(), present), False
+
+
+def mean_of_present(tokens: Tensor, present: Tensor | None) -> Tensor:
+    """Mean over the modalities that are there of tokens (batch modalities dim), which are 0 where they are not."""
+    return tokens.mean(dim=1) if present is None else tokens.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def build_interaction(

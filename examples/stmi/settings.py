@@ -30,6 +30,9 @@ class Settings:
     """Captions beyond the 77 tokens of CLIP: cut, or read in pieces whose features are averaged."""
     text_projection: bool = True
     """Learn a linear map behind the frozen text tower; without it the loss on T trains only its own classifier."""
-    descriptor: Literal["auto", "G", "U", "T", "G+U", "G+T", "U+T", "all"] = "auto"
+    common: bool = False
+    """Learn C too, the mean of the fused tokens of the modalities that are there: samples without a modality in common
+    can be matched by it. Train it with --modality-dropout."""
+    descriptor: Literal["auto", "G", "U", "T", "C", "G+U", "G+T", "U+T", "U+C", "all"] = "auto"
     """Descriptor of the headline metrics and the retrieval picture: "auto" is U, or G without STR; "G+T" is both
     joined."""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -26,17 +26,36 @@ def build_clip(architecture: str) -> ClipTowers:
         ValueError: when open_clip has no such model.
     """
     open_clip = import_library("open_clip", "clip")
-    config = open_clip.get_model_config(architecture)
-    if config is None:
-        raise ValueError(
-            f"architecture must be a model of open_clip, such as 'ViT-B-16-quickgelu'; received {architecture!r}. "
-            "open_clip.list_models() lists them"
-        )
+    config = clip_config(architecture)
     with _without_logging():  # of a warning that the weights are random, which they do not stay
         clip = open_clip.create_model(architecture, pretrained=None)
     image = clip.visual
     del clip.visual
     return ClipTowers(image, clip, config["embed_dim"])
+
+
+def clip_config(architecture: str) -> dict[str, Any]:
+    """The sizes of a model of open_clip, looked up in the list that open_clip brings along.
+
+    A checkpoint may hold the name, so no name that open_clip would fetch from a hub or read from a folder passes.
+
+    Raises:
+        ImportError: when open_clip is not installed.
+        ValueError: when open_clip has no such model, or would download a part of it.
+    """
+    open_clip = import_library("open_clip", "clip")
+    if architecture not in open_clip.list_models():
+        raise ValueError(
+            f"architecture must be a model of open_clip, such as 'ViT-B-16-quickgelu'; received {architecture!r}. "
+            "open_clip.list_models() lists them"
+        )
+    config = open_clip.get_model_config(architecture)
+    if fetched := config.get("text_cfg", {}).get("hf_model_name"):
+        raise ValueError(
+            f"architecture must be a model of open_clip that is built without downloads; {architecture!r} takes its "
+            f"text tower from {fetched!r}. Choose one with CLIP's own text tower, such as 'ViT-B-16-quickgelu'"
+        )
+    return config
 
 
 def build_timm(architecture: str) -> nn.Module:

@@ -11,16 +11,18 @@ from stmi_layers.training import Outputs
 Supervision = Literal["joined", "single"]
 
 
-def class_token_widths(modalities: Sequence[str], dim: int, supervision: Supervision) -> dict[str, int]:
-    """Widths of the features by name: "G", or "G_RGB" and so on.
+def class_token_widths(
+    modalities: Sequence[str], dim: int, supervision: Supervision, letter: str = "G"
+) -> dict[str, int]:
+    """Widths of the features by name: "G", or "G_RGB" and so on, or with another `letter`.
 
     Examples:
         >>> class_token_widths(("RGB", "near-IR"), 8, "joined"), class_token_widths(("RGB", "near-IR"), 8, "single")
         ({'G': 16}, {'G_RGB': 8, 'G_near_IR': 8})
     """
     if supervision == "joined":
-        return {"G": len(modalities) * dim}
-    return {f"G_{re.sub('[^A-Za-z0-9]', '_', name)}": dim for name in modalities}
+        return {letter: len(modalities) * dim}
+    return {f"{letter}_{re.sub('[^A-Za-z0-9]', '_', name)}": dim for name in modalities}
 
 
 def class_token_features(class_tokens: Tensor, present: Tensor | None, names: Collection[str]) -> Outputs:

@@ -35,7 +35,7 @@ class ClipVocabulary:
 
     def __init__(self, architecture: str, *, overflow: Overflow = "truncate") -> None:
         open_clip = import_library("open_clip", "clip")
-        config = open_clip.get_model_config(architecture) or {}
+        config = (architecture in open_clip.list_models() and open_clip.get_model_config(architecture)) or {}
         if "text_cfg" not in config or config["text_cfg"].get("hf_tokenizer_name"):
             raise ValueError(
                 f"architecture must be a model of open_clip with CLIP's own tokens, such as 'ViT-B-16-quickgelu', for "
@@ -142,9 +142,16 @@ class ClipCaptionEncoder(nn.Module):
 
 
 def build_clip_text(
-    architecture: str, dim: int, *, overflow: Overflow = "truncate", project: bool = True
+    architecture: str, dim: int | None, *, overflow: Overflow = "truncate", project: bool = True
 ) -> ClipCaptionEncoder:
-    """The text tower of an open_clip model with random weights, and what is learned behind it."""
+    """The text tower of an open_clip model with random weights, and what is learned behind it.
+
+    Args:
+        architecture: open_clip's name of the model.
+        dim: width of the vectors; None for that of the tower's features.
+        overflow: see `ClipVocabulary`.
+        project: see `ClipCaptionEncoder`.
+    """
     vocabulary = ClipVocabulary(architecture, overflow=overflow)
     clip = build_clip(architecture)
-    return ClipCaptionEncoder(clip.text, vocabulary, clip.width, dim, project=project)
+    return ClipCaptionEncoder(clip.text, vocabulary, clip.width, dim or clip.width, project=project)

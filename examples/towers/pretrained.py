@@ -25,25 +25,29 @@ class PretrainedBackbone(nn.Module):
 
     def __init__(self, tokens: TokenBackbone, *, cameras: Sequence[int] = ()) -> None:
         super().__init__()
-        self.tokens, self.dim, self.grid = tokens, tokens.dim, tokens.grid
+        self.tokens, self.dim, self.width, self.grid = tokens, tokens.dim, tokens.tower.width, tokens.grid
         self.modulated = any(hasattr(module, "alpha") for module in tokens.modules())
         self.register_buffer("cameras", torch.tensor(cameras, dtype=torch.int64), persistent=False)
         for name, values in (("mean", tokens.mean), ("std", tokens.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(
-        self, images: Tensor, masks: Tensor | None = None, cameras: Tensor | None = None
+        self,
+        images: Tensor,
+        masks: Tensor | None = None,
+        cameras: Tensor | None = None,
+        extra: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Patch tokens (batch modalities patches dim) and global tokens (batch modalities dim).
 
         A tower without SFM leaves `masks` out. A camera without embedding, or no `cameras` at all, gets the mean of the
-        embeddings.
+        embeddings. Tokens of `extra`, `width` wide, enter behind the patches and come out there.
         """
         index = None
         if cameras is not None and len(self.cameras):
             known = cameras[:, None] == self.cameras  # (batch embeddings)
             index = torch.where(known.any(dim=1), known.int().argmax(dim=1), -1)
-        return self.tokens((images - self.mean) / self.std, masks if self.modulated else None, index)
+        return self.tokens((images - self.mean) / self.std, masks if self.modulated else None, index, extra)
 
 
 def load_pretrained(

@@ -158,23 +158,35 @@ def _modulate(tower: Tower, model: nn.Module) -> None:
         ) from error
 
 
-def tower_tokens(backbone: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def tower_tokens(
+    backbone: Any, batch: Batch, extra: Tensor | None = None, *, run_absent: bool = False
+) -> tuple[Tensor, Tensor]:
     """Tokens of all modalities: patches (batch modalities patches dim) and globals (batch modalities dim), 0 if absent.
 
     In training an absent image is not run at all, so that it enters no batch statistic. In evaluation all images run,
     because choosing among them would make the host wait and the shapes depend on the data.
+
+    Args:
+        backbone: a `Backbone`.
+        batch: a batch.
+        extra: further tokens (batch modalities tokens width) for a tower that takes them, such as captions; they come
+            out behind the patches.
+        run_absent: run absent images in training as well, for a tower without batch statistics that tells the modality
+            of an image by its place.
     """
+    more = () if extra is None else (extra,)
     present, cameras = batch.present, torch.where(batch.cameras < 0, batch.views, batch.cameras)
     if present is None:
-        return backbone(batch.images, batch.masks, cameras)
-    if not backbone.training:
+        return backbone(batch.images, batch.masks, cameras, *more)
+    if run_absent or not backbone.training:
         images = torch.where(present[..., None, None, None], batch.images, 0.0)
-        patches, globals_ = backbone(images, batch.masks, cameras)
+        patches, globals_ = backbone(images, batch.masks, cameras, *more)
         return torch.where(present[..., None, None], patches, 0.0), torch.where(present[..., None], globals_, 0.0)
     patches, globals_ = backbone(
         batch.images[present][:, None],  # (there 1 3 height width)
         None if batch.masks is None else batch.masks[present][:, None],
         cameras[:, None].expand_as(present)[present],
+        *(tokens[present][:, None] for tokens in more),
     )
     return (
         patches.new_zeros(*present.shape, *patches.shape[2:]).masked_scatter(present[..., None, None], patches),

@@ -8,6 +8,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"{rule}; received patch_size={patch_size}, image_size={image_size}")
         if stem_depth < 1:
             raise ValueError(f"stem_depth must be at least 1; received {stem_depth}")
-        self.image_size, self.dim, self.foreground_threshold = image_size, dim, foreground_threshold
+        self.image_size, self.dim, self.width, self.foreground_threshold = image_size, dim, dim, foreground_threshold
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.stem = convolutional_stem(patch_size, stem_width, dim, stem_depth)
         self.class_token = nn.Parameter(torch.empty(dim))
@@ -103,10 +104,12 @@ class VisionTransformer(nn.Module):
         images: Float[Tensor, "batch modalities 3 height width"],
         masks: Bool[Tensor, "batch modalities height width"] | None = None,
         cameras: Int[Tensor, " batch"] | None = None,
+        extra: Float[Tensor, "batch modalities extra dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch modalities patches dim"], Float[Tensor, "batch modalities dim"]]:
         """Patch tokens and the class token of every modality; `images` in [0, 1], `cameras` are ignored.
 
-        Without masks the attention is plain.
+        Without masks the attention is plain. Tokens of `extra`, which bring their positions, enter behind the patches
+        and come out there; they are foreground.
         """
         modalities = images.shape[1]
         if images.shape[3:] != self.image_size:
@@ -118,6 +121,9 @@ class VisionTransformer(nn.Module):
         tokens = (
             torch.cat([repeat(self.class_token, "d -> b 1 d", b=patches.shape[0]), patches], dim=1) + self.positions
         )
+        if extra is not None:
+            tokens = torch.cat([tokens, extra.flatten(0, 1).to(tokens.dtype)], dim=1)
+            foreground = None if foreground is None else F.pad(foreground, (0, extra.shape[2]), value=True)
         for block in self.blocks:
             tokens = block(tokens, foreground)
         tokens = self.norm(tokens).unflatten(0, (-1, modalities))

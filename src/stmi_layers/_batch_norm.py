@@ -10,13 +10,16 @@ def batch_norm(norm: nn.BatchNorm1d, rows: Tensor, keep: Tensor | None) -> Tenso
     """Apply `norm` to `rows`, (batch channels); in training, only rows and channels that `keep` marks True count.
 
     A channel kept in fewer than two rows has no statistics: it uses the running ones, and leaves them as they are.
+    A norm that sees the samples of several processes sums over them by its `total`.
     """
-    if norm.training and rows.shape[0] == 1:
+    total = getattr(norm, "total", None)
+    if norm.training and rows.shape[0] == 1 and total is None:
         raise ValueError("batch must hold at least two samples in training, for batch norm; received 1. Call eval()")
     rows = rows.to(torch.promote_types(rows.dtype, norm.weight.dtype))
     # In bfloat16 on a CPU, torch loses a tenth of the gradients in training: these are computed here, in float32.
     half = rows.dtype.itemsize == 2 and type(norm) is nn.BatchNorm1d
-    if not norm.training or (keep is None and not half):
+    # Processes have to sum alike, whether one of their own samples lacks something or not.
+    if not norm.training or (keep is None and not half and total is None):
         return norm(rows)
     keep = torch.ones_like(rows, dtype=torch.bool) if keep is None else keep
     running_mean, running_var, momentum = norm.running_mean, norm.running_var, norm.momentum
@@ -25,9 +28,10 @@ def batch_norm(norm: nn.BatchNorm1d, rows: Tensor, keep: Tensor | None) -> Tenso
     assert momentum is not None
     with without_autocast(rows):
         values = torch.where(keep, at_least_float32(rows), 0.0)
-        count = keep.sum(dim=0)
-        mean = values.sum(dim=0) / count.clamp(min=1)
-        variance = torch.where(keep, values - mean, 0.0).square().sum(dim=0) / count.clamp(min=1)
+        over_all = total or (lambda value: value)
+        count = over_all(keep.sum(dim=0).to(values.dtype))
+        mean = over_all(values.sum(dim=0)) / count.clamp(min=1)
+        variance = over_all(torch.where(keep, values - mean, 0.0).square().sum(dim=0)) / count.clamp(min=1)
         before = running_mean.to(mean.dtype), running_var.to(mean.dtype)
         with torch.no_grad():
             step = torch.where(count > 1, momentum, 0.0).to(mean.dtype)

@@ -15,7 +15,7 @@ from stmi_layers.backbones import TokenBackbone, adapt, load_weights, modulate, 
 from stmi_layers.backbones.adapted import added_names
 from stmi_layers.backbones.known_models import load_family
 from tests.backbones.backbone_checks import FAMILIES, build, example, gradients, open_clip_vit, strengths
-from vectors import Vectors, assert_near, files
+from vectors import assert_equal, every, load, meta, part
 
 TOWERS = [family for family in FAMILIES if not family.startswith("`nn")]
 every_tower = pytest.mark.parametrize("family", TOWERS)
@@ -223,6 +223,7 @@ def test_checkpointing_changes_no_gradient(family):
         torch.testing.assert_close(gradients(model, backbone(images, masks)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("family", [TOWERS[0], "timm EVA-02", "transformers `CLIPVisionModel`"])
 def test_compile_and_export(family):
@@ -273,12 +274,12 @@ def test_groups_of_parameters_and_weight_files(tmp_path: Path):
     assert found["rest"] == added_names(model) | {None}  # the linear layer has no name in the model
 
 
-def released_blocks(arrays: Vectors, adapters: bool = True, prompts: bool = True) -> list[Any]:
+def released_blocks(path: Path, adapters: bool = True, prompts: bool = True) -> list[Any]:
     """A first block and a later one with the released parameters."""
     from open_clip.transformer import QuickGELU, VisionTransformer
 
-    state = arrays.under("param.")
-    width, heads, count = arrays.meta["D"], arrays.meta["heads"], len(state["adapter_prompt_rgb"])
+    state, settings = part(load(path, torch.float64), "param."), meta(path)
+    width, heads, count = settings["D"], settings["heads"], len(state["adapter_prompt_rgb"])
     visual = VisionTransformer((16, 16), 8, width, 3, heads, 4.0, act_layer=QuickGELU).double()
     added = {"num_modalities": 3 if prompts else None, "num_prompts": count}
     blocks = list(adapt(visual, adapters=adapters, freeze=False, zero_init=False, **added).transformer.resblocks)
@@ -292,41 +293,41 @@ def released_blocks(arrays: Vectors, adapters: bool = True, prompts: bool = True
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("path", files("mambapro_pfa_*.npz"))
+@every("mambapro_pfa_*.npz")
 def test_released_parallel_adapter(path, mode):
-    arrays = Vectors(path)
-    block = released_blocks(arrays, prompts=False)[1].train(mode == "train")
+    arrays = load(path, torch.float64)
+    block = released_blocks(path, prompts=False)[1].train(mode == "train")
     tokens = arrays["in.tokens"].requires_grad_()
     output = block(tokens.transpose(0, 1)).transpose(0, 1)
-    assert_near(output, arrays[f"{mode}.out.out"])
+    assert_equal(output, arrays[f"{mode}.out.out"])
     alone = block.adapter(tokens)
-    assert_near(alone, arrays[f"{mode}.out.adapter_only"])
+    assert_equal(alone, arrays[f"{mode}.out.adapter_only"])
     loss = (output * arrays[f"{mode}.cot.out"]).sum() + (alone * arrays[f"{mode}.cot.adapter_only"]).sum()
-    assert_near(torch.autograd.grad(loss, tokens)[0], arrays[f"{mode}.grad.in.tokens"])
+    assert_equal(torch.autograd.grad(loss, tokens)[0], arrays[f"{mode}.grad.in.tokens"])
 
 
 @pytest.mark.parametrize("kind", ["srp", "srp_pfa"])
-@pytest.mark.parametrize("path", files("mambapro_srp_block_*.npz"))
+@every("mambapro_srp_block_*.npz")
 def test_released_prompts(path, kind):
-    arrays = Vectors(path)
-    first, later = released_blocks(arrays, adapters=kind == "srp_pfa")
+    arrays = load(path, torch.float64)
+    first, later = released_blocks(path, adapters=kind == "srp_pfa")
     for m, name in enumerate(("rgb", "nir", "tir")):
         for place, block in (("first", first), ("later", later)):
             prefix = f"eval.{kind}.{name}.{place}"
-            tokens, carried = (arrays[f"in.{part}"].requires_grad_() for part in ("tokens", "last_prompt"))
+            tokens, carried = (arrays[f"in.{item}"].requires_grad_() for item in ("tokens", "last_prompt"))
             sequence = tokens if place == "first" else torch.cat([carried, tokens])
             rows = sequence.transpose(0, 1).repeat_interleave(3, dim=0)  # every image as one of each modality
             output = block(rows).unflatten(0, (-1, 3))[:, m].transpose(0, 1)
             results = {"prompt": output[: len(carried)], "out": output[len(carried) :]}
-            for part, value in results.items():
-                assert_near(value, arrays[f"{prefix}.out.{part}"])
+            for item, value in results.items():
+                assert_equal(value, arrays[f"{prefix}.out.{item}"])
             loss = torch.stack(
-                [(value * arrays[f"{prefix}.cot.{part}"]).sum() for part, value in results.items()]
+                [(value * arrays[f"{prefix}.cot.{item}"]).sum() for item, value in results.items()]
             ).sum()
             leaves = {"tokens": tokens} if place == "first" else {"tokens": tokens, "last_prompt": carried}
             found = torch.autograd.grad(loss, list(leaves.values()))
-            for part, gradient in zip(leaves, found, strict=True):
-                assert_near(gradient, arrays[f"{prefix}.grad.in.{part}"])
+            for item, gradient in zip(leaves, found, strict=True):
+                assert_equal(gradient, arrays[f"{prefix}.grad.in.{item}"])
 
 
 def test_refused():

@@ -275,7 +275,7 @@ def test_grouped_queries_and_gates_of_timm():
 def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch):
     model = tiny()
     monkeypatch.setitem(sys.modules, "stmi_layers.backbones._timm", None)
-    with pytest.raises(ImportError, match=re.escape("pip install 'stmi-layers[timm]'")):
+    with pytest.raises(ImportError, match=re.escape("From a clone: pip install '.[timm]'")):
         modulate(model)
 
 

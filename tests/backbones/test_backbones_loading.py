@@ -2,18 +2,20 @@
 
 import copy
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import stmi_layers.training._torchvision  # noqa: F401
+from processes import in_processes
 from stmi_layers.backbones import TokenBackbone, load_weights, modulate, unmodulate
 
 timm = pytest.importorskip("timm")
@@ -112,6 +114,30 @@ def test_a_file_with_several_models_needs_a_choice(tmp_path: Path):
         load_weights(model, tmp_path / "w.pt", prefix="ema.")
 
 
+@pytest.mark.parametrize("names", [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("student", "teacher")])
+@pytest.mark.parametrize("wrapper", ["", "module.", "backbone."])
+def test_sets_under_names_of_their_own_need_a_choice(names: tuple[str, str], wrapper: str, tmp_path: Path):
+    sets = {name: nn.Linear(2, 2).state_dict() for name in names}
+    wrapped = {name: {wrapper + key: value for key, value in state.items()} for name, state in sets.items()}
+    # What else a training checkpoint holds is no candidate.
+    others = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}, "criterion": {"centre": torch.zeros(2)}}
+    torch.save({**wrapped, **others, "epoch": 3}, tmp_path / "w.pt")
+    model = nn.Linear(2, 2)
+    candidates = ", ".join(f"'{re.escape(f'{name}.{wrapper}')}'" for name in names)
+    with pytest.raises(ValueError, match=f"holds 2 of the tensors under each of {candidates}: choose one of them by"):
+        load_weights(model, tmp_path / "w.pt")
+    for name in names:
+        load_weights(model, tmp_path / "w.pt", prefix=f"{name}.{wrapper}")
+        assert torch.equal(model.weight, sets[name]["weight"])
+
+
+def test_the_only_set_of_a_checkpoint_keeps_its_names(tmp_path: Path):
+    state = nn.Linear(2, 2).state_dict()
+    for content in ({"teacher": state}, {"state_dict": {"model": state}}, {"model": state, "optimizer": {"state": {}}}):
+        torch.save(content, tmp_path / "w.pt")
+        assert load_weights(nn.Linear(2, 2), tmp_path / "w.pt").prefix == ""
+
+
 def test_transformers_gives_the_modulated_weights_that_are_asked_for():
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPVisionConfig(
@@ -143,8 +169,9 @@ def _sharded(mesh: Any) -> nn.Module:
     return model
 
 
-def _load_everywhere(rank: int, rendezvous: str) -> None:
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def _load_everywhere() -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     try:
         mesh, model = init_device_mesh("cpu", (2,)), TokenBackbone(build(alpha=0.3))
         sharded = _sharded(mesh)
@@ -160,5 +187,5 @@ def _load_everywhere(rank: int, rendezvous: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_fsdp2_loads_its_state_dict_a_full_one_and_a_broadcast(tmp_path: Path):
-    multiprocessing.spawn(_load_everywhere, args=(f"file://{tmp_path}/rendezvous",), nprocs=2)
+def test_fsdp2_loads_its_state_dict_a_full_one_and_a_broadcast():
+    in_processes(_load_everywhere)

@@ -241,14 +241,19 @@ def test_normalisation_constants_follow_the_model():
 
 
 def test_stmi_stands_on_it():
-    from examples.stmi.model import build_stmi
+    from examples.stmi.model import STMI
+    from examples.towers.pretrained import PretrainedBackbone
+    from stmi_layers.training import Batch
 
     backbone = TokenBackbone(modulate(open_clip_vit()), projected=True)
-    model = build_stmi(backbone, 2, num_heads=4).eval()
+    model = STMI(PretrainedBackbone(backbone), 2, num_heads=4).eval()
     images, masks = example(backbone.tower.model)
-    features = model(images, masks)
-    assert features.G.shape == (2, 2 * backbone.dim)
-    assert not torch.equal(features.U, model(images).U)
+    empty = dict.fromkeys(("present", "texts"))
+    numbers = dict.fromkeys(("labels", "cameras", "views", "scenes", "indices"), torch.arange(2))
+    batch = Batch(images=images, masks=masks, has_text=torch.zeros(2, dtype=torch.bool), **empty, **numbers)
+    features = model(batch).features
+    assert features["G"].shape == (2, 2 * backbone.dim)
+    assert not torch.equal(features["U"], model(batch._replace(masks=None)).features["U"])
 
 
 def test_unpooled_models_give_their_class_token():
@@ -319,3 +324,38 @@ def test_the_gradient_of_a_camera_counts_more_than_256_samples_in_half_precision
         gradients.append(twin.camera_embedding.grad[0].float())
     exact, seen = gradients
     assert (seen - exact).norm() < 0.1 * exact.norm()
+
+
+@every_family
+def test_further_tokens_enter_behind_the_patches_and_come_out_there(family):
+    backbone = TokenBackbone(modulate(build(family)))
+    images = images_of(backbone)
+    extra = torch.randn(2, 3, backbone.tower.width)
+    if any(rotary in family for rotary in ("EVA-02", "DINOv3", "rotary")):
+        with pytest.raises(ValueError, match="extra needs positions that are learned"):
+            backbone(images, extra=extra)
+        return
+    patches = backbone(images, extra=extra)[0]
+    count = backbone.grid[0] * backbone.grid[1]
+    assert patches.shape == (2, count + 3, backbone.dim)
+    plain, _ = backbone(images)
+    assert not torch.allclose(patches[:, :count], plain)
+    swapped = backbone(images, extra=extra.flip(1))[0]
+    torch.testing.assert_close(swapped[:, count:], patches[:, count:].flip(1), rtol=1e-4, atol=1e-5)
+    masks = torch.ones(2, *backbone.image_size, dtype=torch.bool)
+    assert backbone(images, masks, extra=extra)[0].shape == patches.shape
+    stacked = backbone(torch.stack([images, images], dim=1), extra=torch.stack([extra, extra.flip(1)], dim=1))
+    torch.testing.assert_close(stacked[0][:, 1], swapped, rtol=1e-4, atol=1e-5)
+
+
+def test_a_further_token_of_a_clip_is_normed_as_the_embeddings_are_and_gets_the_embedding_of_the_camera():
+    model = openai()
+    backbone = TokenBackbone(model, num_cameras=2)
+    nn.init.normal_(backbone.camera_embedding)
+    images, extra, cameras = images_of(backbone), torch.randn(2, 1, backbone.tower.width), torch.tensor([0, 1])
+    expected = backbone(images, cameras=cameras, extra=extra)
+    tokens = torch.cat([model._embeds(images), model.ln_pre(extra)], dim=1)
+    tokens[:, [0, -1]] += backbone.camera_embedding[cameras][:, None]
+    normed = model.ln_post(model.transformer(tokens))
+    torch.testing.assert_close(expected[0], normed[:, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(expected[1], normed[:, 0], rtol=1e-4, atol=1e-5)

@@ -1,10 +1,10 @@
-"""Layers of DeMo."""
+"""Layers and functions of DeMo."""
 
 import torch
 from torch import Tensor
 
 import stmi_layers as sl
-from case import DIM, Case, Inputs, Source, affine
+from case import DIM, Case, FunctionCase, Inputs, Source, affine
 
 
 def reduction_inputs(source: Source, batch: int) -> Inputs:
@@ -94,5 +94,46 @@ CASES = {
         ),
         twin=gated,
         width="features must have num_features=3 rows of width dim=8",
+    ),
+}
+
+
+def gate_inputs(source: Source, batch: int) -> Inputs:
+    weights = (source.normal(DIM, DIM) / DIM**0.5 for _ in range(2))
+    return source.normal(batch, DIM), source.normal(batch, 3, DIM), source.flags(batch, 3), *weights
+
+
+def gates(query: Tensor, features: Tensor, present: Tensor, query_weight: Tensor, key_weight: Tensor) -> Tensor:
+    return sl.feature_gates(query, features, query_weight, key_weight, 2, present=present)
+
+
+FUNCTIONS = {
+    "join_patch_mean": FunctionCase(
+        lambda globals_, patches, keep, present: sl.join_patch_mean(globals_, patches, keep=keep, present=present),
+        reduction_inputs,
+    ),
+    "join_patch_mean of all": FunctionCase(
+        sl.join_patch_mean, lambda source, batch: reduction_inputs(source, batch)[:2]
+    ),
+    "subset_presence": FunctionCase(
+        lambda present: sl.subset_presence(present, sl.modality_subsets(3)),
+        lambda source, batch: (source.flags(batch, 3),),
+        smooth=False,
+    ),
+    "subset_attention": FunctionCase(
+        lambda tokens, present, rows: sl.subset_attention(tokens, rows, sl.modality_subsets(3), present=present),
+        lambda source, batch: (
+            source.normal(batch, 3, source.size(1, 4), DIM),
+            source.flags(batch, 3),
+            source.normal(7, 2, DIM) / 4,
+        ),
+        shared=(2,),
+        dtype=torch.float32,
+    ),
+    "feature_gates": FunctionCase(gates, gate_inputs, shared=(3, 4), dtype=torch.float32),
+    "head_experts": FunctionCase(
+        sl.head_experts,
+        lambda source, batch: (source.normal(batch, 3, DIM), source.normal(3, 2, 4, 4), source.normal(3, 2, 4)),
+        shared=(1, 2),
     ),
 }

@@ -1,10 +1,10 @@
-"""Layers of NEXT."""
+"""Layers and functions of NEXT."""
 
 import torch
 from torch import nn
 
 import stmi_layers as sl
-from case import DIM, PROJECTIONS, Case, Inputs, Source, affine
+from case import DIM, PROJECTIONS, Case, FunctionCase, Inputs, Source, affine
 
 NETWORKS = tuple(
     f"experts.{name}"
@@ -57,5 +57,24 @@ CASES = {
         shape=lambda globals_, *_: globals_.shape,
         state=(*PROJECTIONS, *affine("norm_globals", "norm_tokens")),
         width="globals must have width dim=8",
+    ),
+}
+
+
+FUNCTIONS = {
+    "text_similarity": FunctionCase(
+        sl.text_similarity, lambda source, batch: text_inputs(source, batch)[:2], dtype=torch.float32
+    ),
+    "token_gates": FunctionCase(
+        sl.token_gates,
+        lambda source, batch: (source.normal(batch, source.size(1, 9), DIM), source.normal(4, DIM), source.normal(4)),
+        shared=(1, 2),
+        dtype=torch.float32,
+    ),
+    "draw_sentences": FunctionCase(
+        lambda sentences: sl.draw_sentences(sentences, 2, p=1.0),
+        lambda source, batch: (source.flags(batch, 5),),
+        graph=False,  # randomness under vmap has to be allowed by its caller
+        smooth=False,
     ),
 }

@@ -1,10 +1,10 @@
-"""Layers of Signal."""
+"""Layers and functions of Signal."""
 
 import torch
 from torch import Tensor
 
 import stmi_layers as sl
-from case import DIM, PROJECTIONS, Case, Inputs, Source, affine
+from case import DIM, PROJECTIONS, Case, FunctionCase, Inputs, Source, affine
 
 GRID = (5, 4)
 SAMPLER = (*affine("mix", "windows"), "offset.weight")
@@ -101,5 +101,65 @@ CASES = {
         width="patches must have (modalities, patches, dim) of (3, 20, 8)",
         per_sample=False,
         half_result=torch.float32,
+    ),
+}
+
+
+def score_inputs(source: Source, batch: int) -> Inputs:
+    modalities = source.size(2, 4)
+    return source.normal(batch, modalities, modalities, 5), presence(source, batch, modalities)
+
+
+def volume_inputs(source: Source, batch: int) -> Inputs:
+    modalities = source.size(2, 4)
+    return source.normal(batch, modalities, DIM), presence(source, batch, modalities)
+
+
+def position_inputs(source: Source, batch: int) -> Inputs:
+    return 2 * source.normal(batch, 2, 3, 2), sl.reference_positions((8, 12), (2, 3))
+
+
+FUNCTIONS = {
+    "top_tokens": FunctionCase(
+        lambda scores: sl.top_tokens(scores, 3),
+        lambda source, batch: (source.normal(batch, source.size(1, 9)),),
+        smooth=False,
+        dtype=torch.bool,
+    ),
+    "select_across": FunctionCase(
+        lambda scores, present: sl.select_across(scores, 2, present=present),
+        score_inputs,
+        smooth=False,
+        dtype=torch.bool,
+    ),
+    "gram_volume": FunctionCase(
+        lambda features, present: sl.gram_volume(features, present=present),
+        volume_inputs,
+        per_sample=False,
+        dtype=torch.float32,
+    ),
+    "gram_alignment_loss": FunctionCase(
+        lambda features, present, labels, temperature: sl.gram_alignment_loss(
+            features, temperature, present=present, labels=labels
+        ),
+        lambda source, batch: (*volume_inputs(source, batch), torch.arange(batch) // 2, torch.tensor(0.5)),
+        shared=(3,),
+        per_sample=False,
+        dtype=torch.float32,
+    ),
+    "deformable_positions": FunctionCase(
+        lambda offsets, reference: sl.deformable_positions(offsets, reference, (8, 12), reach=(4.0, 4.0)),
+        position_inputs,
+        shared=(1,),
+        dtype=torch.float32,
+    ),
+    "sample_tokens": FunctionCase(
+        sl.sample_tokens, lambda source, batch: (source.normal(batch, *GRID, DIM), 2 * source.normal(batch, 2, 3, 2))
+    ),
+    "local_alignment_loss": FunctionCase(
+        sl.local_alignment_loss,
+        lambda source, batch: (source.normal(batch, 3, 5, DIM), presence(source, batch, 3)),
+        per_sample=False,
+        dtype=torch.float32,
     ),
 }

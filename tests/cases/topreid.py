@@ -1,9 +1,9 @@
-"""Layers of TOP-ReID."""
+"""Layers and functions of TOP-ReID."""
 
 import torch
 
 import stmi_layers as sl
-from case import DIM, Case, Inputs, Source, affine
+from case import DIM, Case, FunctionCase, Inputs, Source, affine
 
 
 def permutation_inputs(source: Source, batch: int) -> Inputs:
@@ -40,5 +40,23 @@ CASES = {
             f"chains.{pair}.{block}.{name}" for pair in ("0_to_1", "1_to_0") for block in (0, 1) for name in BLOCK
         ),
         width="tokens must have width dim=8",
+    ),
+}
+
+
+def readout_inputs(source: Source, batch: int) -> Inputs:
+    weights = (source.normal(DIM, DIM) / DIM**0.5 for _ in range(3))
+    return source.normal(batch, 3, DIM), source.normal(batch, 3, source.size(1, 6), DIM), *weights
+
+
+FUNCTIONS = {
+    "cyclic_readout": FunctionCase(
+        lambda *inputs: sl.cyclic_readout(*inputs, num_heads=2), readout_inputs, shared=(2, 3, 4)
+    ),
+    "reconstruction_loss": FunctionCase(
+        sl.reconstruction_loss,
+        lambda source, batch: (source.normal(batch, 5, DIM), source.normal(batch, 5, DIM), source.flags(batch)),
+        per_sample=False,
+        dtype=torch.float32,
     ),
 }

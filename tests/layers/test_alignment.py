@@ -11,10 +11,9 @@ from torch import Tensor
 
 from examples.signal_reid.released import log_excess, released_state
 from reference import alignment as reference
-from signal_vectors import MODALITIES, assert_equal, load, part, stacked
 from stmi_layers.alignment import GramAlignment, gram_alignment_loss
 from stmi_layers.volume import gram_volume
-from vectors import files
+from vectors import MODALITIES, assert_equal, every, load, part, stacked
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(2, 4), st.integers(5, 7), st.integers(0, 2**32 - 1))
 
@@ -224,10 +223,10 @@ def close_tolerance(path) -> float | None:
     return 1e-6 if "close" in path.stem else None
 
 
-@pytest.mark.parametrize("path", files("signal_gam_*.npz"))
+@every("signal_gam_*.npz")
 def test_released_loss(path):
     arrays = load(path)
-    patches = stacked(arrays, "input/patches").requires_grad_()
+    patches = stacked(arrays, "input/patches_{}").requires_grad_()
     temperature = arrays["param/contra_temp"].to(patches.dtype).requires_grad_()
     tolerance = close_tolerance(path)
     for mode in ("eval", "train"):
@@ -240,20 +239,20 @@ def test_released_loss(path):
                 assert_equal(of_patches[:, index], expected, tolerance)
         assert_equal(of_temperature, arrays[f"{mode}/grad_contra_temp"], tolerance)
     features = F.normalize(patches.detach().mean(dim=2), dim=-1)
-    assert_equal(features, stacked(arrays, "step/feature"))
+    assert_equal(features, stacked(arrays, "step/feature_{}"))
 
 
-@pytest.mark.parametrize("path", files("signal_lam_*.npz"))
+@every("signal_lam_*.npz")
 def test_released_loss_beside_the_local_one(path):
     arrays = load(path)
-    patches = stacked(arrays, "input/patches")
+    patches = stacked(arrays, "input/patches_{}")
     alignment = GramAlignment(anchor=0, dtype=patches.dtype)
     state = part(released_state(part(arrays, "param/")), "global_alignment.")
     alignment.load_state_dict({name: value.to(patches.dtype) for name, value in state.items()})
     assert_equal(alignment(patches).detach(), arrays["eval/loss_gam"])
 
 
-@pytest.mark.parametrize("path", files("signal_general_*.npz"))
+@every("signal_general_*.npz")
 def test_loss_of_any_number_of_modalities(path):
     arrays = load(path)
     patches, present = arrays["input/patches"].requires_grad_(), arrays["present"].bool()

@@ -1,9 +1,5 @@
 """Moving centres: against loops, against the released arrays, and by the laws they obey."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,9 +8,7 @@ from torch import Tensor
 
 from reference import editor as reference
 from stmi_layers import CentreAlignment, centre_alignment, move_centres
-
-FILES = sorted((Path(__file__).parents[2].parent / "shared" / "vectors").glob("editor_ocfr_*.npz"))
-NAMES = ("rgb", "nir", "tir")
+from vectors import MODALITIES, every, load, meta
 
 
 def problem(batch: int, modalities: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,15 +35,14 @@ def test_two_steps_match_the_loops(batch, modalities, start, complete, seed):
         torch.testing.assert_close(torch.autograd.grad(loss, features), torch.autograd.grad(expected, features))
 
 
-@pytest.mark.skipif(not FILES, reason="no arrays of the released code beside the project")
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_released_arrays(file):
-    found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
-    meta = json.loads(str(np.load(file)["meta"]))
-    names = [name for name in NAMES if f"in.{name}" in found]
+@every("editor_ocfr_*.npz")
+def test_released_arrays(path):
+    found = load(path)
+    settings = meta(path)
+    names = [name for name in MODALITIES if f"in.{name}" in found]
     dim = found["in.rgb"].shape[1]
-    rate = meta["momentum"]
-    layer = CentreAlignment(dim, meta["identities"], len(names), rate=rate, start="zero", dtype=torch.float64)
+    rate = settings["momentum"]
+    layer = CentreAlignment(dim, settings["identities"], len(names), rate=rate, start="zero", dtype=torch.float64)
     close = {"rtol": 0, "atol": 1e-7}  # the released rate is rounded to float32
     for step in (1, 2):
         given_features = [(found[f"in.{name}"].double() + 0.5 * (step - 1)).requires_grad_() for name in names]

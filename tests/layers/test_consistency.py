@@ -1,17 +1,12 @@
 """Background consistency: against loops, against the released arrays, and by the laws it obeys."""
 
-from pathlib import Path
-
-import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reference import editor as reference
 from stmi_layers import background_consistency
-
-FILES = sorted((Path(__file__).parents[2].parent / "shared" / "vectors").glob("editor_sfts_*.npz"))
+from vectors import every, load
 
 
 def problem(batch: int, modalities: int, patches: int, seed: int):
@@ -38,29 +33,28 @@ def test_loss_matches_the_loops(modalities, patches, seed, complete):
     assert not gradient.transpose(1, 2)[keep].any()
 
 
-@pytest.mark.skipif(not FILES, reason="no arrays of the released code beside the project")
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_released_arrays(file):
-    found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
+@every("editor_sfts_*.npz")
+def test_released_arrays(path):
+    found = load(path)
     given_names = [name for name in ("rgb", "nir", "tir") if f"in.features.{name}" in found]
     patches = torch.stack([found[f"in.features.{name}"][:, 1:] for name in given_names], dim=1).double()
     loss = background_consistency(patches, found["eval.out.mask"])
     torch.testing.assert_close(loss, found["train.out.bcc_loss"], rtol=0, atol=1e-10)
 
 
-def test_gradients_of_the_released_arrays():
-    for file in FILES:
-        found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
-        names = [name for name in ("rgb", "nir", "tir") if f"in.features.{name}" in found]
-        leaves = [found[f"in.features.{name}"].double().requires_grad_() for name in names]
-        keep = found["train.out.mask"]
-        loss = background_consistency(torch.stack([leaf[:, 1:] for leaf in leaves], dim=1), keep)
-        total = loss * found["train.cot.bcc_loss"]
-        everything = torch.cat([torch.ones(len(keep), 1, dtype=torch.bool), keep], dim=1)[..., None]
-        for name, leaf in zip(names, leaves, strict=True):
-            total = total + (torch.where(everything, leaf, 0.0) * found[f"train.cot.{name}"]).sum()
-        expected = [found[f"train.grad.in.features.{name}"] for name in names]
-        torch.testing.assert_close(list(torch.autograd.grad(total, leaves)), expected, rtol=0, atol=1e-10)
+@every("editor_sfts_*.npz")
+def test_gradients_of_the_released_arrays(path):
+    found = load(path)
+    names = [name for name in ("rgb", "nir", "tir") if f"in.features.{name}" in found]
+    leaves = [found[f"in.features.{name}"].double().requires_grad_() for name in names]
+    keep = found["train.out.mask"]
+    loss = background_consistency(torch.stack([leaf[:, 1:] for leaf in leaves], dim=1), keep)
+    total = loss * found["train.cot.bcc_loss"]
+    everything = torch.cat([torch.ones(len(keep), 1, dtype=torch.bool), keep], dim=1)[..., None]
+    for name, leaf in zip(names, leaves, strict=True):
+        total = total + (torch.where(everything, leaf, 0.0) * found[f"train.cot.{name}"]).sum()
+    expected = [found[f"train.grad.in.features.{name}"] for name in names]
+    torch.testing.assert_close(list(torch.autograd.grad(total, leaves)), expected, rtol=0, atol=1e-10)
 
 
 def test_equal_background_costs_nothing_and_the_foreground_is_free():

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import stmi_layers
 from case import DIM, Case, Drawn, Fixed, Inputs
 from cases import CASES
+from processes import in_processes
 
 
 def every_case(condition: Callable[[Case], object] = lambda case: True) -> pytest.MarkDecorator:
@@ -225,6 +226,7 @@ def test_compile_to_one_graph(case):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_inductor_trains_attention():
     case = CASES["SegmentationModulatedAttention"]
@@ -251,6 +253,7 @@ def test_export_with_a_dynamic_batch(case):
     torch.testing.assert_close(program.module()(*others), layer(*others))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name",
@@ -286,11 +289,12 @@ def test_onnx(name):
     torch.testing.assert_close(torch.from_numpy(output), layer(*others))
 
 
-def _one_of_two(rank: int, rendezvous: str, results: str) -> None:
+def _one_of_two(results: str) -> None:
     case = CASES["SegmentationModulatedAttention"]
     torch.manual_seed(0)
     layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     try:
         parallel = DistributedDataParallel(layer)
         parallel(*(item[2 * rank : 2 * rank + 2] for item in inputs)).square().sum().backward()
@@ -300,8 +304,9 @@ def _one_of_two(rank: int, rendezvous: str, results: str) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_average_their_gradients(tmp_path: Path):
-    torch.multiprocessing.spawn(_one_of_two, (f"file://{tmp_path}/rendezvous", f"{tmp_path}/gradients.pt"), nprocs=2)
+    in_processes(_one_of_two, f"{tmp_path}/gradients.pt")
     case = CASES["SegmentationModulatedAttention"]
     torch.manual_seed(0)
     layer, inputs = case.build("cpu", torch.float32).eval(), example(case)

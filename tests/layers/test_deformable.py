@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from examples.signal_reid.released import released_sampler
 from reference import deformable as reference
-from signal_vectors import assert_equal, load, part
 from stmi_layers.deformable import DeformableSampling, deformable_positions, reference_positions, sample_tokens
-from vectors import files
+from vectors import assert_equal, every, load, part
 
 READINGS = ("inside", "clamped", "released")
 GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 6))
@@ -236,7 +235,7 @@ def test_layer_refuses_other_maps():
 # The released arrays
 
 
-@pytest.mark.parametrize("path", files("signal_das_*.npz"))
+@every("signal_das_*.npz")
 def test_released_sampling(path):
     arrays = load(path)
     tokens = arrays["input/map"].movedim(1, -1).contiguous().requires_grad_()

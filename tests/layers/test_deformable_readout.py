@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from examples.idea.released import max_offset, released_state
 from reference import deformable_readout as reference
 from stmi_layers.deformable_readout import DeformableReadout, sampled_cross_attention
-from vectors import Vectors, assert_near, files
+from vectors import assert_equal, every, load, meta, part
 
 FORMS = ("shared", "separate", "diagonal")
 
@@ -215,23 +215,23 @@ def test_one_row_of_samples():
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("path", files("idea_cda_*.npz"))
+@every("idea_cda_*.npz")
 def test_released_arrays(path, mode):
-    arrays = Vectors(path)
-    meta = arrays.meta
-    grid, sizes = tuple(meta["grid"]), {name: meta[name] for name in ("kernel", "stride")}
+    arrays = load(path, torch.float64)
+    settings = meta(path)
+    grid, sizes = tuple(settings["grid"]), {name: settings[name] for name in ("kernel", "stride")}
     readout = DeformableReadout(
-        meta["D"],
-        meta["M"],
+        settings["D"],
+        settings["M"],
         grid,
-        max_offset=max_offset(meta["offset_factor"], grid, **sizes),
-        offsets="shared" if meta["share"] else "diagonal",
+        max_offset=max_offset(settings["offset_factor"], grid, **sizes),
+        offsets="shared" if settings["share"] else "diagonal",
         reference="shifted",
-        num_heads=meta["heads"],
+        num_heads=settings["heads"],
         dtype=torch.float64,
         **sizes,
     ).train(mode == "train")
-    readout.load_state_dict(released_state(arrays.under("param.")))
+    readout.load_state_dict(released_state(part(arrays, "param.")))
     queries = arrays["in.queries"].requires_grad_()
     names = ("rgb", "nir", "tir")
     leaves = [arrays[f"in.{name}_patches"].requires_grad_() for name in names]
@@ -242,16 +242,16 @@ def test_released_arrays(path, mode):
     for m, name in enumerate(names):
         positions = readout.positions(patches)
         unit = 2 * positions[:, min(m, positions.shape[1] - 1)] / sides - 1
-        assert_near(unit.clamp(-1, 1), arrays[f"{mode}.positions.{name}"], tolerance)
+        assert_equal(unit.clamp(-1, 1), arrays[f"{mode}.positions.{name}"], tolerance)
     output = readout(queries, patches)
     loss = torch.zeros((), dtype=torch.float64)
-    for kind, found in zip(("visual", "textual"), output.split(meta["M"], dim=1), strict=False):
-        assert_near(found.flatten(1), arrays[f"{mode}.out.{kind}"], tolerance)
+    for kind, found in zip(("visual", "textual"), output.split(settings["M"], dim=1), strict=False):
+        assert_equal(found.flatten(1), arrays[f"{mode}.out.{kind}"], tolerance)
         loss = loss + (found.flatten(1) * arrays[f"{mode}.cot.{kind}"]).sum()
     gradients = torch.autograd.grad(loss, [queries, *leaves])
     expected = [arrays[f"{mode}.grad.in.{name}"] for name in ("queries", *(f"{name}_patches" for name in names))]
     for gradient, right in zip(gradients, expected, strict=True):
-        assert_near(gradient, right, tolerance)
+        assert_equal(gradient, right, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -91,6 +91,7 @@ def test_compiles_and_exports_with_a_dynamic_batch(head):
         torch.testing.assert_close(compiled(*example), layer(*example))
 
 
+@pytest.mark.slow
 @HEADS
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_with_a_dynamic_batch(head):

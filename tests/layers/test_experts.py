@@ -12,7 +12,7 @@ from laws import assert_inert, randomise, with_gradients
 from reference.experts import gated_experts
 from stmi_layers import GatedExperts, feature_gates, head_experts
 from stmi_layers._batch_norm import batch_norm
-from vectors import Vectors, every
+from vectors import every, load, meta, part
 
 
 def layer(features: int = 3, dim: int = 4, num_heads: int = 2) -> GatedExperts:
@@ -51,16 +51,16 @@ def test_experts_match_the_loops(example, num_heads, training, missing):
 
 
 @every("demo_atmoe_*.npz")
-def test_experts_give_the_released_numbers(vectors):
-    arrays = Vectors(vectors)
-    order, heads = arrays.meta["order"], arrays.meta["heads"]
+def test_experts_give_the_released_numbers(path):
+    arrays = load(path, torch.float64)
+    order, heads = meta(path)["order"], meta(path)["heads"]
     features = torch.stack([arrays[f"in.{name}"] for name in order], dim=1).requires_grad_()
     experts = GatedExperts(features.shape[2], len(order), num_heads=heads, dtype=torch.float64)
 
     def carried(state):
         return {name.removeprefix("experts."): value for name, value in released_state(state).items()}
 
-    before = arrays.under("param.")
+    before = part(arrays, "param.")
     experts.load_state_dict(carried(before))
     prefixed = {f"fusion.moe.{name}": value for name, value in before.items()} | {"fusion.other": torch.zeros(1)}
     assert carried(prefixed).keys() == carried(before).keys()
@@ -82,7 +82,7 @@ def test_experts_give_the_released_numbers(vectors):
                     torch.stack([gradient.sum(), gradient.norm()]), expected, rtol=1e-9, atol=1e-9
                 )
         features.grad = None
-    expected = carried({**before, **arrays.under("train.after.")})
+    expected = carried({**before, **part(arrays, "train.after.")})
     torch.testing.assert_close(experts.state_dict(), expected, rtol=1e-10, atol=1e-10)
 
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from examples.signal_reid.released import released_state
 from reference import selection as reference
-from signal_vectors import MODALITIES, assert_equal, load, part, stacked
 from stmi_layers.interaction import SelectiveInteraction
 from stmi_layers.selection import TokenSelection
-from vectors import files
+from vectors import MODALITIES, assert_equal, every, load, part, stacked
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32 - 1))
 READINGS = ("hidden", "zeroed")
@@ -194,12 +193,12 @@ def test_layer_refuses_another_width():
 # The released arrays
 
 
-@pytest.mark.parametrize("path", files("signal_sim_*.npz"))
+@every("signal_sim_*.npz")
 @pytest.mark.parametrize("straight_through", [False, True])  # adds no gradient to patches and class tokens
 def test_released_selection_and_interaction(path, straight_through):
     arrays = load(path)
-    patches = stacked(arrays, "input/patches").requires_grad_()
-    class_tokens = stacked(arrays, "input/global").requires_grad_()
+    patches = stacked(arrays, "input/patches_{}").requires_grad_()
+    class_tokens = stacked(arrays, "input/global_{}").requires_grad_()
     dim, dtype = patches.shape[-1], patches.dtype
     selection = TokenSelection(dim, int(arrays["meta/k"]), straight_through=straight_through, dtype=dtype)
     interaction = SelectiveInteraction(dim, num_heads=int(arrays["meta/heads"]), unselected="zeroed", dtype=dtype)
@@ -221,7 +220,7 @@ def test_released_selection_and_interaction(path, straight_through):
             assert_equal(gradient, expected[name])
 
 
-@pytest.mark.parametrize("path", files("signal_general_*.npz"))
+@every("signal_general_*.npz")
 @pytest.mark.parametrize("unselected", READINGS)
 def test_selection_and_interaction_of_any_number_of_modalities(path, unselected):
     arrays = load(path)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from examples.signal_reid.released import SAMPLERS, released_state
 from reference import alignment as reference
-from signal_vectors import MODALITIES, assert_equal, load, part, stacked
 from stmi_layers.local_alignment import LocalAlignment, local_alignment_loss
-from vectors import files
+from vectors import MODALITIES, assert_equal, every, load, part, stacked
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**32 - 1))
 GRID = (5, 4)
@@ -138,10 +137,10 @@ def test_layer_refuses_other_shapes(shape):
 # The released arrays
 
 
-@pytest.mark.parametrize("path", files("signal_lam_*.npz"))
+@every("signal_lam_*.npz")
 def test_released_loss(path):
     arrays = load(path)
-    patches = stacked(arrays, "input/patches").requires_grad_()
+    patches = stacked(arrays, "input/patches_{}").requires_grad_()
     grid = int(arrays["meta/height"]), int(arrays["meta/width"])
     parameters = {f"alignment.{name}": value.requires_grad_() for name, value in part(arrays, "param/DAS_").items()}
     parameters = {name.replace("alignment.", "alignment.DAS_"): value for name, value in parameters.items()}
@@ -164,7 +163,7 @@ def test_released_loss(path):
         assert_equal(samples.detach().movedim(-1, 1), arrays[f"step/sampled_{modality}"])
 
 
-@pytest.mark.parametrize("path", files("signal_general_*.npz"))
+@every("signal_general_*.npz")
 @pytest.mark.parametrize(("name", "points"), [("released", "released"), ("centred", "clamped")])
 def test_loss_of_any_number_of_modalities(path, name, points):
     arrays = load(path)

@@ -1,9 +1,5 @@
 """Masked aggregation: against loops over single tokens, against the released arrays, and by the laws it obeys."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,10 +10,8 @@ from examples.editor.released import released_aggregation, released_centres
 from reference import editor as reference
 from reference.blocks import self_attention
 from stmi_layers import CentreAlignment, MaskedAggregation, masked_self_attention
+from vectors import MODALITIES, every, load, meta
 
-VECTORS = Path(__file__).parents[2].parent / "shared" / "vectors"
-ATTENTION, AGGREGATION = (sorted(VECTORS.glob(f"editor_{piece}_*.npz")) for piece in ("masked_attention", "hma"))
-NAMES = ("rgb", "nir", "tir")
 CLOSE = {"rtol": 0, "atol": 1e-10}
 
 
@@ -62,11 +56,10 @@ def test_attention_matches_the_loops(tokens, seed):
     torch.testing.assert_close(with_gradients(actual, [values, *weights]), with_gradients(expected, [values, *weights]))
 
 
-@pytest.mark.skipif(not ATTENTION, reason="no arrays of the released code beside the project")
-@pytest.mark.parametrize("file", ATTENTION, ids=lambda file: file.stem)
-def test_released_attention(file):
-    found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
-    heads = json.loads(str(np.load(file)["meta"]))["heads"]
+@every("editor_masked_attention_*.npz")
+def test_released_attention(path):
+    found = load(path)
+    heads = meta(path)["heads"]
     tokens = found["in.tokens"].double().requires_grad_()
     weights = found["param.qkv.weight"].double(), found["param.proj.weight"].double()
     # The release lets tokens outside the mask in as they are; what they hold is not read.
@@ -76,39 +69,38 @@ def test_released_attention(file):
     torch.testing.assert_close(gradient, found["eval.grad.in.tokens"], **CLOSE)
 
 
-@pytest.mark.skipif(not AGGREGATION, reason="no arrays of the released code beside the project")
-@pytest.mark.parametrize("file", AGGREGATION, ids=lambda file: file.stem)
-def test_released_aggregation(file):
-    found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
-    meta = json.loads(str(np.load(file)["meta"]))
+@every("editor_hma_*.npz")
+def test_released_aggregation(path):
+    found = load(path)
+    settings = meta(path)
     state = {name[6:]: value.double() for name, value in found.items() if name.startswith("param.")}
-    leaves = [found[f"in.{name}"].double().requires_grad_() for name in NAMES]
+    leaves = [found[f"in.{name}"].double().requires_grad_() for name in MODALITIES]
     tokens = torch.stack(leaves, dim=1)
     keep = torch.cat([torch.ones(len(tokens), 1, dtype=torch.bool), found["in.mask"]], dim=1)[:, None].expand(-1, 3, -1)
-    aggregation = MaskedAggregation(tokens.shape[-1], 3, num_heads=meta["heads"], dtype=torch.float64)
+    aggregation = MaskedAggregation(tokens.shape[-1], 3, num_heads=settings["heads"], dtype=torch.float64)
     aggregation.load_state_dict(released_aggregation(state))
 
     result = aggregation(tokens, keep)
     torch.testing.assert_close(result.flatten(1, 2), found["eval.out.tokens"], **CLOSE)
-    expected = [found[f"eval.grad.in.{name}"] for name in NAMES]
+    expected = [found[f"eval.grad.in.{name}"] for name in MODALITIES]
     cotangent = found["eval.cot.tokens"].double()
     torch.testing.assert_close(
         list(torch.autograd.grad(result.flatten(1, 2), leaves, cotangent, retain_graph=True)), expected, **CLOSE
     )
 
     own = aggregation.within(tokens, keep)
-    expected = [found[f"train.intra_cls.{name}"] for name in NAMES]
+    expected = [found[f"train.intra_cls.{name}"] for name in MODALITIES]
     torch.testing.assert_close(list(own[:, :, 0].unbind(1)), expected, **CLOSE)
-    sizes = (tokens.shape[-1], meta["identities"], 3)
-    centres = CentreAlignment(*sizes, rate=meta["momentum"], start="zero", dtype=torch.float64)
+    sizes = (tokens.shape[-1], settings["identities"], 3)
+    centres = CentreAlignment(*sizes, rate=settings["momentum"], start="zero", dtype=torch.float64)
     centres.centres.copy_(released_centres(state))
     loss = centres(own[:, :, 0], found["in.labels"])
     torch.testing.assert_close(loss, found["train.out.ocfr_loss"], rtol=0, atol=1e-7)
-    expected = [found[f"train.after.centers.{name}"] for name in NAMES]
+    expected = [found[f"train.after.centers.{name}"] for name in MODALITIES]
     torch.testing.assert_close(list(centres.centres), expected, rtol=0, atol=1e-7)
     total = (aggregation.across(own, keep).flatten(1, 2) * found["train.cot.tokens"]).sum()
     total = total + loss * found["train.cot.ocfr_loss"]
-    expected = [found[f"train.grad.in.{name}"] for name in NAMES]
+    expected = [found[f"train.grad.in.{name}"] for name in MODALITIES]
     torch.testing.assert_close(list(torch.autograd.grad(total, leaves)), expected, rtol=0, atol=1e-7)
 
 

@@ -10,7 +10,7 @@ from examples.demo.released import released_state
 from laws import assert_inert, randomise, with_gradients
 from reference.pooling import reduce_global_patches
 from stmi_layers import GlobalPatchReduction, join_patch_mean
-from vectors import Vectors, every
+from vectors import every, load, part
 
 
 def layer(modalities: int = 3, dim: int = 4, **options) -> GlobalPatchReduction:
@@ -49,13 +49,13 @@ def test_reduction_matches_the_loops(example, norm, quick, masked, missing):
 
 
 @every("demo_pife_*.npz")
-def test_reduction_gives_the_released_numbers(vectors):
-    arrays = Vectors(vectors)
+def test_reduction_gives_the_released_numbers(path):
+    arrays = load(path, torch.float64)
     names = ("rgb", "nir", "tir")
     globals_ = torch.stack([arrays[f"in.{name}_global"] for name in names], dim=1).requires_grad_()
     patches = torch.stack([arrays[f"in.{name}_patches"] for name in names], dim=1).requires_grad_()
     reduction = GlobalPatchReduction(globals_.shape[2], 3, dtype=torch.float64)
-    state = released_state(arrays.under("param."))
+    state = released_state(part(arrays, "param."))
     reduction.load_state_dict({name.removeprefix("pooling."): value for name, value in state.items()})
     for mode in ("eval", "train"):
         actual = reduction.train(mode == "train")(globals_, patches)
@@ -63,9 +63,9 @@ def test_reduction_gives_the_released_numbers(vectors):
             torch.testing.assert_close(actual[:, m], arrays[f"{mode}.out.{name}"], rtol=1e-10, atol=1e-10)
         cotangent = torch.stack([arrays[f"{mode}.cot.{name}"] for name in names], dim=1)
         gradients = torch.autograd.grad(actual, [globals_, patches], cotangent)
-        for gradient, part in zip(gradients, ("global", "patches"), strict=True):
+        for gradient, kind in zip(gradients, ("global", "patches"), strict=True):
             for m, name in enumerate(names):
-                expected = arrays[f"{mode}.grad.in.{name}_{part}"]
+                expected = arrays[f"{mode}.grad.in.{name}_{kind}"]
                 torch.testing.assert_close(gradient[:, m], expected, rtol=1e-10, atol=1e-10)
 
 

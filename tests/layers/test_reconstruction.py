@@ -1,9 +1,5 @@
 """Reconstruction: against loops over single tokens, against the released arrays, and by the laws it obeys."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,9 +9,7 @@ from torch import Tensor, nn
 from examples.topreid.released import released_reconstruction
 from reference import reconstruction as reference
 from stmi_layers import CrossModalReconstruction, reconstruction_loss
-
-FILES = sorted((Path(__file__).parents[2].parent / "shared" / "vectors").glob("topreid_crm_*.npz"))
-NAMES = ("rgb", "nir", "tir")
+from vectors import MODALITIES, every, load, meta
 
 
 def layer(modalities: int = 3, dim: int = 4, heads: int = 2, depth: int = 1) -> CrossModalReconstruction:
@@ -63,42 +57,41 @@ def test_loss_matches_the_loops(modalities, depth, seed, complete, detached):
     torch.testing.assert_close(with_gradients(actual, leaves), with_gradients(expected, leaves))
 
 
-@pytest.mark.skipif(not FILES, reason="no arrays of the released code beside the project")
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_released_arrays(file):
-    found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
-    meta = json.loads(str(np.load(file)["meta"]))
+@every("topreid_crm_*.npz")
+def test_released_arrays(path):
+    found = load(path)
+    settings = meta(path)
     state = {name[6:]: value.double() for name, value in found.items() if name.startswith("param.")}
-    given = [found[f"in.{name}"].double().requires_grad_() for name in NAMES]
+    given = [found[f"in.{name}"].double().requires_grad_() for name in MODALITIES]
     tokens = torch.stack(given, dim=1)
     reconstruction = CrossModalReconstruction(
-        tokens.shape[-1], 3, num_heads=meta["heads"], depth=meta["depth"], dtype=torch.float64
+        tokens.shape[-1], 3, num_heads=settings["heads"], depth=settings["depth"], dtype=torch.float64
     )
     reconstruction.load_state_dict(released_reconstruction(state))
 
     close = {"rtol": 0, "atol": 1e-10}
     loss = reconstruction.loss(tokens)
     torch.testing.assert_close(loss, found["train.out.loss"], **close)
-    expected = [found[f"train.grad.in.{name}"] for name in NAMES]
+    expected = [found[f"train.grad.in.{name}"] for name in MODALITIES]
     torch.testing.assert_close(list(torch.autograd.grad(loss, given, retain_graph=True)), expected, **close)
     outputs = {
         f"{source}_to_{target}": reconstruction.translate(tokens[:, m], m, k)
-        for m, source in enumerate(NAMES)
-        for k, target in enumerate(NAMES)
+        for m, source in enumerate(MODALITIES)
+        for k, target in enumerate(MODALITIES)
         if m != k
     }
     for name, output in outputs.items():
         torch.testing.assert_close(output, found[f"eval.out.{name}"], **close)
     total = sum((output * found[f"eval.cot.{name}"]).sum() for name, output in outputs.items())
-    expected = [found[f"eval.grad.in.{name}"] for name in NAMES]
+    expected = [found[f"eval.grad.in.{name}"] for name in MODALITIES]
     torch.testing.assert_close(list(torch.autograd.grad(total, given)), expected, **close)
 
     missing = [name.removeprefix("eval.missing_") for name in found if name.startswith("eval.missing_")]
     assert len(missing) == 9
     for name in missing:
         lost, made = name.split(".")
-        present = torch.tensor([part not in lost.split("_") for part in NAMES]).expand(len(tokens), 3)
-        filled = reconstruction(tokens, present)[:, NAMES.index(made)]
+        present = torch.tensor([part not in lost.split("_") for part in MODALITIES]).expand(len(tokens), 3)
+        filled = reconstruction(tokens, present)[:, MODALITIES.index(made)]
         torch.testing.assert_close(filled, found[f"eval.missing_{name}"], **close)
 
 
@@ -135,7 +128,7 @@ def test_only_what_is_missing_is_computed(monkeypatch):
     reconstruction, tokens = layer(), inputs(batch=4)
     sizes = {}
     for name, chain in reconstruction.chains.items():
-        chain.register_forward_pre_hook(lambda _, arguments, name=name: sizes.update({name: len(arguments[0])}))
+        chain.register_forward_pre_hook(lambda _, arguments, name=name: sizes.update([(name, len(arguments[0]))]))
     present = torch.ones(4, 3, dtype=torch.bool)
     present[1, 0] = present[2, 0] = present[2, 1] = False
     reconstruction(tokens, present)

@@ -1,9 +1,5 @@
 """Rollout and selection: against the whole product, against the released arrays, and by the laws they obey."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,9 +7,7 @@ from hypothesis import strategies as st
 
 from reference import editor as reference
 from stmi_layers import attention_rollout, select_tokens
-
-FILES = sorted((Path(__file__).parents[2].parent / "shared" / "vectors").glob("editor_sfts_*.npz"))
-NAMES = ("rgb", "nir", "tir")
+from vectors import MODALITIES, every, load, meta
 
 
 @given(st.integers(1, 4), st.integers(1, 2), st.integers(2, 5), st.integers(0, 2**32 - 1))
@@ -82,19 +76,18 @@ def test_selection_compiles_and_exports():
     assert select_tokens(scores[:0], 2).shape == (0, 9)
 
 
-@pytest.mark.skipif(not FILES, reason="no arrays of the released code beside the project")
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_released_arrays(file):
-    found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
-    meta = json.loads(str(np.load(file)["meta"]))
-    names = [name for name in NAMES if f"in.attention.{name}" in found]
+@every("editor_sfts_*.npz")
+def test_released_arrays(path):
+    found = load(path)
+    settings = meta(path)
+    names = [name for name in MODALITIES if f"in.attention.{name}" in found]
     kept = []
     for name in names:
         attention = found[f"in.attention.{name}"].double()  # (layers batch heads tokens tokens)
-        kept.append(select_tokens(attention_rollout(*attention)[:, None], meta["head_keep"]))
+        kept.append(select_tokens(attention_rollout(*attention)[:, None], settings["head_keep"]))
         assert torch.equal(kept[-1], found[f"out.spatial_mask.{name}"])
     scores = torch.stack([attention_rollout(*found[f"in.attention.{name}"].double()) for name in names], dim=1)
-    assert torch.equal(select_tokens(scores, meta["head_keep"]), torch.stack(kept).any(dim=0))
+    assert torch.equal(select_tokens(scores, settings["head_keep"]), torch.stack(kept).any(dim=0))
     keep = torch.stack([*kept, found["out.frequency_mask"]]).any(dim=0)
     assert torch.equal(keep, found["eval.out.mask"])
     for name in names:
@@ -102,20 +95,19 @@ def test_released_arrays(file):
         torch.testing.assert_close(found[f"eval.out.{name}"][:, 1:], zeroed.double(), rtol=0, atol=1e-10)
 
 
-@pytest.mark.skipif(not FILES, reason="no arrays of the released code beside the project")
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_frequency_selection_of_the_release_counts_bright_pixels(file):
+@every("editor_sfts_*.npz")
+def test_the_frequency_selection_of_the_release_counts_bright_pixels(path):
     """Why it is no layer here: its patches are those with most pixels above mid-grey, and no frequency decides."""
-    found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
-    meta = json.loads(str(np.load(file)["meta"]))
+    found = load(path)
+    settings = meta(path)
     images = torch.stack([value for name, value in found.items() if name.startswith("in.images.")])
     bright = (images.double().mean(dim=(0, 2)) > 0).double()
-    rows, columns = meta["grid"]
+    rows, columns = settings["grid"]
     size = bright.shape[1] // rows, bright.shape[2] // columns
     counts = bright.unflatten(1, (rows, size[0])).unflatten(3, (columns, size[1])).sum(dim=(2, 4)).flatten(1)
     assert torch.equal(counts.long(), found["in.positive_counts"])
     mask = found["out.frequency_mask"]
-    assert (mask.sum(dim=1) == meta["frequency_keep"]).all()
+    assert (mask.sum(dim=1) == settings["frequency_keep"]).all()
     for sample, chosen in zip(counts, mask, strict=True):
         assert sample[chosen].min() >= sample[~chosen].max()
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from examples.signal_reid.released import released_state
 from reference import selection as reference
-from signal_vectors import load, part, stacked
 from stmi_layers.selection import TokenSelection, keep_count, select_across, top_tokens
-from vectors import files
+from vectors import every, load, part, stacked
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 7), st.integers(0, 2**32 - 1))
 
@@ -254,24 +253,24 @@ def test_layer_refuses_sizes():
 # The released arrays
 
 
-@pytest.mark.parametrize("path", files("signal_sim_*.npz"))
+@every("signal_sim_*.npz")
 def test_released_masks(path):
     arrays = load(path)
-    patches, class_tokens = stacked(arrays, "input/patches"), stacked(arrays, "input/global")
+    patches, class_tokens = stacked(arrays, "input/patches_{}"), stacked(arrays, "input/global_{}")
     num = int(arrays["meta/k"])
     selection = TokenSelection(patches.shape[-1], num, dtype=patches.dtype)
     state = released_state(part(arrays, "param/"))
     selection.load_state_dict(part(state, "selection."))
     own = top_tokens((patches @ class_tokens[..., None]).squeeze(-1).flatten(0, 1), num).view(patches.shape[:3])
-    assert torch.equal(own, stacked(arrays, "step/intra"))
-    expected = own | stacked(arrays, "step/inter")
+    assert torch.equal(own, stacked(arrays, "step/intra_{}"))
+    expected = own | stacked(arrays, "step/inter_{}")
     assert torch.equal(selection(patches, class_tokens).bool(), expected)
     torch.testing.assert_close(
-        patches * selection(patches, class_tokens).detach()[..., None], stacked(arrays, "step/selected")
+        patches * selection(patches, class_tokens).detach()[..., None], stacked(arrays, "step/selected_{}")
     )
 
 
-@pytest.mark.parametrize("path", files("signal_general_*.npz"))
+@every("signal_general_*.npz")
 def test_masks_of_any_number_of_modalities(path):
     arrays = load(path)
     patches, class_tokens, present = arrays["input/patches"], arrays["input/class_tokens"], arrays["present"].bool()

@@ -13,7 +13,7 @@ from examples.demo.released import released_state
 from laws import assert_inert, randomise, with_gradients
 from reference.subset_readout import subset_readout
 from stmi_layers import SubsetReadout, modality_subsets, subset_attention, subset_presence
-from vectors import Vectors, every
+from vectors import every, load, meta, part
 
 
 def layer(modalities: int = 3, dim: int = 4, num_heads: int = 2, **options) -> SubsetReadout:
@@ -69,17 +69,17 @@ def test_readout_matches_a_module_of_torch_per_subset():
 
 
 @every("demo_hdm_*.npz")
-def test_readout_gives_the_released_numbers(vectors):
-    arrays = Vectors(vectors)
+def test_readout_gives_the_released_numbers(path):
+    arrays = load(path, torch.float64)
     names = ("rgb", "nir", "tir")
     parts = [torch.cat([arrays[f"in.{name}_global"][:, None], arrays[f"in.{name}_patches"]], dim=1) for name in names]
     tokens = torch.stack(parts, dim=1).requires_grad_()
-    readout = SubsetReadout(tokens.shape[3], 3, num_heads=arrays.meta["heads"], dtype=torch.float64)
-    state = released_state(arrays.under("param."))
+    readout = SubsetReadout(tokens.shape[3], 3, num_heads=meta(path)["heads"], dtype=torch.float64)
+    state = released_state(part(arrays, "param."))
     readout.load_state_dict({name.removeprefix("readout."): value for name, value in state.items()})
     for mode in ("eval", "train"):
         actual = readout.train(mode == "train")(tokens)
-        order = arrays.meta["order"]
+        order = meta(path)["order"]
         expected = torch.stack([arrays[f"{mode}.out.{name}"] for name in order], dim=1)
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
         cotangent = torch.stack([arrays[f"{mode}.cot.{name}"] for name in order], dim=1)

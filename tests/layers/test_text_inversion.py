@@ -11,7 +11,7 @@ import stmi_layers.training._torchvision  # noqa: F401  for open_clip
 from examples.idea.released import released_inversion
 from reference.deformable_readout import gelu
 from stmi_layers.text_inversion import CaptionPrompts, TextInversion, prompted_text_feature
-from vectors import Vectors, assert_near, files
+from vectors import assert_equal, every, load, meta, part
 
 
 def inversion(**options) -> TextInversion:
@@ -87,18 +87,18 @@ def test_words_start_as_small_as_embeddings():
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("path", files("idea_inverse_*.npz"))
+@every("idea_inverse_*.npz")
 def test_released_inverse_net(path, mode):
-    arrays = Vectors(path)
-    state = released_inversion(arrays.under("param."))
+    arrays = load(path, torch.float64)
+    state = released_inversion(part(arrays, "param."))
     text = arrays["in.text"].requires_grad_()
     hidden, width = state["expand.weight"].shape[0], state["project.weight"].shape[0]
     layer = TextInversion(text.shape[1], width, hidden=hidden, dropout=0.0, dtype=torch.float64)
     layer.load_state_dict(state)
     actual = layer.train(mode == "train")(text)
-    assert_near(actual, arrays[f"{mode}.out.token"])
+    assert_equal(actual, arrays[f"{mode}.out.token"])
     (gradient,) = torch.autograd.grad((actual * arrays[f"{mode}.cot.token"]).sum(), text)
-    assert_near(gradient, arrays[f"{mode}.grad.in.text"])
+    assert_equal(gradient, arrays[f"{mode}.grad.in.text"])
 
 
 def tower(state: dict[str, Tensor], prefix: str) -> nn.Module:
@@ -113,10 +113,10 @@ def tower(state: dict[str, Tensor], prefix: str) -> nn.Module:
     return transformer
 
 
-@pytest.mark.parametrize("path", files("idea_imfe_*.npz"))
+@every("idea_imfe_*.npz")
 def test_released_text_inside_the_image(path):
-    arrays = Vectors(path)
-    state, num_prompts = arrays.under("param."), arrays.meta["prompts"]
+    arrays = load(path, torch.float64)
+    state, num_prompts = part(arrays, "param."), meta(path)["prompts"]
     ids, image = arrays["in.text_ids"], arrays["in.image"].requires_grad_()
 
     def normed(tokens: Tensor, name: str) -> Tensor:
@@ -129,16 +129,16 @@ def test_released_text_inside_the_image(path):
     causal = torch.full((ids.shape[1],) * 2, float("-inf"), dtype=torch.float64).triu(1)
     outputs = tower(state, "base.transformer.")(embedded, attn_mask=causal)
     outputs = normed(outputs, "base.ln_final") @ state["base.text_projection"]
-    assert_near(outputs, arrays["eval.out.text_tokens"])
+    assert_equal(outputs, arrays["eval.out.text_tokens"])
     feature = prompted_text_feature(outputs, ids, num_prompts)
-    assert_near(feature, arrays["eval.out.pooled"])
+    assert_equal(feature, arrays["eval.out.pooled"])
 
     inverse = released_inversion(state)
     hidden, width = inverse["expand.weight"].shape[0], len(inverse["position"])
     layer = TextInversion(feature.shape[1], width, hidden=hidden, dropout=0.0, dtype=torch.float64)
     layer.load_state_dict(inverse)
     token = layer(feature)
-    assert_near(token - layer.position, arrays["eval.out.inverse"])
+    assert_equal(token - layer.position, arrays["eval.out.inverse"])
 
     camera = state["cv_embed"][arrays["in.camera"], 0]
     weight = state["base.visual.conv1.weight"]
@@ -148,10 +148,10 @@ def test_released_text_inside_the_image(path):
     tokens = torch.cat([tokens, (token + camera)[:, None]], dim=1)
     tokens = tower(state, "base.visual.transformer.")(normed(tokens, "base.visual.ln_pre"))
     tokens = normed(tokens, "base.visual.ln_post") @ state["base.visual.proj"]
-    assert_near(tokens, arrays["eval.out.image_tokens"])
+    assert_equal(tokens, arrays["eval.out.image_tokens"])
     results = {"text_tokens": outputs, "pooled": feature, "inverse": token - layer.position, "image_tokens": tokens}
     loss = torch.stack([(value * arrays[f"eval.cot.{name}"]).sum() for name, value in results.items()]).sum()
-    assert_near(torch.autograd.grad(loss, image)[0], arrays["eval.grad.in.image"])
+    assert_equal(torch.autograd.grad(loss, image)[0], arrays["eval.grad.in.image"])
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,7 @@ def test_no_tensor_of_tokens_by_tokens():
     assert 0 < largest <= 4 * tiles.TILE < 4 * tokens**2 / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize(("tokens", "batch"), [(129, 32), (577, 4), (2305, 1)])

@@ -1,9 +1,5 @@
 """Token permutation: against loops over single tokens, against the released arrays, and by the laws it obeys."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,15 +10,7 @@ from torch import Tensor, nn
 from examples.topreid.released import released_permutation
 from reference.token_permutation import permuted_tokens
 from stmi_layers import TokenPermutation, cyclic_readout
-
-VECTORS = Path(__file__).parents[2].parent / "shared" / "vectors"
-NAMES = ("rgb", "nir", "tir")
-
-
-def vectors(pattern: str) -> list:
-    files = sorted(VECTORS.glob(pattern))
-    missing = pytest.param(None, marks=pytest.mark.skip(f"no arrays of the released code at {VECTORS}"))
-    return [pytest.param(file, id=file.stem) for file in files] or [missing]
+from vectors import MODALITIES, every, load, meta
 
 
 def layer(modalities: int = 3, dim: int = 6, heads: int = 2) -> TokenPermutation:
@@ -78,19 +66,19 @@ def test_readout_is_the_attention_of_torch(modalities, shift, seed):
     )
 
 
-@pytest.mark.parametrize("file", vectors("topreid_rotation_*.npz") + vectors("topreid_tpm_*.npz"))
-def test_released_arrays(file):
-    found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
+@every("topreid_rotation_*.npz", "topreid_tpm_*.npz")
+def test_released_arrays(path):
+    found = load(path)
     state = {name[6:]: value.double() for name, value in found.items() if name.startswith("param.")}
     if "in.query" in found:  # one rotation block
         given = [found["in.query"][:, None, None], found["in.patches"][:, None]]
         given = [torch.cat(given, dim=2).double().requires_grad_()]
         expected = [torch.cat([found["eval.grad.in.query"][:, None], found["eval.grad.in.patches"]], dim=1)]
     else:
-        given = [found[f"in.{name}"].double().requires_grad_() for name in NAMES]
-        expected = [found[f"eval.grad.in.{name}"] for name in NAMES]
+        given = [found[f"in.{name}"].double().requires_grad_() for name in MODALITIES]
+        expected = [found[f"eval.grad.in.{name}"] for name in MODALITIES]
     tokens = torch.stack(given, dim=1) if len(given) > 1 else given[0]
-    dim, heads = tokens.shape[-1], json.loads(str(np.load(file)["meta"]))["heads"]
+    dim, heads = tokens.shape[-1], meta(path)["heads"]
     permutation = TokenPermutation(dim, len(given), num_heads=heads, dtype=torch.float64)
     permutation.load_state_dict(released_permutation(state))
     result = permutation(tokens[:, :, 0], tokens[:, :, 1:])
@@ -100,16 +88,16 @@ def test_released_arrays(file):
         torch.testing.assert_close(own.reshape(theirs.shape), theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("file", vectors("topreid_tpm_*.npz"))
-def test_released_arrays_after_every_stage(file):
-    found = {name: torch.as_tensor(value) for name, value in np.load(file).items() if name != "meta"}
+@every("topreid_tpm_*.npz")
+def test_released_arrays_after_every_stage(path):
+    found = load(path)
     state = released_permutation({name[6:]: value.double() for name, value in found.items() if name[:5] == "param"})
-    tokens = torch.stack([found[f"in.{name}"].double() for name in NAMES], dim=1)
-    heads = json.loads(str(np.load(file)["meta"]))["heads"]
+    tokens = torch.stack([found[f"in.{name}"].double() for name in MODALITIES], dim=1)
+    heads = meta(path)["heads"]
     everything = torch.ones(len(tokens), 3, dtype=torch.bool)
     stages = permuted_tokens(tokens[:, :, 0], tokens[:, :, 1:], everything, state, heads)
     for number, stage in enumerate(stages[:2], start=1):
-        expected = torch.stack([found[f"eval.out.stage{number}_cls.{name}"] for name in NAMES], dim=1)
+        expected = torch.stack([found[f"eval.out.stage{number}_cls.{name}"] for name in MODALITIES], dim=1)
         torch.testing.assert_close(stage, expected, rtol=0, atol=1e-10)
 
 

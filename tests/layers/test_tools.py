@@ -126,6 +126,7 @@ def test_norms_sum_their_gradients_in_float32(name, autocast):
         assert (seen[parameter] - gradient).norm() <= 0.05 * gradient.norm(), parameter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hook",
     [

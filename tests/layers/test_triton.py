@@ -115,6 +115,7 @@ def check(given: Problem, bound: float | None = None) -> None:
 # Without the kernels
 
 
+@pytest.mark.slow
 @without_interpreter
 def test_this_file_passes_in_the_interpreter():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -152,6 +153,7 @@ def test_what_the_kernels_take(head_dim, dtype, taken):
     assert triton_attention.usable(torch.zeros(1, 1, 3, head_dim, dtype=dtype, device=DEVICE)) == taken
 
 
+@pytest.mark.slow
 @without_interpreter
 def test_kernels_compile_for_ampere(monkeypatch, tmp_path):
     """The interpreter takes what the compiler does not; the compiler needs no GPU."""

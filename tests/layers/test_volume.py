@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reference import alignment as reference
-from signal_vectors import assert_equal, load
 from stmi_layers.kernels.volume import ExchangedVolumes, exchanged_volumes
 from stmi_layers.volume import gram_volume
-from vectors import files
+from vectors import assert_equal, every, load
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(2, 5), st.integers(5, 8), st.integers(0, 2**32 - 1))
 
@@ -232,7 +231,7 @@ def test_refuses():
             gram_volume(features(), anchor=anchor)
 
 
-@pytest.mark.parametrize("path", files("signal_volume_*.npz"))
+@every("signal_volume_*.npz")
 def test_released_volumes(path):
     arrays = load(path)
     for modalities in {name.split("/")[0] for name in arrays if name.startswith("m") and "/" in name}:

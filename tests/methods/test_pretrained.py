@@ -1,6 +1,7 @@
 """The trainer on pretrained towers: from a file into the model, through training and resumption, in miniature."""
 
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from examples import evaluate
 from examples.restore import Computer
 from examples.run import Run
 from examples.towers.architectures import build_clip, build_timm
+from examples.towers.clip_text import ClipVocabulary
 from examples.towers.pretrained import PretrainedBackbone, load_pretrained
 from examples.train import build_model, load_splits, train
 from sets import assert_same_weights, tiny, write_set
@@ -150,10 +152,22 @@ def test_weights_without_a_tower_to_fill_and_unknown_architectures_are_refused(f
         build_timm("ViT-Z")
 
 
+@pytest.mark.parametrize("name", ["hf-hub:someone/model", "hf_hub:someone/model", "local-dir:/tmp/model"])
+def test_the_name_of_an_architecture_fetches_nothing(name, monkeypatch):
+    """A checkpoint holds the name, and may come from a stranger."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection is opened"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("an address is looked up"))
+    for build in (build_clip, build_timm, ClipVocabulary):
+        with pytest.raises(ValueError, match=rf"architecture must be a model of .*; received '{name}'"):
+            build(name)
+    with pytest.raises(ValueError, match="built without downloads; 'roberta-ViT-B-32' takes its text tower from 'robe"):
+        build_clip("roberta-ViT-B-32")
+
+
 def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
     for build, name, extra in ((build_clip, "open_clip", "clip"), (build_timm, "timm", "timm")):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ImportError, match=rf"{name} cannot be imported; .*stmi-layers\[{extra}\]"):
+        with pytest.raises(ImportError, match=rf"{name} cannot be imported; from a clone: pip install '\.\[{extra}\]'"):
             build("some-model")
 
 

@@ -22,7 +22,7 @@ from examples.prepare.captions.questions import (
 )
 from examples.prepare.captions.report import token_counter
 from examples.prepare.captions.schema import NONE, PERSONS, VEHICLES, Attribute, Schema, read_schema
-from examples.prepare.captions.sentence import Choice, choose, write_sentence
+from examples.prepare.captions.sentence import Choice, choose, choose_apart, write_sentence, write_sentences
 from stmi_layers.training import _torchvision  # noqa: F401 - open_clip needs it
 from stmi_layers.training.record import Item, Panel
 
@@ -260,6 +260,45 @@ def test_the_most_confident_known_value_wins_and_the_earlier_view_on_ties(views,
             continue
         highest = max(one.confidence for one in known)
         assert chosen[name] == next(one for one in known if one.confidence == highest)
+
+
+views_of_a_model = st.dictionaries(st.sampled_from(["composite", "RGB", "NI", "TI"]), readings)
+
+
+@given(st.lists(views_of_a_model, max_size=2), st.sampled_from([0.25, 0.5]))
+def test_a_modality_keeps_what_it_is_certain_of_and_borrows_the_rest(models, least):
+    apart = choose_apart(models, ("RGB", "TI"), min_confidence=least)
+    assert list(apart) == ["RGB", "TI"]
+
+    def known(name: str, *, of: set[str]) -> list[Reading]:
+        found = [view[name] for model in models for place, view in model.items() if place in of and name in view]
+        return [reading for reading in found if reading.value is not None and reading.confidence >= least]
+
+    for modality, chosen in apart.items():
+        for name in ("colour", "size"):
+            own = known(name, of={modality})
+            borrowed = known(name, of={"composite", "RGB", "NI", "TI"} - {modality})
+            if not own and not borrowed:
+                assert name not in chosen
+                continue
+            choice = chosen[name]
+            assert choice.confidence == max(reading.confidence for reading in own or borrowed)
+            assert (choice.view == modality) == bool(own)
+            assert Reading(choice.value, choice.confidence) in (own or borrowed)
+
+
+def test_of_two_models_the_more_certain_one_speaks_for_a_view():
+    first, second = {"RGB": {"colour": Reading("red", 0.6)}}, {"RGB": {"colour": Reading("blue", 0.7)}}
+    assert choose_apart([first, second], ("RGB",))["RGB"] == {"colour": Choice("blue", 0.7, "RGB")}
+    assert choose_apart([first, second], ("RGB",), min_confidence=0.8) == {"RGB": {}}
+
+
+def test_short_sentences_say_what_the_long_one_says():
+    values = {"gender": "man", "age": "young", "hair": "short hair", "upper colour": "red", "lower garment": "jeans"}
+    values |= {"headwear": "none", "bag": "backpack"}
+    expected = "A young man. A person with short hair. A person wearing a red top. A person wearing jeans. "
+    assert write_sentences(PERSONS, values) == expected + "A person carrying a backpack."
+    assert write_sentences(PERSONS, {"headwear": "none"}) == write_sentences(PERSONS, {}) == ""
 
 
 @given(st.dictionaries(st.sampled_from(["composite", "RGB", "NI"]), readings), readings)

@@ -93,6 +93,7 @@ def test_what_another_attempt_cannot_mend_is_asked_once():
         (fail(403), "HTTP 403"),
         (fail(404, message="no model tiny"), "no model tiny"),
         (fail(429, code="insufficient_quota"), "HTTP 429"),
+        (fail(307), "HTTP 307: the server points to nowhere, which is not followed"),
         (fail(429, retry_after="3600"), "asks to wait 3600 s .* run again then"),
     ],
 )
@@ -102,6 +103,17 @@ def test_what_no_question_can_overcome_ends_the_run(behaviour, message):
             endpoint(server)(REQUEST)
         assert len(server.asked) == 1
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_images_go_where_the_user_said_and_not_where_an_answer_points(status):
+    with serving(always(answer)) as other:
+        elsewhere = f"{other.url}/chat/completions"
+        with serving(always(fail(status, location=elsewhere))) as server:
+            with pytest.raises(UnusableError, match=f"HTTP {status}: the server points to {elsewhere}, which is not"):
+                endpoint(server)(REQUEST)
+            assert len(server.asked) == 1
+        assert not other.asked
 
 
 @pytest.mark.parametrize(
@@ -206,5 +218,5 @@ def test_no_key_and_no_client(monkeypatch):
         with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
             endpoint(server)
         monkeypatch.setitem(sys.modules, "openai", None)
-        with pytest.raises(ImportError, match=r"pip install 'stmi-layers\[captions\]'"):
+        with pytest.raises(ImportError, match=r"from a clone: pip install '\.\[captions\]'"):
             endpoint(server)

@@ -331,6 +331,23 @@ def test_other_rules_for_sentences_need_no_new_questions(folder):
         assert len(server.asked) == 18
 
 
+def test_captions_per_modality_are_read_as_such_and_take_no_new_questions(folder):
+    with serving(always(answer)) as server:
+        main(arguments(folder, server))
+        with pytest.raises(
+            FileExistsError, match=r"train\.json takes the place of captions per modality; move it away"
+        ):
+            main(arguments(folder, server, apart=True))
+        (folder / "text" / "train.json").unlink()
+        main(arguments(folder, server, apart=True))
+        assert len(server.asked) == 9
+    assert not (folder / "text" / "train.json").exists()
+    items = read_split(folder, "train", MODALITIES, captions="required")
+    assert all(len(item.captions) == 2 for item in items)
+    assert any(item.captions[0] != item.captions[1] for item in items)
+    assert any(caption.count(".") > 1 for item in items for caption in item.captions)
+
+
 def test_a_limit_asks_less_and_forgets_nothing(folder):
     with serving(always(answer)) as server:
         assert main(arguments(folder, server, limit=2))["items"] == 2

@@ -256,7 +256,7 @@ def test_names_that_are_no_text_are_shown_escaped(sound: Path, tmp_path: Path, m
 
 def test_files_that_are_passed_over_are_counted(sound: Path) -> None:
     folder = split_of(sound, "train") / "RGB"
-    for name in ("a.heic", "b.heic", "c.raw", "d.npy", "notes.txt", "Thumbs.db", ".DS_Store"):
+    for name in ("a.heic", "b.heic", "c.raw", "d.npy", "e.mat", "f", "README", "notes.txt", "Thumbs.db", ".DS_Store"):
         (folder / name).write_text("")
     noise(folder / "more" / "000001_cam1.jpg")
     noise(sound / "test" / "000001_cam1.jpg")
@@ -264,7 +264,7 @@ def test_files_that_are_passed_over_are_counted(sound: Path) -> None:
     found = inspect_set(sound, quiet=True)
     assert found.problems == {
         "passed over": [
-            "train_171/RGB: 2 .heic, 1 .npy, 1 .raw, not read as images",
+            "train_171/RGB: 1 without suffix, 2 .heic, 1 .mat, 1 .npy, 1 .raw, not read as images",
             "test: 1 images belong to no item",
             "train_171/RGB/more: 1 images belong to no item",
         ]

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from processes import CONTEXT
 from stmi_layers.training import files
 from stmi_layers.training.files import locked, write_text, write_whole
 
@@ -123,9 +123,8 @@ def test_a_folder_in_use_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_its_folder_free(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, stop = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, ready, stop))
+    ready, stop = CONTEXT.Event(), CONTEXT.Event()
+    other = CONTEXT.Process(target=_hold, args=(tmp_path, ready, stop))
     other.start()
     assert ready.wait(60)
     with pytest.raises(BlockingIOError, match=rf"process {other.pid} on"), locked(tmp_path):

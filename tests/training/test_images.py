@@ -9,10 +9,11 @@ import pytest
 from PIL import Image, features
 
 from image_files import write_png, write_tiff, write_turned
+from stmi_layers.training import MultiModalDataset
 from stmi_layers.training.checks import Look, find_defect, look_at
 from stmi_layers.training.depth import bits_of, read_counts
 from stmi_layers.training.images import SUFFIXES, UnreadableError, opened, read_image, read_mask, scale_counts
-from stmi_layers.training.record import Panel
+from stmi_layers.training.record import Panel, unlabelled
 
 RANDOM = np.random.default_rng(0)
 COUNTS = RANDOM.integers(0, 65536, (13, 11), dtype=np.uint16)
@@ -76,6 +77,79 @@ def test_every_count_of_a_deep_image_is_read(tmp_path: Path, kind: str) -> None:
     assert "clipped" not in look_at(path, bounds=(float(counts.min()), float(counts.max()))).notes
     assert look_at(path).notes[-1] == "deep"
     assert "bits per channel; write it with 8, 0 and 255" in (find_defect(path, is_mask=True) or "")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_order_of_bytes_is_gone_before_anything_is_resized(tmp_path: Path, order: str) -> None:
+    """Pillow mixes up the bytes of the other order when it resizes."""
+    counts = np.arange(7000, 7000 + 64 * 48, dtype=np.uint16).reshape(48, 64)
+    write_tiff(tmp_path / "x.tif", counts, order=order)
+    dataset = MultiModalDataset(
+        unlabelled(["x"], [[tmp_path / "x.tif"]]), (24, 32), masks="none", ranges=[(7000, 10071)]
+    )
+    expected = np.array(
+        Image.fromarray(scale_counts(counts, (7000, 10071))).resize((32, 24), Image.Resampling.BILINEAR)
+    )
+    difference = dataset.picture(0)[0][0, ..., 0].astype(int) - expected
+    assert np.abs(difference).max() <= 2
+
+
+BANDS = np.dstack([np.full((16, 16), value, np.uint8) for value in (10, 20, 30, 40)])
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(("extra", "note"), [(0, "bands"), (2, "alpha")])
+def test_a_fourth_band_is_counted_and_changes_no_colour(tmp_path: Path, extra: int, note: str, deep: bool) -> None:
+    write_tiff(tmp_path / "x.tif", BANDS * (np.uint16(100) if deep else np.uint8(1)), extra=extra)
+    bounds = (0.0, 25500.0) if deep else None
+    assert np.array_equal(np.array(read_image(tmp_path / "x.tif", bounds)), BANDS[..., :3])
+    assert note in look_at(tmp_path / "x.tif", bounds=bounds).notes
+
+
+@pytest.mark.parametrize(
+    ("channels", "kind", "bounds"), [(2, np.uint8, None), (4, np.uint8, None), (4, np.uint16, "image")]
+)
+def test_colours_that_another_band_would_divide_are_refused(tmp_path: Path, channels: int, kind: type, bounds) -> None:
+    write_tiff(tmp_path / "x.tif", BANDS[..., :channels].astype(kind), extra=1)
+    assert "colours are multiplied by its last band" in (find_defect(tmp_path / "x.tif", bounds=bounds) or "")
+
+
+def test_a_second_band_of_grey_is_counted(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "x.tif", np.dstack([ALPHA, BANDS[..., 0]]), extra=0)
+    assert look_at(tmp_path / "x.tif").notes == ("bands",)
+    assert look_at(tmp_path / "x.tif", is_mask=True).notes == ("bands",)
+    assert np.array_equal(read_mask(tmp_path / "x.tif"), SHAPE)
+
+
+def test_white_is_zero_is_inverted_where_the_values_are_bytes(tmp_path: Path) -> None:
+    """A camera's deep files of that kind are refused, so that its exports are no negatives of one another."""
+    write_tiff(tmp_path / "x.tif", np.full((8, 8), 218, np.uint8), photometric=0)
+    assert np.array(read_image(tmp_path / "x.tif")).max() == 37
+    write_tiff(tmp_path / "mask.tif", 255 - ALPHA, photometric=0)
+    assert np.array_equal(read_mask(tmp_path / "mask.tif"), SHAPE)
+
+
+@pytest.mark.parametrize("is_mask", [False, True])
+def test_bytes_with_a_sign_are_refused(tmp_path: Path, is_mask: bool) -> None:
+    write_tiff(tmp_path / "x.tif", np.full((8, 8), -3, np.int8), kind=2)
+    assert "has signed values of 8 bits" in (find_defect(tmp_path / "x.tif", is_mask=is_mask) or "")
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_counts_of_jpeg_2000_which_pillow_shifts_are_refused_by_their_depth(tmp_path: Path, bits: int) -> None:
+    Image.fromarray(COUNTS).save(tmp_path / "x.jp2")
+    data = bytearray((tmp_path / "x.jp2").read_bytes())
+    data[data.find(b"\xff\x4f\xff\x51") + 42] = bits - 1
+    (tmp_path / "x.jp2").write_bytes(data)
+    assert f"has {bits} bits per channel" in (find_defect(tmp_path / "x.jp2") or "")
+    said = "is JPEG2000 with more than 8 bits per channel; write it as PNG or TIFF"
+    assert find_defect(tmp_path / "x.jp2", bounds=(0.0, 4095.0)) == said
+
+
+def test_a_colour_profile_is_counted_unless_it_is_the_usual_one(tmp_path: Path) -> None:
+    for name, profile, notes in (("a", b"wide gamut", ("profile",)), ("b", b".. sRGB ..", ()), ("c", b"", ())):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png", icc_profile=profile)
+        assert look_at(tmp_path / f"{name}.png").notes == notes
 
 
 def test_a_range_is_for_deep_images_alone(tmp_path: Path) -> None:

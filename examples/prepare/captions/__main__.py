@@ -24,7 +24,7 @@ from examples.prepare.captions.journal import Journal
 from examples.prepare.captions.questions import COMPOSITE, Question, Reply, Request, ask_about
 from examples.prepare.captions.report import Described, as_markdown, make_report
 from examples.prepare.captions.schema import Schema, read_schema
-from examples.prepare.captions.sentence import choose, write_sentence
+from examples.prepare.captions.sentence import choose, choose_apart, write_sentence, write_sentences
 from stmi_layers.training.files import write_text
 from stmi_layers.training.record import Item, path_of
 from stmi_layers.training.splits import read_split
@@ -54,6 +54,8 @@ def main(arguments: Arguments) -> dict[str, Any]:
     captions, answers = text / f"{arguments.split}.json", text / f"{arguments.split}.answers.jsonl"
     if captions.exists() and not answers.exists() and not arguments.overwrite:
         raise FileExistsError(f"{captions} was not written by this command; move it away, or pass --overwrite")
+    if captions.exists() and arguments.apart:
+        raise FileExistsError(f"{captions} takes the place of captions per modality; move it away to write these")
     stop = threading.Event()
     ask = connect(arguments, schema, stop)
     with Journal(answers) as journal:
@@ -132,7 +134,7 @@ def describe(arguments: Arguments, journal: Journal, schema: Schema, items: Sequ
             for question in questions
         }
         views = {view: outcome.readings for view, outcome in outcomes.items()}
-        choices = choose(views, min_confidence=arguments.min_confidence)
+        choices = choose(views, min_confidence=arguments.min_confidence or 0.0)
         sentence = write_sentence(schema, {name: choice.value for name, choice in choices.items()})
         described.append(Described(item, outcomes, choices, sentence))
     return described
@@ -142,23 +144,41 @@ def write_results(
     arguments: Arguments, journal: Journal, schema: Schema, described: Sequence[Described]
 ) -> dict[str, Any]:
     """Captions of the finished items, and the report, each file at once and complete."""
-    entries = [
-        {"item": next(path_of(image).name for image in one.item.images if image), "description": one.sentence}
-        for one in described
-        if one.finished
-    ]
+    finished = [one for one in described if one.finished]
+    if arguments.apart:
+        captions = captions_apart(arguments, schema, finished)
+    else:
+        named = [(next(path_of(image).name for image in one.item.images if image), one.sentence) for one in finished]
+        captions = {"": [{"item": name, "description": sentence} for name, sentence in named]}
     prices = {"input_price": arguments.input_price, "output_price": arguments.output_price}
     report = make_report(described, schema, journal, **prices)
     markdown = as_markdown(report, f"Captions of {arguments.split}")
     base = arguments.data / "text" / arguments.split
     for suffix, content in {
-        ".json": json.dumps(entries, indent=1, ensure_ascii=False) + "\n",
+        **{f"{of}.json": json.dumps(entries, indent=1, ensure_ascii=False) + "\n" for of, entries in captions.items()},
         ".report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
         ".report.md": markdown,
     }.items():
         write_text(base.with_name(base.name + suffix), content)
     print(markdown)
     return report
+
+
+def captions_apart(
+    arguments: Arguments, schema: Schema, described: Sequence[Described]
+) -> dict[str, list[dict[str, str]]]:
+    """Entries of each modality, by the end of the name of its file."""
+    least = 0.5 if arguments.min_confidence is None else arguments.min_confidence
+    entries: dict[str, list[dict[str, str]]] = {f"_{modality}": [] for modality in arguments.modalities}
+    for one in described:
+        views = {view: outcome.readings for view, outcome in one.outcomes.items()}
+        apart = choose_apart([views], arguments.modalities, min_confidence=least)
+        for modality, image in zip(arguments.modalities, one.item.images, strict=True):
+            if image is not None:
+                values = {name: choice.value for name, choice in apart[modality].items()}
+                entry = {"item": path_of(image).name, "description": write_sentences(schema, values)}
+                entries[f"_{modality}"].append(entry)
+    return entries
 
 
 def run_command() -> None:

@@ -36,8 +36,11 @@ class Arguments:
     number_plates: bool = False
     """Ask for number plates and let them into the captions. Otherwise the model is told to write none, and what looks
     like one is left out; the raw answers stay as they came."""
-    min_confidence: float = 0.0
-    """Values of less confidence count as unknown."""
+    apart: bool = False
+    """Write a caption per modality, of several sentences, instead of one per item: what the modality shows, and where
+    it is not certain what the others show."""
+    min_confidence: float | None = None
+    """Values of less confidence count as unknown; by default none do, and with `apart` those below 0.5."""
     again: tuple[Literal["refused", "invalid", "partial"], ...] = ()
     """Ask these anew, once more each; their former answers stay in the file."""
 
@@ -83,7 +86,7 @@ class Arguments:
             raise ValueError(f"--base-url must begin with http:// or https://; received {self.base_url!r}")
         if self.base_url and not self.model:
             raise ValueError("--base-url needs --model, the name of a model on that server")
-        if not 0 <= self.min_confidence <= 1:
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence must lie in [0, 1]; received {self.min_confidence}")
         for name, least in {"threads": 1, "attempts": 1, "height": 1, "max_tokens": 1, "limit": 0}.items():
             if getattr(self, name) < least:

@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -113,13 +114,18 @@ class Endpoint:
         try:
             import openai
         except ImportError as error:
-            raise ImportError("asking a server needs the openai client: pip install 'stmi-layers[captions]'") from error
+            raise ImportError(
+                "asking a server needs the openai client; from a clone: pip install '.[captions]'"
+            ) from error
         self._key = os.environ.get("OPENAI_API_KEY", "")
         if not self._key:
             raise ValueError("OPENAI_API_KEY is not set; set it, to any text for a server that wants no key")
         self._openai = openai
-        # Attempts are counted and paced here, so the client makes none of its own.
-        self._client = openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
+        # Attempts are counted and paced here, so the client makes none of its own. Images go where the user said, not
+        # where an answer points.
+        http = openai.DefaultHttpxClient(follow_redirects=False)
+        weakref.finalize(self, http.close)
+        self._client = openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0, http_client=http)
         self._pace, self._attempts, self._backoff, self._max_wait = pace, attempts, backoff, max_wait
         self._arguments: dict[str, Any] = {"model": model, "extra_body": dict(fields or {})}
         if answer_format == "json_schema":
@@ -191,6 +197,12 @@ class Endpoint:
         message = self._clean(f"HTTP {error.status_code}: {error.message}")
         if error.code in FILTERED:
             return Reply("", refusal=message, finish="content_filter", prompt_tokens=0, completion_tokens=0)
+        if 300 <= error.status_code < 400:
+            place = self._clean(error.response.headers.get("location", "nowhere"))
+            raise UnusableError(
+                f"HTTP {error.status_code}: the server points to {place}, which is not followed; give the address that "
+                "answers itself"
+            ) from None
         if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
             raise UnusableError(message) from None  # the message of the client may hold the key
         again = error.status_code in (408, 409, 425, 429) or error.status_code >= 500

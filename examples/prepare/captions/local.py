@@ -44,9 +44,11 @@ class LocalModel:
         try:
             from transformers import AutoModelForImageTextToText, AutoProcessor
         except ImportError as error:
-            raise ImportError("a local model needs transformers: pip install 'stmi-layers[hf]'") from error
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, dtype=dtype)
+            raise ImportError("a local model needs transformers; from a clone: pip install '.[hf]'") from error
+        # Neither the network nor code in the folder, whatever its files name.
+        closed: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        processor = AutoProcessor.from_pretrained(folder, **closed)
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, **closed, dtype=dtype)
         return cls(model.to(device), processor, name=str(folder), max_tokens=max_tokens)
 
     @torch.inference_mode()

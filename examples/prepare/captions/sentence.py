@@ -60,6 +60,56 @@ def choose(views: Mapping[str, Mapping[str, Reading]], *, min_confidence: float 
     return best
 
 
+def choose_apart(
+    models: Sequence[Mapping[str, Mapping[str, Reading]]], modalities: Sequence[str], *, min_confidence: float = 0.5
+) -> dict[str, dict[str, Choice]]:
+    """The value of each attribute for every modality: its own where it is certain enough, else that of another view.
+
+    Of several models the most confident one counts in each view. What nobody knows is left out, and never unknown.
+
+    Args:
+        models: what each view says, by model; on a tie the earlier model and the earlier view win.
+        modalities: views that are described.
+        min_confidence: in [0, 1]; what is less certain counts as unknown, in other views too.
+
+    Returns:
+        Choices by attribute, for every modality.
+
+    >>> rgb, thermal = {"colour": Reading("red", 0.9)}, {"colour": Reading("grey", 0.2), "bag": Reading("sack", 0.6)}
+    >>> apart = choose_apart([{"RGB": rgb, "TI": thermal}], ("RGB", "TI"))
+    >>> {name: [choice.value for choice in of_one.values()] for name, of_one in apart.items()}
+    {'RGB': ['red', 'sack'], 'TI': ['sack', 'red']}
+    """
+    views = list(dict.fromkeys(view for model in models for view in model))
+    merged: dict[str, dict[str, Reading]] = {}
+    for view in views:
+        answers = {str(number): model.get(view, {}) for number, model in enumerate(models)}
+        best = choose(answers, min_confidence=min_confidence)
+        merged[view] = {name: Reading(choice.value, choice.confidence) for name, choice in best.items()}
+    apart = {}
+    for modality in modalities:
+        own = choose({modality: merged.get(modality, {})})
+        others = choose({view: readings for view, readings in merged.items() if view != modality})
+        apart[modality] = own | {name: choice for name, choice in others.items() if name not in own}
+    return apart
+
+
+def write_sentences(schema: Schema, values: Mapping[str, str]) -> str:
+    """A short sentence per phrase instead of one long one, so that they can be drawn apart; "" when nothing is known.
+
+    >>> from examples.prepare.captions.schema import PERSONS
+    >>> write_sentences(PERSONS, {"gender": "woman", "age": "elderly", "upper colour": "red", "bag": "backpack"})
+    'An elderly woman. A person wearing a red top. A person carrying a backpack.'
+    """
+    subject = {one.name for one in schema.attributes if one.role == "noun" or (one.role == "adjective" and not one.of)}
+    parts = [{name: value for name, value in values.items() if name in subject}]
+    for attribute in schema.attributes:
+        if attribute.role == "phrase":
+            names = {attribute.name, *(one.name for one in schema.attributes if one.of == attribute.name)}
+            parts.append({name: value for name, value in values.items() if name in names})
+    return " ".join(filter(None, (write_sentence(schema, part) for part in parts)))
+
+
 def write_sentence(schema: Schema, values: Mapping[str, str]) -> str:
     """A sentence that says every known value and nothing else; "" when there is none to say.
 

@@ -56,7 +56,8 @@ def read_note(path: Path) -> Note | None:
     with opened(path) as image:
         image.load()  # text may follow the pixels
         text = image.info.get(KEY)
-    if text is None:
+    try:
+        content = json.loads(text or "")
+        return Note(str(content["method"]), Quality(**content["quality"]))
+    except (ValueError, KeyError, TypeError, RecursionError):  # a text under our name that is none of ours
         return None
-    content = json.loads(text)
-    return Note(content["method"], Quality(**content["quality"]))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import tyro
@@ -15,6 +15,7 @@ from examples.prepare.masks.files import Note, mask_path, read_note, write_mask
 from examples.prepare.masks.quality import Quality, measure_made
 from examples.prepare.masks.regions import Mask, Probability, clean, stretch, vote
 from examples.prepare.masks.sam2 import Prompt, Sam2
+from examples.prepare.masks.sam3 import Nothing, Sam3, Several
 from stmi_layers.training.device import choose_device
 from stmi_layers.training.images import read_image
 from stmi_layers.training.messages import shorten
@@ -37,12 +38,19 @@ class Settings:
     """Those to look at."""
     splits: tuple[str, ...] = ("train", "test")
     """Those to make masks for; the report covers them."""
-    method: Literal["sam2", "classical"] = "sam2"
-    """SAM 2, which needs --weights; or a fallback by colour and place, which needs nothing and knows nothing."""
+    method: Literal["sam2", "sam3", "classical"] = "sam2"
+    """SAM 2 or SAM 3, which need --weights; or a fallback by colour and place, which needs and knows nothing."""
     weights: Path | None = None
-    """Local folder with SAM 2 and its processor; nothing is downloaded."""
-    prompt: Prompt = "composite"
-    """How SAM 2 is asked for the object: nearly the whole image as a box, its centre as a point, or both."""
+    """Local folder with SAM 2 or SAM 3 and its processor; nothing is downloaded."""
+    prompt: str = "composite"
+    """How SAM 2 is asked for the object: nearly the whole image as a "box", its centre as a "point", or both,
+    "composite". For SAM 3, the name of the thing: person, vehicle."""
+    several: Several = "middle"
+    """Where SAM 3 finds several things: the one nearest the middle, or the largest."""
+    nothing: Nothing = "empty"
+    """Where SAM 3 finds none: an empty mask, which the report names; the whole image; or stop."""
+    least: float = 0.5
+    """Score from which SAM 3 has found a thing."""
     margin: float = 0.05
     """Share of the sides that the box leaves out at each end."""
     object_size: float = 0.5
@@ -92,10 +100,20 @@ def check(settings: Settings) -> None:
         if value not in options:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; received {value!r} (--{name})")
     check_ranges(settings.ranges)
-    if settings.method == "sam2" and settings.weights is None:
-        raise ValueError("method sam2 needs --weights, a local folder with SAM 2; or pass --method classical")
+    if settings.method != "classical" and settings.weights is None:
+        of = {"sam2": "SAM 2", "sam3": "SAM 3"}[settings.method]
+        raise ValueError(
+            f"method {settings.method} needs --weights, a local folder with {of}; or pass --method classical"
+        )
     if settings.method == "classical" and settings.weights is not None:
         raise ValueError("weights are of SAM 2 and would be ignored; drop --weights, or --method classical")
+    if settings.method == "sam2" and settings.prompt not in get_args(Prompt):
+        raise ValueError(
+            f"prompt must be one of {', '.join(get_args(Prompt))} for SAM 2; received {settings.prompt!r}; a name of a "
+            "thing is for --method sam3"
+        )
+    if settings.method == "sam3" and settings.prompt in get_args(Prompt):
+        raise ValueError("method sam3 needs --prompt, the name of the thing to look for, such as person or vehicle")
     if not settings.splits or len(set(settings.splits)) < len(settings.splits):
         raise ValueError(f"splits must be different names, at least one; received {settings.splits}")
     if settings.batch_size < 1 or settings.sheet < 0:
@@ -109,8 +127,12 @@ def build(settings: Settings) -> tuple[Segmenter, str]:
     device = choose_device(settings.device)
     if settings.weights is None:
         segmenter = Classical(object_size=settings.object_size, device=device)
+    elif settings.method == "sam3":
+        options: dict[str, Any] = {"several": settings.several, "nothing": settings.nothing, "least": settings.least}
+        segmenter = Sam3(settings.weights, settings.prompt, **options, device=device)
     else:
-        segmenter = Sam2(settings.weights, prompt=settings.prompt, margin=settings.margin, device=device)
+        prompt: Prompt = settings.prompt  # pyright: ignore[reportAssignmentType]  checked above
+        segmenter = Sam2(settings.weights, prompt=prompt, margin=settings.margin, device=device)
     names = ", ".join(settings.modalities)
     modality = f"vote over {names}" if settings.source == VOTE else f"mask of {settings.source}"
     return segmenter, f"{segmenter.name}; {modality}; largest region, holes filled"

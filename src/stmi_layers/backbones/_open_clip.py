@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from stmi_layers.backbones.adapted import Adapted
 from stmi_layers.backbones.mixin import Modulated, ModulatedMultiheadAttention, refuse_multihead, split_heads
-from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token, refuse_patch_dropout, run_block
+from stmi_layers.backbones.tower import (
+    Colour,
+    Grid,
+    add_to_class_token,
+    append_tokens,
+    refuse_patch_dropout,
+    run_block,
+    without_extra,
+)
 
 # Of the images CLIP was trained with; towers made by create_model carry their own.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -141,13 +149,16 @@ class OpenClipTower(nn.Module):
         self.model.grid_size = grid
         self.model.image_size = (grid[0] * self.patch_size[0], grid[1] * self.patch_size[1])
 
-    def forward(self, images: Tensor, foreground: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, foreground: Tensor | None, offset: Tensor | None, extra: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         model = self.model
         refuse_patch_dropout(model.patch_dropout, "model.patch_dropout")
         tokens = add_to_class_token(model._embeds(images), offset)
+        tokens = append_tokens(tokens, extra, offset, model.ln_pre)
         for block in model.transformer.resblocks:
             tokens = run_block(block, tokens, model.transformer.grad_checkpointing, attn_mask=foreground)
-        pooled, patches = model._pool(tokens)[0], model.ln_post(tokens[:, 1:])
+        pooled, patches = model._pool(without_extra(tokens, extra))[0], model.ln_post(tokens[:, 1:])
         if self.projected:
             return patches @ model.proj, pooled @ model.proj
         return patches, pooled

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from stmi_layers.backbones.adapted import Adapted
 from stmi_layers.backbones.mixin import Modulated, split_heads
-from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token, refuse_patch_dropout, run_block
+from stmi_layers.backbones.tower import (
+    Colour,
+    Grid,
+    add_to_class_token,
+    append_tokens,
+    refuse_patch_dropout,
+    run_block,
+    without_extra,
+)
 
 
 class _ModulatedTimm(Modulated):
@@ -191,19 +199,24 @@ class TimmTower(nn.Module):
     def set_grid(self, grid: Grid) -> None:
         self.trunk.set_input_size(img_size=(grid[0] * self.patch_size[0], grid[1] * self.patch_size[1]))
 
-    def forward(self, images: Tensor, foreground: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, foreground: Tensor | None, offset: Tensor | None, extra: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         trunk = self.trunk
         refuse_patch_dropout(trunk.patch_drop, "the trunk's patch_drop")
         embedded = trunk._pos_embed(trunk.patch_embed(images))
         tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+        if rope is not None and extra is not None:
+            raise ValueError("extra needs positions that are learned; this model has rotary ones, which extra has not")
         tokens = add_to_class_token(trunk.norm_pre(tokens), offset)
+        tokens = append_tokens(tokens, extra, offset, trunk.norm_pre)
         for index, block in enumerate(trunk.blocks):
             arguments = {"attn_mask": foreground}
             if rope is not None:
                 arguments["rope"] = rope[index] if trunk.rope_mixed else rope
             tokens = run_block(block, tokens, trunk.grad_checkpointing, **arguments)
         tokens = trunk.norm(tokens)
-        pooled = trunk.forward_head(tokens, pre_logits=True)
+        pooled = trunk.forward_head(without_extra(tokens, extra), pre_logits=True)
         if trunk.global_pool == "":  # no pooling: the head returns all tokens
             pooled = pooled[:, 0] if self.class_token else pooled.mean(dim=1)
         patches = trunk.fc_norm(tokens[:, self.prefix_tokens :])

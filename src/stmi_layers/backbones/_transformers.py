@@ -10,7 +10,7 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEn
 
 from stmi_layers.backbones.adapted import Adapted
 from stmi_layers.backbones.mixin import Modulated, split_heads
-from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token
+from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token, append_tokens, without_extra
 
 
 class _ModulatedTransformers(Modulated):
@@ -205,16 +205,20 @@ class TransformersTower(nn.Module):
             device = sized.position_ids.device
             sized.position_ids = torch.arange(sized.num_positions, device=device)[None]
 
-    def forward(self, images: Tensor, foreground: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, foreground: Tensor | None, offset: Tensor | None, extra: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         vision = self.vision
         tokens = add_to_class_token(_embed(vision, images), offset)
+        tokens = append_tokens(tokens, extra, offset, getattr(vision, "pre_layrnorm", nn.Identity()))
         arguments = {} if foreground is None else {"foreground": foreground}
         for layer in blocks(vision):
             tokens = layer(tokens, None, **arguments)
         tokens = getattr(vision, "layernorm" if isinstance(self.vision, Dinov2Model) else "post_layernorm")(tokens)
         patches, pooled = tokens[:, self.prefix_tokens :], tokens[:, 0]
         if not self.class_token:
-            pooled = vision.head(tokens) if vision.use_head else tokens.mean(dim=1)
+            own = without_extra(tokens, extra)
+            pooled = vision.head(own) if vision.use_head else own.mean(dim=1)
         if self.projected:
             return self.model.visual_projection(patches), self.model.visual_projection(pooled)
         return patches, pooled

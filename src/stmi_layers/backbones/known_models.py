@@ -66,7 +66,7 @@ def load_family(model: nn.Module) -> Family:
         message = (
             f"{_qualified(type(model))} needs a library that cannot be imported, or another version of it: {error}"
         )
-        raise ImportError(f"{message}. Install it by: pip install 'stmi-layers[{extra}]'") from error
+        raise ImportError(f"{message}. From a clone: pip install '.[{extra}]'") from error
 
 
 def refuse_closed_blocks(model: nn.Module) -> None:
@@ -92,7 +92,7 @@ def refuse_library_parts(model: nn.Module) -> None:
 def unknown_model(model: nn.Module, purpose: str) -> TypeError:
     """The error for a model that holds nothing known."""
     supported = "; ".join(
-        f"pip install 'stmi-layers[{extra}]': {', '.join(sorted(_names(extra)))}" for extra in ("clip", "timm", "hf")
+        f"pip install '.[{extra}]' from a clone: {', '.join(sorted(_names(extra)))}" for extra in ("clip", "timm", "hf")
     )
     return TypeError(
         f"{purpose} knows no vision transformer in {_qualified(type(model))}. Known are, by what installs them: "

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from einops import repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from stmi_layers._typing import typed
@@ -12,18 +12,8 @@ from stmi_layers.backbones.adapted import num_modalities
 from stmi_layers.backbones.known_models import find_towers, load_family, unknown_model
 from stmi_layers.backbones.mixin import Modulated
 from stmi_layers.backbones.positions import GRID_NAME, resize_positions
-from stmi_layers.backbones.tower import Colour, Grid, Tower
+from stmi_layers.backbones.tower import Colour, Extra, Globals, Grid, Images, Masks, Patches, Tower
 from stmi_layers.foreground import token_foreground
-
-Images = Float[Tensor, "batch channels height width"] | Float[Tensor, "batch modalities channels height width"]
-Masks = (
-    Bool[Tensor, "batch mask_height mask_width"]
-    | Float[Tensor, "batch mask_height mask_width"]
-    | Bool[Tensor, "batch modalities mask_height mask_width"]
-    | Float[Tensor, "batch modalities mask_height mask_width"]
-)
-Patches = Float[Tensor, "batch patches dim"] | Float[Tensor, "batch modalities patches dim"]
-Globals = Float[Tensor, "batch dim"] | Float[Tensor, "batch modalities dim"]
 
 
 class TokenBackbone(nn.Module):
@@ -114,7 +104,11 @@ class TokenBackbone(nn.Module):
 
     @typed
     def forward(
-        self, images: Images, foreground: Masks | None = None, cameras: Int[Tensor, " batch"] | None = None
+        self,
+        images: Images,
+        foreground: Masks | None = None,
+        cameras: Int[Tensor, " batch"] | None = None,
+        extra: Extra | None = None,
     ) -> tuple[Patches, Globals]:
         """Tokens of each image, in one pass for all modalities.
 
@@ -124,6 +118,8 @@ class TokenBackbone(nn.Module):
                 for the modalities, one mask holds for all of them. None leaves the model unmodulated.
             cameras: index of the camera or view of each sample. An index outside those trained with gets the mean of
                 the embeddings, and so does every sample when None.
+            extra: further tokens of each image, `tower.width` wide with their positions added, such as a caption's.
+                They enter behind the patches and come out there, they are foreground, and nothing pools them.
 
         Returns:
             The patch tokens, row by row, and the global token; with an axis for the modalities when `images` has one.
@@ -140,7 +136,10 @@ class TokenBackbone(nn.Module):
             received = f"foreground {tuple(foreground.shape)} with images {tuple(images.shape)}"
             raise ValueError(f"foreground must have no axis for modalities when images have none; received {received}")
         mask = None if foreground is None else self._foreground(foreground, modalities)
-        patches, pooled = self.tower(flat, mask, self._offset(cameras, images.shape[0], modalities))
+        if extra is not None:
+            extra = extra.flatten(0, 1) if images.dim() == 5 else extra
+            mask = None if mask is None else torch.cat([mask, mask.new_ones(extra.shape[:2])], dim=1)
+        patches, pooled = self.tower(flat, mask, self._offset(cameras, images.shape[0], modalities), extra)
         if images.dim() == 4:
             return patches, pooled
         return patches.unflatten(0, (-1, modalities)), pooled.unflatten(0, (-1, modalities))

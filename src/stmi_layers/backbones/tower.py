@@ -1,14 +1,25 @@
 """What the towers of all libraries share: the face they show to `TokenBackbone`, and steps of their forward pass."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Grid = tuple[int, int]
 Colour = tuple[float, ...]
+Images = Float[Tensor, "batch channels height width"] | Float[Tensor, "batch modalities channels height width"]
+Masks = (
+    Bool[Tensor, "batch mask_height mask_width"]
+    | Float[Tensor, "batch mask_height mask_width"]
+    | Bool[Tensor, "batch modalities mask_height mask_width"]
+    | Float[Tensor, "batch modalities mask_height mask_width"]
+)
+Patches = Float[Tensor, "batch patches dim"] | Float[Tensor, "batch modalities patches dim"]
+Extra = Float[Tensor, "batch extra inner"] | Float[Tensor, "batch modalities extra inner"]
+Globals = Float[Tensor, "batch dim"] | Float[Tensor, "batch modalities dim"]
 
 
 @runtime_checkable
@@ -39,7 +50,7 @@ class Tower(Protocol):
         ...
 
     def __call__(
-        self, images: Tensor, foreground: Tensor | None, offset: Tensor | None, /
+        self, images: Tensor, foreground: Tensor | None, offset: Tensor | None, extra: Tensor | None = None, /
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -55,6 +66,21 @@ def add_to_class_token(tokens: Tensor, offset: Tensor | None) -> Tensor:
     if offset is None:
         return tokens
     return torch.cat([tokens[:, :1] + offset[:, None].to(tokens.dtype), tokens[:, 1:]], dim=1)
+
+
+def append_tokens(
+    tokens: Tensor, extra: Tensor | None, offset: Tensor | None, norm: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Put (batch extra width) behind the tokens, normed as they are, with what the class token gets."""
+    if extra is None:
+        return tokens
+    normed = norm(extra.to(tokens.dtype))
+    return torch.cat([tokens, normed if offset is None else normed + offset[:, None].to(tokens.dtype)], dim=1)
+
+
+def without_extra(tokens: Tensor, extra: Tensor | None) -> Tensor:
+    """The tokens of the model itself, which are all that it pools."""
+    return tokens if extra is None else tokens[:, : tokens.shape[1] - extra.shape[1]]
 
 
 def refuse_patch_dropout(dropout: nn.Module | None, where: str) -> None:

@@ -93,7 +93,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError(f"{path} needs safetensors: pip install 'stmi-layers[clip]'") from error
+        raise ImportError(f"{path} needs safetensors; from a clone: pip install '.[clip]'") from error
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -118,14 +118,33 @@ def _read_torch(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
 
 
 def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The weights of a training checkpoint stand under one of three names."""
-    for name in ("state_dict", "model", "module"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping | torch.nn.Module):
-            return _named_tensors(content[name], path)
+    """The weights of a training checkpoint, which stand under a name of their own.
+
+    Where there are several sets, as student and teacher, or raw and averaged, each keeps its name as a prefix: which
+    one is meant is for the caller to say.
+    """
     if isinstance(content, torch.nn.Module):
         content = content.state_dict()
     if not isinstance(content, Mapping):
         raise _UnreadableError(f"{path} must hold tensors by name; received a {type(content).__name__}")
+    sets = {name: held for name, value in content.items() if isinstance(name, str) and (held := _set(value))}
+    if len(sets) == 1:
+        return next(iter(sets.values()))
+    if sets:
+        return {f"{name}.{key}": value for name, held in sets.items() for key, value in held.items()}
+    for name in ("state_dict", "model", "module"):
+        if isinstance(content.get(name), Mapping):
+            return _named_tensors(content[name], path)
+    return _tensors(content)
+
+
+def _set(value: object) -> dict[str, Tensor]:
+    """The tensors of a state dict or a module, none of anything else."""
+    value = value.state_dict() if isinstance(value, torch.nn.Module) else value
+    return _tensors(value) if isinstance(value, Mapping) else {}
+
+
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
-from PIL import Image
+from PIL import ImageFile
 from tqdm import tqdm
 
+from stmi_layers.training.bands import has_profile, has_spare_bands
 from stmi_layers.training.depth import bits_of, read_counts
 from stmi_layers.training.files import fcntl, write_whole
 from stmi_layers.training.images import (
@@ -36,7 +37,7 @@ from stmi_layers.training.settings import Range
 # Files from which on the progress is shown.
 SHOWN = 1000
 ENTRY = re.compile(r"\S+ [0-9]+ [0-9]+( [a-z]+)*")
-VERSION = 2
+VERSION = 3
 # Share of the counts of an image beyond its range from which on it is noted.
 CLIPPED = 0.01
 
@@ -47,8 +48,8 @@ class Look(NamedTuple):
     Attributes:
         defect: why the file cannot be used; None when it can.
         size: width and height as shown; of one panel where there are several.
-        notes: what was silently decided about it: "alpha", "pages", "turned", "clipped", "deep"; of a mask "levels",
-            "empty", "full", "inverted".
+        notes: what was silently decided about it: "alpha", "pages", "turned", "bands", "profile", "clipped", "deep"; of
+            a mask "levels", "empty", "full", "inverted".
     """
 
     defect: str | None
@@ -93,12 +94,18 @@ def _look_at_image(source: Source, bounds: Range | None) -> Look:
     return Look(None, (whole.width // count, whole.height), notes)
 
 
-def _notes_of(image: Image.Image) -> tuple[str, ...]:
+def _notes_of(image: ImageFile.ImageFile) -> tuple[str, ...]:
     turned = image.getexif().get(0x0112, 1) not in (0, 1)
     pages = getattr(image, "n_frames", 1) > 1
     image.seek(0)
-    alpha = image.has_transparency_data
-    return tuple(name for name, is_so in (("alpha", alpha), ("pages", pages), ("turned", turned)) if is_so)
+    found = {
+        "alpha": image.has_transparency_data,
+        "pages": pages,
+        "turned": turned,
+        "bands": has_spare_bands(image),
+        "profile": has_profile(image),
+    }
+    return tuple(name for name, is_so in found.items() if is_so)
 
 
 def _look_at_mask(path: Path) -> Look:
@@ -106,7 +113,7 @@ def _look_at_mask(path: Path) -> Look:
     notes: tuple[str, ...] = ()
     if path.suffix.lower() != ".npy":
         with opened(path) as image:
-            notes = tuple(name for name in _notes_of(image) if name != "alpha")
+            notes = tuple(name for name in _notes_of(image) if name not in ("alpha", "profile"))
     largest = float(levels.max())
     if levels.dtype != np.bool_ and 0 < largest < 128 and not (levels.dtype.kind == "f" and largest >= 0.5):
         white = "1 or 255" if path.suffix.lower() == ".npy" else "255"

@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 from stmi_layers._checks import check_choice
 from stmi_layers.training.cache import Pixels
 from stmi_layers.training.contract import Batch, Facts
-from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Item, joined, split_words
 from stmi_layers.training.seeds import derange, mix_seed
 from stmi_layers.training.settings import Data, Masks, Range
 from stmi_layers.training.splits import read_split, refuse_missing_masks
 from stmi_layers.training.transforms import GREY, Augmentation, dilate, erase, erode, move
+from stmi_layers.training.validation import training_items
 
 # Masks that are read from files; the others are made.
 FROM_FILES = ("given", "eroded", "dilated", "shuffled", "blank", "blank+given")
@@ -83,6 +83,7 @@ class MultiModalDataset(Dataset[Sample]):
         identities: the identity behind each label.
         labels: 0 ... n-1, one per item; -1 where the identity is unknown.
         texts: rows made of the captions by `encode_captions`, None before.
+        split: name of the split in reports; "test" unless `load_split` read another one.
 
     Raises:
         ValueError: when there are no items, an option is out of its range, or a needed mask is missing.
@@ -113,6 +114,7 @@ class MultiModalDataset(Dataset[Sample]):
         label_of = {identity: label for label, identity in enumerate(self.identities)} | {None: -1}
         self.labels = [label_of[item.identity] for item in items]
         self.texts: Tensor | None = None
+        self.split = "test"
         self._mask_of = derange(len(items), seed) if masks == "shuffled" else list(range(len(items)))
         if missing_masks == "error" and masks in FROM_FILES:
             refuse_missing_masks(items)
@@ -196,32 +198,31 @@ def load_split(
 
     Args:
         data: the set, and how it is read.
-        split: `train`, `test`, or any other split that the set has.
+        split: `train`, `test`, or any other that the set has; `validation`, too, where `data` holds identities out.
         augment: variation of the images; False in evaluation.
         seed: of the augmentation, and of shuffled masks and captions.
         cache: keep decoded images in memory; evaluation reads each image once, and wins nothing by it.
 
     Raises:
         FileNotFoundError: when the set, the split, a modality or required captions are not there.
-        ValueError: when files break the layout, or a training item has no identity.
+        ValueError: when files break the layout, a training item has no identity, or too few identities are left.
     """
+    source = "train" if split == "validation" and data.validation else split
     items = read_split(
         data.root,
-        split,
+        source,
         data.modalities,
         captions=data.captions,
         missing_modality=data.missing_modality,
         damaged=data.damaged,
         ranges=data.ranges,
     )
-    if split == "train":
-        items = [item for item in items if item.identity not in data.junk]
-        if nameless := [item.name for item in items if item.identity is None]:
-            raise ValueError(f"{data.root}: {len(nameless)} items to train on have no identity: {shorten(nameless)}")
+    if source == "train":
+        items = training_items(items, data, split)
     if data.shuffled_captions:
         others = [items[index].captions for index in derange(len(items), seed)]
         items = [replace(item, captions=captions) for item, captions in zip(items, others, strict=True)]
-    return MultiModalDataset(
+    dataset = MultiModalDataset(
         items,
         data.image_size,
         augment=augment,
@@ -231,6 +232,8 @@ def load_split(
         ranges=[data.ranges.get(name) for name in data.modalities],
         cache=cache,
     )
+    dataset.split = split
+    return dataset
 
 
 def facts_of(dataset: MultiModalDataset, modalities: Sequence[str]) -> Facts:

@@ -106,10 +106,8 @@ def describe_encoded(
     model.eval()
     parts: dict[str, list[Tensor]] = {}
     for batch in tqdm(loader, desc="describe", disable=quiet, leave=False):
-        with torch.autocast(device.type, torch.bfloat16, enabled=half_precision(device, amp)):
-            features = model(batch.to(device, non_blocking=True)).features
-        for name, feature in features.items():
-            parts.setdefault(name, []).append(F.normalize(feature.float(), dim=-1).cpu())
+        for name, feature in features_of(model, batch, device, amp).items():
+            parts.setdefault(name, []).append(feature)
     model.train(was_training)
     own = {
         name: torch.cat(parts[name]) if name in parts else torch.zeros(0, width)
@@ -123,6 +121,13 @@ def describe_encoded(
     if headline not in descriptors:
         descriptors[headline] = concatenate(descriptors, headline.split("+"))
     return descriptors
+
+
+def features_of(model: nn.Module, batch: Batch, device: torch.device, amp: bool) -> dict[str, Tensor]:
+    """Features of a batch by name, each with norm 1, in float32 on the CPU."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=half_precision(device, amp)):
+        features = model(batch.to(device, non_blocking=True)).features
+    return {name: F.normalize(feature.float(), dim=-1).cpu() for name, feature in features.items()}
 
 
 def concatenate(descriptors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:

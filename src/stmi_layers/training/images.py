@@ -5,6 +5,8 @@
 | EXIF or TIFF orientation | applied: the image is read as viewers show it |
 | transparency of an image | dropped; of a mask, it is the mask |
 | several pages or frames | the first one |
+| a TIFF's bands beyond the colours | dropped; refused where the colours are said to be multiplied by one |
+| a colour profile | ignored: the values are those that are stored |
 | more than 8 bits per channel | between the lowest and the highest count of a stated range, else refused |
 """
 
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from stmi_layers.training.bands import refuse_multiplied, refuse_signed
 from stmi_layers.training.depth import bits_of, read_counts
 from stmi_layers.training.record import Panel, Source, path_of
 from stmi_layers.training.settings import Range
@@ -73,11 +76,14 @@ def read_image(source: Source, bounds: Range | None = None) -> Image.Image:
 
     Raises:
         OSError: when the file cannot be decoded.
-        ValueError: when the image has more than 8 bits per channel and there are no bounds, or the other way round.
+        ValueError: when the image has more than 8 bits per channel and there are no bounds, or the other way round;
+            when its bytes have a sign, or its colours are multiplied by another band.
     """
     path = path_of(source)
     with opened(path) as image:
         bits = bits_of(image, path)
+        refuse_signed(image, bits)
+        refuse_multiplied(image)
         if bits > 8 and bounds is None:
             raise ValueError(deep_message(bits))
         if bits <= 8 and bounds is not None:
@@ -136,6 +142,7 @@ def read_levels(path: Path) -> NDArray[Any]:
         return _array_levels(path)
     with opened(path) as image:
         bits = bits_of(image, path)
+        refuse_signed(image, bits)
         if bits > 8:
             raise ValueError(f"is a mask of {bits} bits per channel; write it with 8, 0 and 255")
         image.load()

@@ -157,7 +157,7 @@ def _epochs(
 
 
 def best_epoch(history: Sequence[Entry]) -> Entry | None:
-    """Return the best evaluated epoch, chosen on the test split: to be read beside the result, never as the result."""
+    """Return the best scored epoch, chosen on the scored split: to be read beside the result, never as the result."""
     scored = [entry for entry in history if "mAP" in entry]
     if not scored:
         return None
@@ -229,12 +229,13 @@ def _write(path: Path, run: Run, entry: Entry, log: Callable[[Entry], object] | 
 def _report(
     run: Run, test: MultiModalDataset, metrics: Mapping[str, ReIDMetrics], protocol: Protocol, out: Path
 ) -> None:
+    split = getattr(test, "split", "test")
     extra = {
         "epochs": run.epoch,
         "processes": num_processes(),
         "training_cpu_minutes": sum(entry["cpu_seconds"] for entry in run.history) / 60,
-        "best_epoch_by_test": best_epoch(run.history),
+        f"best_epoch_by_{split}": best_epoch(run.history),
         "watch": run.model.watch(),  # pyright: ignore[reportCallIssue]
     }
     headline: str = run.model.headline  # pyright: ignore[reportAssignmentType]
-    write_metrics(out, metrics, headline=headline, protocol=protocol.describe(test.items), extra=extra)
+    write_metrics(out, metrics, headline=headline, protocol=protocol.describe(test.items), split=split, extra=extra)

@@ -31,8 +31,11 @@ class _Sum(torch.autograd.Function):
 class _Synchronised(nn.modules.batchnorm._BatchNorm):
     """Forward pass of a synchronised norm; all processes have to call it, also with no samples at all.
 
-    torch has `SyncBatchNorm` for GPUs alone.
+    torch has `SyncBatchNorm` for GPUs alone. A layer that computes statistics itself, because some of its rows are
+    absent, sums by `total`.
     """
+
+    total = staticmethod(_Sum.apply)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:

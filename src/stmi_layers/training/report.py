@@ -41,6 +41,7 @@ def write_metrics(
     *,
     headline: str,
     protocol: str,
+    split: str = "test",
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write metrics.json into `folder`, whole or not at all, and return its path.
@@ -50,6 +51,7 @@ def write_metrics(
         metrics: of every descriptor.
         headline: name of the descriptor that stands for the run.
         protocol: a line that says what was scored.
+        split: name of the split that was scored.
         extra: further entries.
 
     Raises:
@@ -59,6 +61,7 @@ def write_metrics(
         raise ValueError(f"headline must be one of the descriptors, {list(metrics)}; received {headline!r}")
     content = {
         "headline": headline,
+        "split": split,
         "protocol": protocol,
         "queries": metrics[headline].num_queries,
         "skipped_queries": metrics[headline].num_skipped,

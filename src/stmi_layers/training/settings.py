@@ -60,6 +60,11 @@ class Data:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Counts that become black and white, by modality, for images of more than 8 bits per channel: a lowest and a
     highest count, or "image" for those of each image alone. A deep image of another modality is refused."""
+    validation: float = 0.0
+    """Share of the training identities that is held out: the run trains on the others and is scored on these, and the
+    test split is not read. Choices of settings are made so; 0 trains on all and scores the test split."""
+    validation_seed: int = 0
+    """Seed that draws the validation identities; runs that are compared need the same one."""
 
     def __post_init__(self) -> None:
         check_modalities(self.modalities)
@@ -68,6 +73,10 @@ class Data:
         for name, options in _LITERALS.items():
             check_choice(name, getattr(self, name), options)
         check_ranges(self.ranges)
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation must be at least 0 and below 1; received {self.validation}")
+        if self.validation_seed < 0:
+            raise ValueError(f"validation_seed must not be negative; received {self.validation_seed}")
 
 
 _LITERALS = {
@@ -102,10 +111,12 @@ def to_dict(record: Any) -> dict[str, Any]:
 def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
     """The record that `to_dict` made `values` of, lists turned back into tuples and texts into paths.
 
+    `kind` is a dataclass or a NamedTuple.
+
     Raises:
         ValueError: when a field is absent, unknown or of a wrong type; the message names record and field.
     """
-    names = [one.name for one in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+    names = getattr(kind, "_fields", None) or [one.name for one in dataclasses.fields(kind)]  # pyright: ignore
     problems = [f"lacks {name}" for name in names if name not in values]
     problems += [f"has the unknown {name}" for name in values if name not in names]
     if problems:

@@ -9,25 +9,11 @@ from stmi_layers.training.layouts.layout import ARRAY, is_image, is_mask_folder,
 
 # Files that belong beside images and are none.
 DOCUMENTS = (
-    *(
-        ".txt",
-        ".md",
-        ".rst",
-        ".html",
-        ".pdf",
-        ".json",
-        ".jsonl",
-        ".csv",
-        ".tsv",
-        ".xml",
-        ".yaml",
-        ".yml",
-        ".log",
-        ".py",
-        ".m",
-    ),
-    *(".mat", ".pkl", ".parquet", ".pq", ".safetensors", ".zip", ".tar", ".gz", ".7z", ".rar", ".sha256", ".md5", ""),
+    *(".txt", ".md", ".rst", ".html", ".pdf", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".log"),
+    *(".py", ".m", ".parquet", ".pq", ".safetensors", ".zip", ".tar", ".gz", ".7z", ".rar", ".sha256", ".md5"),
 )
+# Documents without a suffix; any other file without one may be an image.
+NAMED = ("readme", "license", "licence", "copying", "notice", "citation", "authors", "changelog", "makefile")
 DEPTH = 6
 
 
@@ -36,7 +22,8 @@ def passed_over(folders: Collection[Path]) -> dict[Path, Counter[str]]:
     found: dict[Path, Counter[str]] = {}
     for folder in sorted(folders):
         arrays = (ARRAY,) if any(map(is_mask_folder, folder.parts[-2:])) else ()
-        suffixes = [os.path.splitext(name)[1] for name in _names(folder) if not is_image(name)]
+        names = [name for name in _names(folder) if not is_image(name) and name.lower() not in NAMED]
+        suffixes = [os.path.splitext(name)[1] for name in names]
         counts = Counter(one for one in suffixes if one.lower() not in (*DOCUMENTS, *arrays))
         if counts:
             found[folder] = counts
@@ -73,4 +60,4 @@ def all_folders(base: Path) -> list[Path]:
 
 def describe_counts(counts: Counter[str]) -> str:
     """Numbers of files by suffix, as 24 .heic, 2 .raw."""
-    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(counts.items()))

@@ -1,0 +1,220 @@
+"""Compare all methods on one tower, one set and one budget: `python -m examples.compare --preset methods`.
+
+Beside the methods stand a plain concatenation of class tokens and a small convolutional network. A row has its
+method's defaults. With `--learning-rates`, the learning rate of a row is chosen on held-out training identities. The
+table says by which rule, and how many values were tried. Finished runs are kept and not repeated.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from examples import cli, compare
+from examples.comparison_table import as_command, as_table, column_of
+from examples.cost import ITEMS, cost_of
+from examples.entrants import Inputs, rows_of
+from examples.preset import Column, Result, Row
+from examples.run import Run
+from stmi_layers.training.files import write_text
+
+OWN_COLUMNS = {
+    "epochs": Column(lambda run: run["epochs"], digits=0),
+    "learning rate": Column(lambda run: run["learning_rate"], digits=4),
+    "M parameters": Column(lambda run: run["cost"]["parameters"] / 1e6, digits=2),
+    "ms per item": Column(lambda run: run["cost"]["milliseconds"], digits=2),
+    "MB per item": Column(lambda run: run["cost"]["megabytes"], digits=2),
+}
+SHOWN = ("mAP", "R1", "CPU minutes", *OWN_COLUMNS)
+PANELS = (("mAP", "R1"), ("CPU minutes",))
+# Share of the training identities that learning rates are tried on, where the table itself is of the test split.
+TRIED_ON = 0.2
+Rows = Mapping[str, Run]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Comparison of methods. The flags below it are shared by all runs."""
+
+    out: Path
+    """Folder of the comparison; its runs are in `runs`, its tables in `methods-epochs` and `methods-cpu`."""
+    preset: Literal["methods"] = "methods"
+    """What is compared."""
+    equal: Literal["epochs", "cpu"] = "epochs"
+    """What all rows have in common: the epochs, or the CPU minutes of their training. For the latter, rows are trained
+    with equal epochs first, which says how many epochs fit."""
+    cpu_minutes: float = 0.0
+    """CPU minutes of a run with `--equal cpu`; 0 takes those of the most costly row at equal epochs."""
+    methods: tuple[str, ...] = ()
+    """Names of the methods to compare, "concatenation" and "cnn" among them; all by default."""
+    inputs: tuple[Inputs, ...] = ("images",)
+    """What the models are given beside images: nothing, masks, captions, or both; a row per entry and method, without
+    captions for a method that reads none."""
+    learning_rates: tuple[float, ...] = ()
+    """Learning rates to try for every row, with the first seed, on held-out training identities: the share
+    `--validation`, or a fifth where the table is of the test split. Without any, all rows have the shared one."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; every row has a run with each."""
+    jobs: int = 1
+    """Runs at a time, each with `threads` CPU threads."""
+    docs: str = ""
+    """Name of the set: copy the table to docs/tables and the figure to docs/assets/results."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cpu_minutes < float("inf"):
+            raise ValueError(f"cpu_minutes must be finite and at least 0; received {self.cpu_minutes}")
+        if not all(rate > 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates must be positive; received {self.learning_rates}")
+        for name in ("seeds", "inputs"):
+            if len(set(getattr(self, name))) < max(1, len(getattr(self, name))):
+                raise ValueError(f"{name} must be some, all different; received {getattr(self, name)}")
+
+
+def choose_rates(rows: Rows, options: Options) -> dict[str, Run]:
+    """The rows with the learning rate of the best mAP on validation identities, the first of equally good ones."""
+    if not options.learning_rates:
+        return dict(rows)
+    tried = {
+        (label, rate): with_rate(run, rate).changed(
+            {"validation": run.data.validation or TRIED_ON, "seed": options.seeds[0]}
+        )
+        for label, run in rows.items()
+        for rate in options.learning_rates
+    }
+    seed = f"seed-{options.seeds[0]}"
+    places = {key: place(options, key[0], f"try-{key[1]:g}", seed) for key in tried}
+    results = train_all({places[key]: run for key, run in tried.items()}, options)
+    best = {
+        label: max(options.learning_rates, key=lambda rate: headline_map(results[places[label, rate]]))
+        for label in rows
+    }
+    return {label: with_rate(run, best[label]) for label, run in rows.items()}
+
+
+def with_rate(run: Run, rate: float) -> Run:
+    """The run with a learning rate of its new modules and of its tower, both of which start from scratch."""
+    return run.changed({"learning_rate": rate, "rates.backbone": rate})
+
+
+def headline_map(result: Result) -> float:
+    """The mAP of the descriptor that is scored first."""
+    return result["descriptors"][result["headline"]]["mAP"]
+
+
+def fit_epochs(rows: Rows, results: Mapping[str, list[Result]], minutes: float) -> dict[str, Run]:
+    """The rows with as many epochs as fit into the CPU minutes, one at least.
+
+    Epochs, and not a clock, end a run: its learning rate falls to its end, and it can be repeated to the bit.
+
+    Args:
+        rows: runs by label.
+        results: of these runs, by label, one per seed.
+        minutes: of a training; 0 takes those of the most costly row.
+    """
+    spent = {label: statistics.mean(run["training_cpu_minutes"] for run in runs) for label, runs in results.items()}
+    budget = minutes or max(spent.values())
+    epochs = {label: max(1, round(run.schedule.epochs * budget / spent[label])) for label, run in rows.items()}
+    return {label: run.changed({"epochs": epochs[label]}) for label, run in rows.items()}
+
+
+def results_of(rows: Rows, options: Options) -> dict[str, list[Result]]:
+    """Results of the rows by label, one per seed, with their learning rate and what describing an item costs."""
+    places = {
+        (label, seed): place(options, label, stage_of(run, options), f"seed-{seed}")
+        for label, run in rows.items()
+        for seed in options.seeds
+    }
+    results = train_all({out: rows[label].changed({"seed": seed}) for (label, seed), out in places.items()}, options)
+    found: dict[str, list[Result]] = {}
+    for label, run in rows.items():
+        # One after the other, when no training disturbs the clock.
+        cost = cost_of(places[label, options.seeds[0]] / "checkpoint.pt", compare.quiet(run).machine)
+        more = {"learning_rate": run.schedule.learning_rate, "cost": cost}
+        found[label] = [results[places[label, seed]] | more for seed in options.seeds]
+    return found
+
+
+def stage_of(run: Run, options: Options) -> str:
+    """Name of the folder of a run: its epochs, and its learning rate where that was chosen."""
+    rate = f"-rate-{run.schedule.learning_rate:g}" if options.learning_rates else ""
+    return f"epochs-{run.schedule.epochs}{rate}"
+
+
+def place(options: Options, label: str, *parts: str) -> Path:
+    """Folder of a run."""
+    return options.out.joinpath("runs", label.replace(" ", ""), *parts)
+
+
+def train_all(runs: Mapping[Path, Run], options: Options) -> dict[Path, Result]:
+    """Results by folder; finished runs are not repeated."""
+    jobs = {out: (run, [Row("", "")]) for out, run in runs.items()}
+    return {out: one for out, (one,) in compare.run_jobs(jobs, options.jobs, options.out / "runs").items()}
+
+
+def rule_of(rows: Rows, results: Mapping[str, list[Result]], options: Options, budget: str) -> str:
+    """What all rows have in common, how anything was chosen, and what the columns count."""
+    run, first = next(iter(rows.values())), next(iter(results.values()))[0]
+    count, share = len(options.learning_rates), run.data.validation
+    scored = f"{100 * share:g} % of the training identities, held out" if share else "the test split"
+    if count:
+        tried = ", ".join(f"{rate:g}" for rate in options.learning_rates)
+        chosen = (
+            f"The learning rate of each row is the best of {count} tries ({tried}) by mAP on "
+            f"{100 * (share or TRIED_ON):g} % of the training identities, held out, with seed {options.seeds[0]}. "
+            "Nothing else was tried."
+        )
+    else:
+        chosen = "No setting was tried: each row has its method's defaults."
+    return (
+        f"Equal for all: {budget}. Scored on {scored} ({first['protocol']}). {chosen} CPU minutes are those of one "
+        f"training. Milliseconds of the processor and megabytes beside the weights are those of describing "
+        f"{min(ITEMS, int(first['cost']['items']))} items at once that are in memory."
+    )
+
+
+def main(shared: Mapping[str, Any], options: Options) -> str:
+    """Run what is missing, then write table.md, table.json and the figure into the folder of the comparison."""
+    rows = choose_rates(rows_of(shared, options.methods, options.inputs), options)
+    budget = f"{next(iter(rows.values())).schedule.epochs} epochs"
+    results = results_of(rows, options)
+    if options.equal == "cpu":
+        most = max(statistics.mean(run["training_cpu_minutes"] for run in runs) for runs in results.values())
+        minutes = options.cpu_minutes or most
+        budget = f"{minutes:.3g} CPU minutes of training, as whole epochs at the speed measured over {budget}"
+        rows = fit_epochs(rows, results, minutes)
+        results = results_of(rows, options)
+    name = f"methods-{options.equal}"
+    rule = rule_of(rows, results, options, budget)
+    command = as_command(sys.argv[1:])
+    columns = {column: column_of(column, OWN_COLUMNS) for column in SHOWN}
+    text = "\n\n".join([rule, as_table("method", columns, results), "Made by", command]) + "\n"
+    folder = options.out / name
+    write_text(folder / "table.md", text)
+    runs = [
+        {"label": label, "seed": seed, "result": result}
+        for label, of_label in results.items()
+        for seed, result in zip(options.seeds, of_label, strict=True)
+    ]
+    content = {"title": "Methods", "asks": rule, "command": sys.argv[1:], "runs": runs}
+    write_text(folder / "table.json", json.dumps(content, indent=2) + "\n")
+    from examples.comparison_figure import draw
+
+    of_set, seeds = options.docs or shared["data"].root.name, len(options.seeds)
+    panels = [{column: column_of(column, OWN_COLUMNS) for column in panel} for panel in PANELS]
+    title = f"Methods at equal {options.equal} ({of_set}), mean ± standard deviation of {seeds} seeds"
+    figures = draw(results, panels, folder / "figure", title=title, axis="method", sweep=False)
+    if options.docs:
+        compare.publish(folder, f"{options.docs}-{name}")
+    print(text, *figures, sep="\n")
+    return text
+
+
+def command() -> None:
+    """Read the command line and compare."""
+    with cli.errors_as_a_line():
+        name = "python -m examples.compare"
+        about = f"{compare.__doc__}\nWithout METHOD:\n\n{__doc__}"
+        main(*cli.parse_shared(sys.argv[1:], Options, name, about))

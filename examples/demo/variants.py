@@ -1,0 +1,48 @@
+"""Variants of DeMo that `compare` can compare, and presets, each a question that a few of them answer."""
+
+from typing import Any
+
+from examples.preset import Preset, Row, watched
+
+USUAL = ("baseline", "full")  # compared where nothing else is asked
+
+# A variant replaces these settings of the command line. Variants that come to the same run share it.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {"pooling": False, "fusion": "none"},
+    "pooling": {"fusion": "none"},
+    "subsets": {"fusion": "subsets"},
+    "full": {},
+    "full-without-pooling": {"pooling": False},
+    "full-with-sfm": {"masks": "given"},
+    "full-ends": {"subsets": "ends"},
+    "full-drop": {"incomplete": "drop"},
+    "full-single": {"supervision": "single"},
+}
+
+# What a run of DeMo says of itself.
+COLUMNS = {"alpha": watched("alpha", digits=2), "beta": watched("beta", digits=2)}
+
+SCORES = ("mAP", "R1", "R5", "R10")
+
+PRESETS: dict[str, Preset] = {
+    "modules": Preset(
+        "Modules",
+        "What does each module add?",
+        (Row("baseline", "baseline"), Row("PIFE", "pooling"), Row("PIFE + HDM", "subsets"), Row("all", "full")),
+        columns=(*SCORES, "CPU minutes"),
+    ),
+    "sfm": Preset(
+        "DeMo with SFM",
+        "Does SFM in the tower help DeMo?",
+        (Row("plain attention", "full"), Row("SFM", "full-with-sfm")),
+        columns=(*SCORES, "alpha", "beta"),
+    ),
+    "missing": Preset(
+        "Missing modalities",
+        "How well does DeMo retrieve when modalities are missing at test time only?",
+        (Row("", "full"),),
+        columns=SCORES,
+        axis="there at test time",
+        subsets=True,
+    ),
+}

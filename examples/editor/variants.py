@@ -1,0 +1,64 @@
+"""Variants of EDITOR that `compare` can compare, and presets, each a question that a few of them answer."""
+
+from typing import Any
+
+from examples.preset import Preset, Row, watched
+
+USUAL = ("baseline", "full")  # compared where nothing else is asked
+
+# A variant replaces these settings of the command line. Variants that come to the same run share it.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {"aggregation": False},
+    "selection": {"term_weights.BCC": 0.0, "term_weights.OCFR": 0.0},
+    "selection+bcc": {"term_weights.OCFR": 0.0},
+    "full": {},
+    "full-with-sfm": {"masks": "given"},
+    "full-zero": {"centre_start": "zero"},
+    "full-single": {"supervision": "single"},
+    **{f"keep-{count}": {"keep_per_head": count} for count in (1, 2, 4, 8, 16)},
+}
+
+# What a run of EDITOR says of itself.
+COLUMNS = {
+    "alpha": watched("alpha", digits=2),
+    "beta": watched("beta", digits=2),
+    "kept patches": watched("kept"),
+}
+
+SCORES = ("mAP", "R1", "R5", "R10")
+
+PRESETS: dict[str, Preset] = {
+    "modules": Preset(
+        "Modules",
+        "What does each module add?",
+        (
+            Row("baseline", "baseline"),
+            Row("SFTS + HMA", "selection"),
+            Row("SFTS + HMA + BCC", "selection+bcc"),
+            Row("SFTS + HMA + BCC + OCFR", "full"),
+        ),
+        columns=(*SCORES, "kept patches", "CPU minutes"),
+    ),
+    "keep": Preset(
+        "Kept patches",
+        "How many patches should a head select?",
+        tuple(Row(str(count), f"keep-{count}") for count in (1, 2, 4, 8)),
+        columns=(*SCORES, "kept patches"),
+        axis="patches per head",
+        sweep=True,
+    ),
+    "sfm": Preset(
+        "EDITOR with SFM",
+        "Does SFM in the tower help EDITOR?",
+        (Row("plain attention", "full"), Row("SFM", "full-with-sfm")),
+        columns=(*SCORES, "kept patches", "alpha", "beta"),
+    ),
+    "missing": Preset(
+        "Missing modalities",
+        "How well does EDITOR retrieve when modalities are missing at test time only?",
+        (Row("", "full"),),
+        columns=SCORES,
+        axis="there at test time",
+        subsets=True,
+    ),
+}

@@ -1,0 +1,138 @@
+"""Describe images with a trained model: `python -m examples.extract --checkpoint C --images DIR --out INDEX`.
+
+The checkpoint is all it takes: the images need no identities, and masks only where the model was trained with masks.
+An extraction that is stopped continues when the same command is run again. On several processes or machines:
+`torchrun --nproc-per-node 2 -m examples.extract ...`.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from examples import cli
+from examples.images import Images, Policy, policy_of
+from examples.restore import Computer, Loaded, load_model
+from examples.sources import ALL, Listing, list_sources, write_listing
+from stmi_layers.training.distributed import by_first, join, num_processes, rank
+from stmi_layers.training.extraction import extract
+from stmi_layers.training.shards import RECORD, Extraction, open_shards, shard_path
+
+LISTING = "items.jsonl"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Images to describe, and where the descriptors go."""
+
+    checkpoint: Path
+    """The checkpoint.pt of a run."""
+    images: tuple[str, ...]
+    """A set in any layout or its manifest; a folder with folders RGB, NI, TI ..., or of images; or files, as
+    RGB=a.jpg TI=b.png."""
+    out: Path
+    """Folder of the index: extraction.json and shards."""
+    modality: str | None = None
+    """Modality of images whose place does not tell it."""
+    split: str = ALL
+    """Split of a set; all of them by default."""
+    masks: Policy | None = None
+    """The given masks, masks made on the fly by the classical method, all foreground ("ones"), or none; by default
+    as the model was trained."""
+    descriptors: tuple[str, ...] = ()
+    """Descriptors to keep: features of the model, several joined as in U+T, or all; by default the model's headline."""
+    shard_size: int = 4096
+    """Items per file, which is what a stopped extraction may lose."""
+    batch_size: int = 64
+    """Items per forward pass."""
+    damaged: Literal["error", "skip"] = "error"
+    """Policy for images that cannot be read: stop, or leave their items out and say which."""
+    amp: bool = True
+    """bfloat16 autocast on CUDA devices that have it."""
+    machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
+
+
+def describe_images(arguments: Arguments, loaded: Loaded, device: torch.device, *, quiet: bool = False) -> Extraction:
+    """List the images once, and describe those that are not described yet."""
+    listing = arguments.out / LISTING
+    by_first(partial(_list, arguments, loaded, listing))
+    items = Listing(listing)
+    return extract(
+        loaded.model,
+        Images(items, loaded.run.data, arguments.masks),
+        arguments.out,
+        device=device,
+        descriptors=arguments.descriptors,
+        shard_size=arguments.shard_size,
+        batch_size=arguments.batch_size,
+        workers=arguments.machine.workers,
+        damaged=arguments.damaged,
+        amp=arguments.amp,
+        quiet=quiet or rank() > 0,
+        listing=items.digest(),
+        notes=notes_of(arguments, loaded),
+    )
+
+
+def notes_of(arguments: Arguments, loaded: Loaded) -> dict[str, Any]:
+    """What a search has to know of an extraction to treat its queries alike."""
+    data = loaded.run.data
+    return {
+        "checkpoint": str(arguments.checkpoint.absolute()),
+        "method": loaded.run.method,
+        "images": [str(Path(text).absolute()) if Path(text).exists() else text for text in arguments.images],
+        "split": arguments.split,
+        "modality": arguments.modality,
+        "modalities": list(data.modalities),
+        "masks": arguments.masks,
+        "ranges": {name: bounds if bounds == "image" else list(bounds) for name, bounds in data.ranges.items()},
+    }
+
+
+def _list(arguments: Arguments, loaded: Loaded, listing: Path) -> None:
+    if (arguments.out / RECORD).exists():  # the listing of the extraction that is continued
+        return
+    captions = loaded.model.encode([()]) is not None
+    items = list_sources(
+        arguments.images,
+        loaded.run.data.modalities,
+        modality=arguments.modality,
+        split=arguments.split,
+        captions=captions,
+    )
+    needs_files = policy_of(loaded.run.data, arguments.masks) in ("given", "blank", "blank+given")
+    write_listing(listing, items, masks=needs_files)
+
+
+def main(arguments: Arguments) -> Extraction:
+    """Extract, and say what there is."""
+    machine = arguments.machine.machine()
+    device = join(machine.device)
+    loaded = load_model(arguments.checkpoint, machine=machine)
+    loaded.model.to(device)
+    record = describe_images(arguments, loaded, device)
+    if rank() == 0:
+        _report(arguments.out, record)
+    return record
+
+
+def _report(out: Path, record: Extraction) -> None:
+    names = ", ".join(f"{name} ({width})" for name, width in record.widths.items())
+    there = sum(shard_path(out, number).exists() for number in range(record.num_shards))
+    line = f"{record.items} items, descriptors {names}, {there} of {record.num_shards} shards in {out}"
+    if there < record.num_shards and num_processes() > 1:
+        print(f"{line}; other processes are still at work")
+        return
+    print(line)
+    left_out = open_shards(out).left_out()
+    for name, reason in list(left_out.items())[:10]:
+        print(f"left out: {name}: {reason}")
+    if len(left_out) > 10:
+        print(f"and {len(left_out) - 10} more were left out")
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, __doc__, prog="python -m examples.extract")

@@ -1,0 +1,118 @@
+"""SAM 3 from a local folder, asked for a thing by its name: crops with several objects, or none, are told apart.
+
+The published weights come under a licence of their own, Meta's SAM License, not under that of this repository.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from examples.prepare.masks.regions import Probability
+from stmi_layers._checks import check_choice, check_probability
+from stmi_layers.training._torchvision import import_torchvision
+
+Several = Literal["largest", "middle"]
+Nothing = Literal["empty", "whole", "error"]
+
+
+class Sam3:
+    """Foreground probabilities of the thing that is named. Needs the `hf` extra.
+
+    Args:
+        weights: folder with the model and its processor, as `save_pretrained` writes them. Nothing is downloaded.
+        prompt: name of the thing: person, vehicle, yellow bus ...
+        several: where there are several: the one with the largest mask, or the one whose box is nearest the middle.
+        nothing: where there is none: no foreground, which the report names as empty; all of the image; or stop.
+        least: score from which a thing counts as found.
+        device: where to compute.
+
+    Raises:
+        FileNotFoundError: when the folder, or a file that it needs, is missing.
+        ValueError: when it holds another model, weights are missing, or an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        weights: Path,
+        prompt: str,
+        *,
+        several: Several = "middle",
+        nothing: Nothing = "empty",
+        least: float = 0.5,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_choice("several", several, get_args(Several))
+        check_choice("nothing", nothing, get_args(Nothing))
+        check_probability("least", least)
+        if not prompt.strip():
+            raise ValueError(f"prompt must name what to look for; received {prompt!r}")
+        self.prompt, self.several, self.nothing, self.least = prompt, several, nothing, least
+        self.device = torch.device(device)
+        self.model, self.processor = load(weights)
+        self.model.to(self.device).eval()
+        self.name = (
+            f"SAM 3, weights {weights.resolve().name}, prompt {prompt!r} from score {least}, of several the {several}, "
+            f"of none {nothing}"
+        )
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> list[Probability]:
+        """One map per image, at its own size."""
+        pictures = [image.convert("RGB") for image in images]
+        inputs = self.processor(images=pictures, text=[self.prompt] * len(pictures), return_tensors="pt")
+        answer = self.model(**inputs.to(self.device))
+        scores = answer.pred_logits.float().sigmoid()
+        if answer.presence_logits is not None:
+            scores = scores * answer.presence_logits.float().sigmoid()
+        parts = zip(pictures, scores, answer.pred_masks.float().sigmoid(), answer.pred_boxes.float(), strict=True)
+        return [self._choose(*one) for one in parts]
+
+    def _choose(self, image: Image.Image, scores: Tensor, masks: Tensor, boxes: Tensor) -> Probability:
+        """The map of one of the things that were found."""
+        found = (scores >= self.least).nonzero().flatten()
+        if len(found) == 0:
+            if self.nothing == "error":
+                raise ValueError(f"an image of {image.size} pixels shows no {self.prompt!r}; pass nothing='empty'")
+            level = 1.0 if self.nothing == "whole" else 0.0
+            return torch.full((image.height, image.width), level).numpy()
+        masks, boxes = masks[found], boxes[found]
+        if self.several == "largest":
+            best = (masks > 0.5).sum(dim=(1, 2)).argmax()
+        else:  # corners as shares of width and height
+            best = ((boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5).square().sum(dim=1).argmin()
+        size = (image.height, image.width)
+        whole = F.interpolate(masks[best][None, None], size, mode="bilinear", align_corners=False)
+        return whole[0, 0].cpu().numpy()
+
+
+def load(weights: Path) -> tuple[Any, Any]:
+    """Model and processor from a folder, complete or not at all.
+
+    Raises:
+        FileNotFoundError: when the folder, or a file that it needs, is missing.
+        ValueError: when it holds another model, or weights are missing.
+    """
+    if not (weights / "config.json").is_file():
+        raise FileNotFoundError(f"weights must be a local folder with SAM 3 and its config.json; received {weights}")
+    import_torchvision()  # the processor needs it
+    from transformers import AutoConfig, Sam3Model, Sam3Processor
+
+    try:
+        kind = AutoConfig.from_pretrained(weights, local_files_only=True).model_type
+        # The published folder holds the video model, of which the image model is a part.
+        if kind not in ("sam3", "sam3_video"):
+            raise ValueError(f"weights must be of SAM 3 (model type sam3 or sam3_video); {weights} holds {kind!r}")
+        processor = Sam3Processor.from_pretrained(weights, local_files_only=True)
+        loaded: Any = Sam3Model.from_pretrained(weights, local_files_only=True, output_loading_info=True)
+    except OSError as error:
+        raise FileNotFoundError(f"{weights} lacks a file that SAM 3 needs: {error}") from error
+    model, found = loaded
+    missing = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if missing:
+        raise ValueError(f"{weights} lacks {len(missing)} weights of SAM 3, or has them otherwise: {missing[:5]}")
+    return model, processor

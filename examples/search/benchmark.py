@@ -1,0 +1,154 @@
+"""Time and memory of the kinds of search on made-up descriptors: `python -m examples.search.benchmark --out DIR`.
+
+Descriptors are unit vectors around random centres, ten to a centre, as images of one identity are.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from examples import cli
+from stmi_layers.training.faiss_index import build_index, import_faiss, open_index
+from stmi_layers.training.files import write_text
+from stmi_layers.training.neighbours import exact_search
+from stmi_layers.training.record import unlabelled
+from stmi_layers.training.shards import Extraction, Shards, open_shards, shard_path, write_record, write_shard
+
+KINDS = ("ours", "exact", "ivf", "hnsw")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Size of the benchmark."""
+
+    out: Path
+    """Folder for the shards, the indices and benchmark.json."""
+    items: int = 1_000_000
+    """Number of descriptors."""
+    width: int = 512
+    """Width of a descriptor."""
+    queries: int = 64
+    """Queries that are timed, all at once and one by one."""
+    spread: float = 0.7
+    """Length of what is added to a centre, which has length 1."""
+    threads: int = 1
+    """CPU threads."""
+    kinds: tuple[str, ...] = KINDS
+    """Those to measure; "ours" needs no faiss."""
+    only: str = ""
+    """Measure this kind in this process; the others are started by the command itself, so that memory is their own."""
+
+
+def write_made_up(arguments: Arguments) -> Shards:
+    """Shards of random descriptors, unless they are there."""
+    size = 1 << 16
+    record = Extraction("made up", {"D": arguments.width}, arguments.items, size, f"spread {arguments.spread}")
+    write_record(arguments.out, record)
+    for number in range(record.num_shards):
+        if shard_path(arguments.out, number).exists():
+            continue
+        rows = min(size, arguments.items - number * size)
+        names = [str(number * size + row) for row in range(rows)]
+        generator = torch.Generator().manual_seed(number)
+        write_shard(
+            shard_path(arguments.out, number),
+            {"D": draw(rows, arguments.width, arguments.spread, generator)},
+            unlabelled(names, [()] * rows),
+            {},
+        )
+    return open_shards(arguments.out)
+
+
+def draw(rows: int, width: int, spread: float, generator: torch.Generator) -> torch.Tensor:
+    """Unit vectors, ten around each of some random centres."""
+    centres = F.normalize(torch.randn(-(-rows // 10), width, generator=generator)).repeat_interleave(10, dim=0)[:rows]
+    return F.normalize(centres + spread * F.normalize(torch.randn(rows, width, generator=generator)))
+
+
+def measure(arguments: Arguments, kind: str) -> dict[str, Any]:
+    """Build and search in this process."""
+    torch.set_num_threads(arguments.threads)
+    memory = Memory()
+    shards = open_shards(arguments.out)
+    start, result = time.perf_counter(), dict[str, Any](kind=kind)
+    if kind == "ours":
+        search = exact_search(shards, "D")
+    else:
+        import_faiss().omp_set_num_threads(arguments.threads)
+        record = build_index(shards, "D", kind, queries=0)  # pyright: ignore[reportArgumentType]
+        result |= {"build s": time.perf_counter() - start, "build MB": memory.most(), "probes": record.probes}
+        search = open_index(shards, "D", kind)[1]  # pyright: ignore[reportArgumentType]
+    rows = torch.linspace(0, arguments.items - 1, arguments.queries).long()
+    noise = torch.randn(len(rows), arguments.width, generator=torch.Generator().manual_seed(-1))
+    vectors = [
+        shards.vectors(int(row) // shards.record.shard_size, "D")[row % shards.record.shard_size] for row in rows
+    ]
+    queries = F.normalize(torch.stack(vectors) + 0.3 * F.normalize(noise))
+    search(queries[:1], 10)
+    start = time.perf_counter()
+    found = search(queries, 10)[0]
+    result["ms per query, together"] = 1000 * (time.perf_counter() - start) / len(queries)
+    start, some = time.perf_counter(), queries[: 4 if kind == "ours" else len(queries)]
+    for query in some:
+        search(query[None], 10)
+    result |= {"ms per query, alone": 1000 * (time.perf_counter() - start) / len(some), "peak MB": memory.most()}
+    truth = arguments.out / "truth.json"
+    if kind == "ours":
+        write_text(truth, json.dumps(found.tolist()))
+    if truth.exists():
+        right = json.loads(truth.read_text())
+        pairs = zip(right, found.tolist(), strict=True)
+        result["recall at 10"] = sum(len({*one} & {*other}) / 10 for one, other in pairs) / len(right)
+    return result
+
+
+class Memory:
+    """Most memory of this process in MB that is its own: files that are mapped can be dropped at any time."""
+
+    def __init__(self) -> None:
+        self._most = 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self.most()
+            time.sleep(0.1)
+
+    def most(self) -> float:
+        """The peak so far."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (now,) = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
+        self._most = max(self._most, now / 1024)
+        return self._most
+
+
+def main(arguments: Arguments) -> list[dict[str, Any]]:
+    """Measure every kind in a process of its own, and print a table."""
+    if arguments.only:
+        result = measure(arguments, arguments.only)
+        write_text(arguments.out / f"{arguments.only}.json", json.dumps(result))
+        return [result]
+    write_made_up(arguments)
+    results = []
+    for kind in arguments.kinds:
+        subprocess.run([sys.executable, "-m", "examples.search.benchmark", *sys.argv[1:], "--only", kind], check=True)
+        results.append(json.loads((arguments.out / f"{kind}.json").read_text()))
+    write_text(arguments.out / "benchmark.json", json.dumps(results, indent=1) + "\n")
+    columns = list(dict.fromkeys(name for result in results for name in result))
+    print("| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), sep="\n")
+    for result in results:
+        cells = [result.get(name, "") for name in columns]
+        print("| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |")
+    return results
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, __doc__, prog="python -m examples.search.benchmark")

@@ -1,0 +1,53 @@
+"""Pictures of items for the page: the images as they are, and the masks that the model was given."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from examples.images import classical_mask
+from examples.search.page import Draw, Picture
+from stmi_layers.training.images import read_image, read_mask
+from stmi_layers.training.record import Item, Source
+
+
+def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str | None) -> Draw:
+    """A function that reads the pictures of an item.
+
+    Args:
+        ranges: counts that become black and white in deep images, by modality.
+        modalities: names of the images of an item.
+        masks: "classical" for those made on the fly, "none" and "ones" for nothing to outline; else those in files.
+    """
+    bounds = [ranges.get(name) for name in modalities]
+    bounds = [tuple(one) if isinstance(one, list) else one for one in bounds]
+
+    def draw(item: Item) -> Picture:
+        images = [_read(source, one) for source, one in zip(item.images, bounds, strict=True)]
+        if masks == "classical":
+            made = _made(images)
+            return images, [None if image is None else made for image in images]
+        if masks in ("none", "ones"):
+            return images, [None] * len(images)
+        return images, [None if path is None or not path.is_file() else read_mask(path) for path in item.masks]
+
+    return draw
+
+
+def _read(source: Source | None, bounds: Any) -> Image.Image | None:
+    """An image; grey where its file is gone, because the page outlives the files."""
+    if source is None:
+        return None
+    try:
+        return read_image(source, bounds)
+    except (OSError, ValueError):
+        return Image.new("RGB", (64, 64), (128, 128, 128))
+
+
+def _made(images: Sequence[Image.Image | None]) -> NDArray[np.bool_]:
+    there = [np.array(image.resize((64, 64), Image.Resampling.BILINEAR)) for image in images if image is not None]
+    stacked = torch.from_numpy(np.stack(there)).permute(0, 3, 1, 2) / 255
+    return classical_mask(stacked, torch.ones(len(there), dtype=torch.bool)).numpy()

@@ -1,0 +1,268 @@
+"""Images to describe: a set in any layout, a manifest, a folder of images, or single files, listed once on disk.
+
+| what is given | what is read |
+|---|---|
+| a set in a layout that the trainer reads, or its manifest | its items, with their identities, cameras and masks |
+| the folder of one of its splits | the items of that split |
+| a folder with folders RGB, NI, TI ... | images of equal paths in them are one item; masks in `mask` or `mask_RGB` |
+| a folder of images | each image is an item of one modality |
+| `RGB=a.jpg TI=b.png` | one item; a modality that comes again begins the next |
+| `a.jpg b.jpg` | each is an item of one modality |
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from stmi_layers.training.files import write_whole
+from stmi_layers.training.images import SUFFIXES
+from stmi_layers.training.layouts import find_set
+from stmi_layers.training.layouts.manifest import find_manifest
+from stmi_layers.training.messages import shorten
+from stmi_layers.training.record import Item, Source, files_of
+from stmi_layers.training.shards import item_of, plain_item
+from stmi_layers.training.splits import list_items
+
+ALL = "all"
+PROBLEMS = {
+    "blind": "items have no image in any modality of the model: {}",
+    "lost": "files are named and missing: {}",
+    "bare": "items lack a mask, which the model was trained with: {}; pass --masks classical to make masks on the fly, "
+    "--masks ones to take images whole, or --masks none",
+}
+
+
+def list_sources(
+    images: Sequence[str], modalities: Sequence[str], *, modality: str | None, split: str, captions: bool
+) -> Iterator[Item]:
+    """Items of what the command line names, with a place for each modality of the model.
+
+    Args:
+        images: folder, manifest or files, see above.
+        modalities: those of the model, in its order.
+        modality: that of images whose place does not tell it.
+        split: split of a set, or "all".
+        captions: read the captions of a set, where it has some.
+
+    Raises:
+        FileNotFoundError: when a file is not there, or a folder holds no image.
+        ValueError: when the modality of images is unknown, or none of the model's.
+    """
+    if modality is not None and modality not in modalities:
+        raise ValueError(f"modality must be one of the model, {', '.join(modalities)}; received {modality!r}")
+    path = Path(images[0])
+    if len(images) > 1 or "=" in images[0] or (path.is_file() and find_manifest(path) is None):
+        return iter(_of_files(images, modalities, modality))
+    if not path.exists():
+        raise FileNotFoundError(f"images must be a folder, a manifest or files; there is nothing at {path}")
+    if path.is_dir() and find_manifest(path) is None:
+        if _is_split(path, modalities):
+            return _of_set(path.parent, modalities, path.name, captions)
+        if any((path / name).is_dir() for name in modalities):
+            return _of_modality_folders(path, modalities)
+        if not _is_set(path, modalities) and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+            return _of_folder(path, modalities, modality)
+    return _of_set(path, modalities, split, captions)
+
+
+def _is_set(folder: Path, modalities: Sequence[str]) -> bool:
+    try:
+        find_set(folder, modalities)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_split(folder: Path, modalities: Sequence[str]) -> bool:
+    try:
+        found = find_set(folder.resolve().parent, modalities)
+    except (FileNotFoundError, ValueError):
+        return False
+    return folder.name in found.splits and found.base == folder.resolve().parent
+
+
+def _of_set(root: Path, modalities: Sequence[str], split: str, captions: bool) -> Iterator[Item]:
+    found = find_set(root, modalities)
+    splits = list(found.splits) if split == ALL else [split]
+    some = False
+    for name in splits:
+        there = [one for one in modalities if one in found.list_modalities(name)]
+        if not there:
+            continue
+        some = True
+        options = {"captions": "optional" if captions else "off", "missing_modality": "absent"}
+        for item in list_items(root, name, there, **options):  # pyright: ignore[reportArgumentType]
+            yield spread(item, there, modalities)
+    if not some:
+        have = sorted({one for name in splits for one in found.list_modalities(name)})
+        raise FileNotFoundError(f"{root} has no modality of the model, {', '.join(modalities)}; it has {have}")
+
+
+def spread(item: Item, there: Sequence[str], modalities: Sequence[str]) -> Item:
+    """The item with a place for each modality of the model, None where it has no image."""
+    images = dict(zip(there, item.images, strict=True))
+    masks = dict(zip(there, item.masks, strict=True))
+    captions = item.captions
+    if len(captions) > 1:
+        said = dict(zip(there, captions, strict=True))
+        captions = tuple(said.get(name, "") for name in modalities)
+    return _replace(item, images, masks, modalities, captions)
+
+
+def _replace(
+    item: Item,
+    images: Mapping[str, Source | None],
+    masks: Mapping[str, Path | None],
+    modalities: Sequence[str],
+    captions: tuple[str, ...] = (),
+) -> Item:
+    return replace(
+        item,
+        images=tuple(images.get(name) for name in modalities),
+        masks=tuple(masks.get(name) for name in modalities),
+        captions=captions,
+    )
+
+
+def _of_modality_folders(root: Path, modalities: Sequence[str]) -> Iterator[Item]:
+    """Items of images that have the same path in the folders of several modalities."""
+    files = {name: _by_stem(root / name) for name in modalities if (root / name).is_dir()}
+    shared = _by_stem(root / "mask")
+    masks = {name: shared | _by_stem(root / f"mask_{name}") for name in files}
+    stems = sorted(set().union(*files.values()))
+    if not stems:
+        raise FileNotFoundError(f"{root} holds no images ({' '.join(SUFFIXES)}) in {', '.join(files)}")
+    for stem in stems:
+        images = {name: files[name].get(stem) for name in files}
+        own = {name: masks[name].get(stem) if images[name] else None for name in files}
+        yield _replace(Item(stem, None, (), (), layout="images"), images, own, modalities)
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Images below a folder by their relative path without suffix."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (*SUFFIXES, ".npy"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files if file.name[0] != "."}
+
+
+def _of_folder(root: Path, modalities: Sequence[str], modality: str | None) -> Iterator[Item]:
+    name = _only(modalities, modality, f"the images in {root}")
+    for stem, file in _by_stem(root).items():
+        yield _replace(Item(stem, None, (), (), layout="images"), {name: file}, {}, modalities)
+
+
+def _only(modalities: Sequence[str], modality: str | None, what: str) -> str:
+    if modality is None and len(modalities) > 1:
+        raise ValueError(
+            f"the modality of {what} must be stated, one of {', '.join(modalities)}: by --modality, by folders of "
+            f"these names, or as {modalities[0]}=FILE"
+        )
+    return modality or modalities[0]
+
+
+def _of_files(images: Sequence[str], modalities: Sequence[str], modality: str | None) -> list[Item]:
+    groups: list[dict[str, Path]] = []
+    for text in images:
+        name, equals, rest = text.partition("=")
+        path = Path(rest if equals else text)
+        if equals and name not in modalities:
+            raise ValueError(f"images must name a modality of the model, {', '.join(modalities)}; received {text!r}")
+        name = name if equals else _only(modalities, modality, str(path))
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no image at {path}")
+        if not equals or not groups or name in groups[-1]:
+            groups.append({})
+        groups[-1][name] = path
+    names = [_stem(group) for group in groups]
+    twice = len(set(names)) < len(names)
+    named = [str(next(iter(group.values()))) for group in groups] if twice else names
+    return [
+        _replace(Item(name, None, (), (), layout="images"), group, {}, modalities)
+        for name, group in zip(named, groups, strict=True)
+    ]
+
+
+def _stem(group: Mapping[str, Path]) -> str:
+    return next(iter(group.values())).stem
+
+
+def write_listing(path: Path, items: Iterator[Item], *, masks: bool) -> None:
+    """Write items as lines of JSON, absolute paths in them, and refuse what cannot be described.
+
+    Args:
+        path: the file.
+        items: those to write, read one at a time.
+        masks: whether every image needs the file of its mask.
+
+    Raises:
+        ValueError: when there is no item, or files or masks are missing.
+    """
+    found: dict[str, list[str]] = {"blind": [], "lost": [], "bare": []}
+    counts = Counter[str]()
+
+    def note(kind: str, name: str) -> None:
+        counts[kind] += 1
+        found[kind] += [name] if counts[kind] <= 5 else []
+
+    with write_whole(path) as file:
+        for item in items:
+            counts["all"] += 1
+            if not any(item.images):
+                note("blind", item.name)
+            for one in sorted(files_of(item)):
+                if not one.is_file():
+                    note("lost", str(one))
+            if masks and any(image and not mask for image, mask in zip(item.images, item.masks, strict=True)):
+                note("bare", item.name)
+            file.write(json.dumps(absolute(plain_item(item))).encode() + b"\n")
+        refuse(counts, found)
+
+
+def refuse(counts: Mapping[str, int], found: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a listing without items, or with items that cannot be described."""
+    if not counts["all"]:
+        raise ValueError("images must name at least one image; received none")
+    for kind, say in PROBLEMS.items():
+        if counts[kind]:
+            more = f" and {counts[kind] - 5} more" if counts[kind] > 5 else ""
+            raise ValueError(f"{counts[kind]} {say.format(shorten(found[kind]) + more)}")
+
+
+def absolute(values: dict) -> dict:
+    """Plain values of an item with absolute paths, so that an index can be used from anywhere."""
+
+    def whole(value):
+        if isinstance(value, list):
+            return [str(Path(value[0]).absolute()), *value[1:]]
+        return None if value is None else str(Path(value).absolute())
+
+    return values | {name: [whole(one) for one in values[name]] for name in ("images", "masks")}
+
+
+class Listing(Sequence[Item]):
+    """Items in a file of `write_listing`; 8 bytes of memory per item."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            starts = np.cumsum(np.fromiter((len(line) for line in file), np.int64))
+        self._starts = np.concatenate([[0], starts])
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
+        row = range(len(self))[index]
+        start, stop = int(self._starts[row]), int(self._starts[row + 1])
+        with self.path.open("rb") as file:  # a file that processes shared would share its place
+            file.seek(start)
+            return item_of(json.loads(file.read(stop - start)))
+
+    def digest(self) -> str:
+        """Digest of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]

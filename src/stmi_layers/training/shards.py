@@ -1,0 +1,249 @@
+"""Shards: descriptors on disk beside the items they are of, in files that each fit into memory.
+
+    extraction.json                the model, the descriptors, and the number of items
+    shards/00000000.safetensors    descriptors by name, (rows width) in float32; the items as columns in its metadata
+
+A shard is written whole or not at all. The rows of all shards, in the order of their names, are the rows of the index.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stmi_layers.training.files import write_text, write_whole
+from stmi_layers.training.record import Item, Panel, Source
+
+FORMAT = "stmi-layers-extraction-1"
+RECORD = "extraction.json"
+FIELDS = ("identity", "camera", "view", "scene", "captions", "role", "layout", "columns", "images", "masks")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Record of an extraction, by which it is continued and searched.
+
+    Attributes:
+        fingerprint: digest of the weights of the model.
+        widths: width of every descriptor that is kept, by name.
+        items: number of items to describe.
+        shard_size: items per shard, the last one excepted.
+        listing: digest of the names of all items, in their order.
+        notes: plain values that the caller wants to find again, such as the path of a checkpoint.
+    """
+
+    fingerprint: str
+    widths: Mapping[str, int]
+    items: int
+    shard_size: int
+    listing: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards that the items fill."""
+        return -(-self.items // self.shard_size)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a digest of the names, shapes and values of all parameters and buffers of a model."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Return the file of a shard."""
+    return folder / "shards" / f"{number:08}.safetensors"
+
+
+def write_record(folder: Path, record: Extraction) -> None:
+    """Write the record of an extraction, or compare it with the one that is there.
+
+    Raises:
+        ValueError: when the folder holds another extraction; the message names what differs.
+    """
+    path = folder / RECORD
+    new = json.loads(json.dumps({"format": FORMAT, **asdict(record)}))
+    if not path.exists():
+        write_text(path, json.dumps(new, indent=1) + "\n")
+        return
+    old = _read_json(path)
+    changed = [f"{name}: {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
+    if changed:
+        raise ValueError(f"{folder} holds another extraction; choose another folder:\n  " + _lines(changed))
+
+
+def _lines(changes: Sequence[str]) -> str:
+    return "\n  ".join(change if len(change) < 400 else change[:400] + " ..." for change in changes)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is no record of an extraction in the format {FORMAT!r}")
+    return content
+
+
+def write_shard(
+    path: Path, descriptors: Mapping[str, Tensor], items: Sequence[Item], left_out: Mapping[str, str]
+) -> None:
+    """Write a shard.
+
+    Args:
+        path: its file.
+        descriptors: a row per item, by name.
+        items: what the rows are of.
+        left_out: reasons by the name of an item that could not be read.
+    """
+    from safetensors.numpy import save
+
+    # safetensors writes arrays that are not contiguous with wrong rows.
+    arrays = {name: np.ascontiguousarray(rows.float().numpy()) for name, rows in descriptors.items()}
+    columns = {name: [_plain(getattr(item, name)) for item in items] for name in FIELDS}
+    texts = {"names": [item.name for item in items], "columns": columns, "left_out": dict(left_out)}
+    metadata = {name: json.dumps(value) for name, value in texts.items()}
+    with write_whole(path) as file:
+        file.write(save(arrays, metadata))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Panel):
+        return [str(value.path), value.index, value.count]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def plain_item(item: Item) -> dict[str, Any]:
+    """Return an item as plain values, as JSON holds them."""
+    return {"name": item.name} | {name: _plain(getattr(item, name)) for name in FIELDS}
+
+
+def item_of(values: Mapping[str, Any]) -> Item:
+    """Return the item that `plain_item` made the values of."""
+    given = dict(values)
+    images = tuple(_source(one) for one in given.pop("images"))
+    masks = tuple(None if one is None else Path(one) for one in given.pop("masks"))
+    return Item(given.pop("name"), given.pop("identity"), images, masks, captions=tuple(given.pop("captions")), **given)
+
+
+def _source(value: Any) -> Source | None:
+    if value is None:
+        return None
+    return Panel(Path(value[0]), *value[1:]) if isinstance(value, list) else Path(value)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards of a finished extraction.
+
+    Attributes:
+        folder: where they lie.
+        record: what was extracted.
+    """
+
+    folder: Path
+    record: Extraction
+
+    def __len__(self) -> int:
+        return self.record.num_shards
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """First row of every shard, and the number of all rows; items that were left out have none."""
+        name = next(iter(self.record.widths))
+        counts = [self._opened(number).get_slice(name).get_shape()[0] for number in range(len(self))]
+        return [0, *accumulate(counts)]
+
+    def vectors(self, number: int, name: str) -> Tensor:
+        """Descriptors of a shard, (rows width), read when they are looked at."""
+        self.refuse_unknown(name)
+        return self._opened(number).get_tensor(name)
+
+    def items(self, number: int) -> list[Item]:
+        """Items of a shard, in the order of its rows."""
+        metadata = self._opened(number).metadata()
+        names, columns = json.loads(metadata["names"]), json.loads(metadata["columns"])
+        rows = zip(*(columns[name] for name in FIELDS), strict=True)
+        return [
+            item_of({"name": name, **dict(zip(FIELDS, row, strict=True))})
+            for name, row in zip(names, rows, strict=True)
+        ]
+
+    def left_out(self) -> dict[str, str]:
+        """Reasons by the names of the items that could not be read."""
+        shards = (json.loads(self._opened(number).metadata()["left_out"]) for number in range(len(self)))
+        return {name: reason for shard in shards for name, reason in shard.items()}
+
+    def all_items(self) -> Iterator[Item]:
+        """All items, in the order of the rows, a shard at a time."""
+        for number in range(len(self)):
+            yield from self.items(number)
+
+    def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
+        """Items by row; every shard that holds one of the rows is opened once."""
+        by_shard: dict[int, list[int]] = {}
+        for row in sorted(set(rows)):
+            by_shard.setdefault(bisect_right(self.starts, row) - 1, []).append(row)
+        found: dict[int, Item] = {}
+        for number, wanted in by_shard.items():
+            items = self.items(number)
+            found |= {row: items[row - self.starts[number]] for row in wanted}
+        return found
+
+    def refuse_unknown(self, name: str) -> None:
+        """Refuse a name that is none of the descriptors."""
+        if name not in self.record.widths:
+            raise ValueError(f"{self.folder} has the descriptors {list(self.record.widths)}; received {name!r}")
+
+    def _opened(self, number: int) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        path = shard_path(self.folder, number)
+        try:
+            return safe_open(path, "pt")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read: {error}; remove it and extract again") from error
+
+
+def open_shards(folder: Path) -> Shards:
+    """Open a finished extraction.
+
+    Raises:
+        FileNotFoundError: when the folder holds no extraction.
+        ValueError: when some shards are missing, or the record cannot be read.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {RECORD}: it is no result of an extraction")
+    content = _read_json(path)
+    del content["format"]
+    try:
+        record = Extraction(**content)
+    except TypeError as error:
+        raise ValueError(f"{path} is no record of an extraction: {error}") from error
+    missing = [number for number in range(record.num_shards) if not shard_path(folder, number).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of {record.num_shards} shards, the first is {missing[0]}: the extraction "
+            "is not finished; run the same one again, which continues it"
+        )
+    return Shards(folder, record)

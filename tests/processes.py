@@ -1,0 +1,28 @@
+"""Other processes for tests, forked from one that has imported torch already: `spawn` would take seconds for each."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import start_processes
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pytest", "stmi_layers.training"])
+
+
+def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2) -> None:
+    """Run `work` in processes that are told about each other as torchrun does; an error in one is raised here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    start_processes(_enter, (common, work, arguments), count, start_method="forkserver")
+
+
+def _enter(number: int, common: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(common, RANK=str(number), LOCAL_RANK=str(number))
+    torch.set_num_threads(1)
+    work(*arguments)

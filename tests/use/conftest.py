@@ -1,0 +1,30 @@
+"""A tiny trained model and its set, made once for all tests of its use."""
+
+from pathlib import Path
+
+import pytest
+
+from examples.train import train
+from sets import tiny, write_set
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled set with masks and captions, in RGB and NI."""
+    return write_set(tmp_path_factory.mktemp("use") / "set")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """STMI trained on it for an epoch."""
+    out = tmp_path_factory.mktemp("use") / "run"
+    train(tiny(data, epochs=1, warmup_epochs=0.5), out)
+    return out / "checkpoint.pt"
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """STMI without captions from another seed."""
+    out = tmp_path_factory.mktemp("use") / "other"
+    train(tiny(data, epochs=1, warmup_epochs=0.5, captions="off", seed=5), out)
+    return out / "checkpoint.pt"
