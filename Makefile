@@ -4,13 +4,14 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 DEMO := runs/demo
 
-.PHONY: help demo test test-versions lint types unit docs wheel bench clean
+.PHONY: help demo test test-versions fuzz lint types unit docs wheel bench clean
 
 help:
 	@echo "make demo    train STMI on a small rendered set and retrieve with it (under 5 minutes after the installation)"
 	@echo "make test    everything CI checks: lint, types, tests, docs, wheel"
 	@echo "make lint    ruff and typos; 'make types', 'make unit' and 'make wheel' are other parts"
 	@echo "make test-versions  the tests of the layers with torch 2.6.0 and with the newest (gigabytes), into docs/tables"
+	@echo "make fuzz    2,000 variants of files, read rightly, refused by name or counted"
 	@echo "make docs    build the documentation into site/ and check it in a Chromium, where there is one"
 	@echo "make bench   time and memory of the layers, into docs/tables and docs/assets"
 	@echo "make clean   remove what was built and run; .venv stays"
@@ -48,6 +49,11 @@ test:
 # Both ends of the versions of torch that are promised, each in an environment under build/versions.
 test-versions: .venv/bin/python
 	$(RUN) -m tests.versions
+
+# Each variant is made from its number; a fault is repeated by python -m tests.fuzz --seed NUMBER --variants 1.
+fuzz: export OMP_NUM_THREADS = 1
+fuzz: .venv/all.stamp
+	$(RUN) -m tests.fuzz --variants 2000
 
 lint: .venv/all.stamp
 	$(BIN)/ruff check

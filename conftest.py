@@ -1,15 +1,39 @@
-"""Run the Python blocks of README and docs as tests."""
+"""Run the Python blocks of README and docs as tests, and compare what they print with the block of text behind them."""
 
+import io
+from contextlib import redirect_stdout
+from doctest import ELLIPSIS, OutputChecker
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil import Example, Sybil
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
 
 import stmi_layers.training._torchvision  # noqa: F401  torchvision beside a CPU torch, for the backbones
 
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()
+
+class _Printing(PythonEvaluator):
+    """Runs a block, and remembers what it printed and where it ends."""
+
+    def __call__(self, example: Example) -> None:
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            super().__call__(example)
+        example.document.namespace["_printed"] = (example.region.end, printed.getvalue())
+
+
+def _compare(example: Example) -> None:
+    """A block of text right behind a block of code that printed something is what it printed, `...` for any text."""
+    end, printed = example.document.namespace.get("_printed", (0, ""))
+    if printed and not example.document.text[end : example.region.start].strip():
+        shown = example.parsed
+        assert OutputChecker().check_output(shown, printed, ELLIPSIS), f"printed:\n{printed}\nthe page shows:\n{shown}"
+
+
+_parsers = [CodeBlockParser("python", _Printing()), CodeBlockParser("text", _compare)]
+pytest_collect_file = Sybil(parsers=_parsers, patterns=["*.md"]).pytest()
 
 # Their doctests are collected by import, and triton is for Linux alone.
 collect_ignore_glob = [] if find_spec("triton") else ["src/stmi_layers/kernels/triton_[bf]*ward.py"]

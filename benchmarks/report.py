@@ -15,12 +15,12 @@ def line(result: dict) -> str:
 
 
 def table(results: Sequence[dict]) -> str:
-    """Markdown: one row per comparison, times as ratios to what the second column names; a missed target is bold."""
+    """Markdown: one row per comparison, times as ratios to what the last column names; a missed target is bold."""
     others = dict.fromkeys(
         name for result in results for name in result["contenders"] if name not in ("ours", result["against"])
     )
     errors = any(target["quantity"] == "error" for result in results for target in result["targets"])
-    head = ["what", "against", "target", "ours", "spread", *others, "memory", *(["error"] if errors else [])]
+    head = ["what", "ours", "target", "spread", *others, "memory", *(["error"] if errors else []), "against"]
     rows = [_cells(result, others, errors) for result in results]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
@@ -32,13 +32,13 @@ def _cells(result: dict, others: Iterable[str], errors: bool) -> list[str]:
     memory = targets.get("MiB") or targets.get("memory") or {"measured": _memory_ratio(ours, against)}
     return [
         result["name"],
-        result["against"],
-        f"≤ {time['limit']:g}" if time else "",
         _figure({"measured": ours["ratio"], **(time or {})}, limit=False),
+        f"≤ {time['limit']:g}" if time else "",
         f"{ours['ratio_low']:.2f} to {ours['ratio_high']:.2f}",
         *(_ratio(contenders.get(name), name == result["against"]) for name in others),
         _figure(memory),
         *([_figure(targets["error"]) if "error" in targets else ""] if errors else []),
+        result["against"],
     ]
 
 

@@ -10,9 +10,23 @@ from matplotlib.figure import Figure
 
 from examples.comparison_table import values_of
 from examples.preset import Column, Result
-from stmi_layers.training.files import write_whole
+from stmi_layers.training.files import write_text, write_whole
 
 COLORS = ("#4575b4", "#f46d43", "#1a9850", "#984ea3")
+# matplotlib writes the colours of a light page; on a dark one, ink turns light and paper transparent.
+DARK = """<style>
+@media (prefers-color-scheme: dark) {
+  g[id^="text_"] { fill: #d6dae3; }
+  [style*="stroke: #000000"] { stroke: #d6dae3 !important; }
+  [style*="stroke: #dddddd"] { stroke: #4a5060 !important; }
+  [style*="fill: #ffffff"] { fill: none !important; }
+  [style*="fill: #4575b4"] { fill: #7ba3e0 !important; }
+  [style*="stroke: #4575b4"] { stroke: #7ba3e0 !important; }
+  [style*="fill: #984ea3"] { fill: #c98ad3 !important; }
+  [style*="stroke: #984ea3"] { stroke: #c98ad3 !important; }
+}
+</style>
+"""
 
 
 def draw(
@@ -66,15 +80,25 @@ def draw(
     # Names of parts and the date would otherwise differ from one drawing to the next.
     with mpl.rc_context({"svg.hashsalt": "stmi"}), write_whole(path.with_suffix(".svg")) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
+    follow_the_palette(path.with_suffix(".svg"))
     with write_whole(path.with_suffix(".png")) as file:
         figure.savefig(file, format="png", dpi=110)
     return [path.with_suffix(".png"), path.with_suffix(".svg")]
 
 
+def follow_the_palette(path: Path) -> None:
+    """Give an SVG of matplotlib a style for dark pages; one that has it stays as it is."""
+    drawn = path.read_text()
+    if DARK not in drawn:
+        write_text(path, drawn.replace(" <defs>\n", f"{DARK} <defs>\n", 1))
+
+
 def _line(panel: Axes, of_label: dict[str, list[float]], column: str, color: str) -> None:
     places = range(len(of_label))
     means, deviations = _statistics(of_label)
-    panel.errorbar(places, means, deviations, color=color, marker="o", markersize=4, capsize=3, label=column)
+    joined = "-" if len(of_label) > 2 else "none"  # two points make no curve
+    style = {"color": color, "marker": "_", "markersize": 14, "markeredgewidth": 2, "linewidth": 1, "elinewidth": 1}
+    panel.errorbar(places, means, deviations, linestyle=joined, capsize=3, label=column, **style)
     panel.set_xticks(places, list(of_label))
     _dots(panel, of_label, 0.0, color)
 
@@ -90,7 +114,7 @@ def _bars(panel: Axes, of_label: dict[str, list[float]], column: str, color: str
 
 def _dots(panel: Axes, of_label: dict[str, list[float]], shift: float, color: str) -> None:
     points = [(place + shift, value) for place, values in enumerate(of_label.values()) for value in values]
-    panel.scatter(*zip(*points, strict=True), s=9, color=color, edgecolors="white", linewidths=0.5, zorder=3)
+    panel.scatter(*zip(*points, strict=True), s=16, color=color, edgecolors="black", linewidths=0.5, zorder=3)
 
 
 def _statistics(of_label: dict[str, list[float]]) -> tuple[list[float], list[float]]:

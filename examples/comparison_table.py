@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from examples.preset import Column, Result
 
+COLUMNS = 80  # of a command, without its indentation and the backslash
+
 
 def column_of(name: str, own: Mapping[str, Column]) -> Column:
     """The column of a table by its name: one of the method's `own`, or one that every run has.
@@ -59,7 +61,20 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def as_command(arguments: Sequence[str]) -> str:
-    """The command line as a block of shell, wrapped."""
-    line = "python -m examples.compare " + shlex.join(arguments)
-    wrapped = textwrap.wrap(line, 108, break_long_words=False, break_on_hyphens=False)
-    return "```bash\n" + " \\\n    ".join(wrapped) + "\n```"
+    """The command line as a block of shell, wrapped at 86 columns so that an option and its values stay together."""
+    options: list[str] = []
+    for word in ["python -m examples.compare", *map(shlex.quote, arguments)]:
+        if word.startswith("--") or not options:
+            options.append(word)
+        else:
+            options[-1] += f" {word}"
+    lines = [""]
+    for option in options:
+        fits = len(lines[-1]) + len(option) < COLUMNS
+        lines = [*lines[:-1], f"{lines[-1]} {option}".strip()] if fits else [*lines, option]
+    pieces = [
+        piece
+        for line in lines
+        for piece in textwrap.wrap(line, COLUMNS, break_long_words=False, break_on_hyphens=False)
+    ]
+    return "```bash\n" + " \\\n    ".join(pieces) + "\n```"

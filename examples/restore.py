@@ -141,7 +141,7 @@ def load_model(checkpoint: Path, changes: Mapping[str, Any] | None = None, *, ma
         raise
     except Exception as error:  # whatever settings that are out of range make of a constructor
         raise ValueError(f"{checkpoint} does not fit this version: {printable(error)}") from error
-    load_weights(model, content.model, f"model of {checkpoint}")
+    load_weights(model, content.model, "model", checkpoint)
     run = run.changed(changes)
     return Loaded(run, model.to(device).eval(), facts, content.history)
 

@@ -65,9 +65,17 @@ def list_sources(
             return _of_set(path.parent, modalities, path.name, captions)
         if any((path / name).is_dir() for name in modalities):
             return _of_modality_folders(path, modalities)
-        if any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+        if not _is_set(path, modalities) and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
             return _of_folder(path, modalities, modality)
     return _of_set(path, modalities, split, captions)
+
+
+def _is_set(folder: Path, modalities: Sequence[str]) -> bool:
+    try:
+        find_set(folder, modalities)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_split(folder: Path, modalities: Sequence[str]) -> bool:

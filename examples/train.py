@@ -86,12 +86,12 @@ def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics
 def load_splits(run: Run) -> tuple[MultiModalDataset, MultiModalDataset]:
     """The training split of a run, and the split that it is scored on: the test split, or the validation identities.
 
-    Workers, each of which would keep its own images, keep none.
+    An evaluation keeps no images, and neither do workers, each of which would keep its own.
     """
     cache = run.machine.cache and not run.machine.workers
     augment, seed = run.schedule.augmentation(), run.schedule.seed
     train_split = load_split(run.data, "train", augment=augment, seed=seed, cache=cache)
-    return train_split, load_split(run.data, scored_split(run.data), seed=seed, cache=cache)
+    return train_split, load_split(run.data, scored_split(run.data), seed=seed)
 
 
 def build_model(run: Run, facts: Facts, *, pretrained: bool = True) -> tuple[Any, str]:

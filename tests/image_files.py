@@ -3,6 +3,7 @@
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -94,16 +95,17 @@ def write_tiff(
         tags[338] = extra
     many = {258: depth, 339: kind}
     start = 8 + 2 + 12 * (len(tags) + len(many)) + 4
-    extra, entries = b"", []
+    packed_extra: bytes = b""
+    entries: list[Any] = []
     for tag, value in sorted({**tags, **many}.items()):
         if tag in many and channels > 2:
-            entries.append(struct.pack(f"{order}HHII", tag, 3, channels, start + len(extra)))
-            extra += struct.pack(f"{order}{channels}H", *[value] * channels)
+            entries.append(struct.pack(f"{order}HHII", tag, 3, channels, start + len(packed_extra)))
+            packed_extra += struct.pack(f"{order}{channels}H", *[value] * channels)
         elif tag in many:
             entries.append(struct.pack(f"{order}HHIHH", tag, 3, channels, value, value if channels == 2 else 0))
         else:
             entries.append((tag, value))
-    place = start + len(extra)
+    place = start + len(packed_extra)
     packed = [
         one if isinstance(one, bytes) else struct.pack(f"{order}HHII", one[0], 4, 1, place if one[0] == 273 else one[1])
         for one in entries
@@ -111,7 +113,12 @@ def write_tiff(
     mark = b"II*\0" if order == "<" else b"MM\0*"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
-        mark + struct.pack(f"{order}IH", 8, len(packed)) + b"".join(packed) + struct.pack(f"{order}I", 0) + extra + data
+        mark
+        + struct.pack(f"{order}IH", 8, len(packed))
+        + b"".join(packed)
+        + struct.pack(f"{order}I", 0)
+        + packed_extra
+        + data
     )
 
 

@@ -1,10 +1,14 @@
 """Checks that the tests of several layers share."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
+Layer = TypeVar("Layer", bound=nn.Module)
 
-def randomise(layer: nn.Module) -> nn.Module:
+
+def randomise(layer: Layer) -> Layer:
     """Set every parameter at random, so that none can hide behind its initial value."""
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -1, 1)

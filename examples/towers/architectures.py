@@ -52,8 +52,8 @@ def clip_config(architecture: str) -> dict[str, Any]:
     config = open_clip.get_model_config(architecture)
     if fetched := config.get("text_cfg", {}).get("hf_model_name"):
         raise ValueError(
-            f"architecture must be a model of open_clip that is built without downloads; {architecture!r} takes its text "
-            f"tower from {fetched!r}. Choose one with CLIP's own text tower, such as 'ViT-B-16-quickgelu'"
+            f"architecture must be a model of open_clip that is built without downloads; {architecture!r} takes its "
+            f"text tower from {fetched!r}. Choose one with CLIP's own text tower, such as 'ViT-B-16-quickgelu'"
         )
     return config
 

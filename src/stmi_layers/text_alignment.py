@@ -107,7 +107,7 @@ def token_identity_loss(
         query_tokens = torch.where(present[..., None], query_tokens, 0.0)
     right = query_labels[:, None] == target_labels
     with without_autocast(query_tokens):
-        logits = torch.einsum("ikd, jkd -> kij", _unit(query_tokens), _unit(target_tokens)) / temperature
+        logits = torch.einsum("q k d, t k d -> k q t", _unit(query_tokens), _unit(target_tokens)) / temperature
         rows = right.any(dim=1).expand(len(logits), -1)
         return _cross_entropy(logits, right, rows if present is None else rows & present.T, None)
 

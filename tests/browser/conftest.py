@@ -69,6 +69,7 @@ def find_browser(playwright: Playwright) -> str | None:
 def visitor(browser: Browser) -> Iterator[Page]:
     """A page that every check visits in turn."""
     context = browser.new_context(color_scheme="light", reduced_motion="reduce")
+    context.add_init_script("localStorage.clear()")  # every page follows the system until a button is pressed
     yield context.new_page()
     context.close()
 

@@ -96,7 +96,6 @@ def test_page(visitor: Page, address: str, path: str) -> None:
         problems["contrast in light"] = visitor.evaluate(CONTRAST_VIOLATIONS, CONTRAST)
         switch(visitor, "dark")
         problems["contrast in dark"] = visitor.evaluate(CONTRAST_VIOLATIONS, CONTRAST)
-        visitor.evaluate("localStorage.clear()")  # the next page follows the system again
         visitor.set_viewport_size(PHONE)
         problems["wider than a phone"] = visitor.evaluate(WIDE)
     problems["complaints"] = found

@@ -4,15 +4,23 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import stmi_layers
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 QUICKSTART = (ROOT / "examples/quickstart.py").read_text()
+FINDINGS = sorted((ROOT / "findings").glob("*.sh"))
+CONTENTS = {
+    str(page.relative_to(ROOT)): page.read_text()
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+GUIDES = [name for name in CONTENTS if name.startswith("docs/guides/") or name in ("docs/start.md", "docs/examples.md")]
 PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -86,3 +94,68 @@ def test_version_is_the_same_everywhere():
     assert f"version: {stmi_layers.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"stmi_layers-{stmi_layers.__version__}-py3-none-any.whl" in README
     assert f"{{{stmi_layers.__version__}}}" in README
+
+
+def blocks(text: str, language: str = r"\w+") -> Iterator[str]:
+    return (match[2] for match in re.finditer(rf"^( *)```{language}\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("page", CONTENTS)
+def test_code_fits_its_pane(page: str):
+    """Of a laptop: a pane is about 90 columns wide. What a command prints is wrapped by the page itself."""
+    code = [
+        line
+        for language in ("python", "py", "bash")
+        for block in blocks(CONTENTS[page], language)
+        for line in block.splitlines()
+    ]
+    assert [line for line in code if len(line) > 88] == []
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_a_guide_says_what_it_needs_and_keeps_to_it(page: str):
+    text = CONTENTS[page]
+    needs = re.match(r"# .+\n\n\*\*Needs:\*\* (the package|a clone)\b", text)
+    assert needs, "the first paragraph must say: **Needs:** the package ..., or **Needs:** a clone ..."
+    if needs[1] == "the package":
+        code = "\n".join(blocks(text))
+        assert (
+            re.findall(r".*(?:from examples|import examples|-m examples|from tests|-m tests|docs\.figures).*", code)
+            == []
+        )
+
+
+@pytest.mark.parametrize("page", [name for name in CONTENTS if name.startswith("docs/layers/")])
+def test_pages_of_layers_need_the_package_alone(page: str):
+    assert re.findall(r".*(?:from|import) examples.*", "\n".join(blocks(CONTENTS[page], "python"))) == []
+
+
+@pytest.mark.parametrize("page", CONTENTS)
+def test_nothing_is_installed_by_a_name_that_no_index_has(page: str):
+    assert re.findall(r"pip install [^`\n]*[ '\"]stmi[-_]layers\b(?!-\d)", CONTENTS[page]) == []
+
+
+def navigation(entries: list | None = None) -> Iterator[tuple[str, str]]:
+    if entries is None:
+        text = (ROOT / "mkdocs.yml").read_text()
+        entries = yaml.safe_load(text[text.index("\nnav:") : text.index("\n# The scripts that draw")])["nav"]
+    for entry in entries:
+        ((name, value),) = entry.items()
+        yield from navigation(value) if isinstance(value, list) else [(name, value)]
+
+
+def test_a_page_has_one_name():
+    named = {name: CONTENTS[f"docs/{page}"] for name, page in navigation()}
+    titles = {name: re.search(r"^(?:# |title: )(.+)", text, re.MULTILINE) for name, text in named.items()}
+    assert {name: title[1] for name, title in titles.items() if title and title[1] != name} == {"Home": "stmi-layers"}
+
+
+def test_every_page_is_in_the_navigation():
+    pages = {name.removeprefix("docs/") for name in CONTENTS if name.startswith("docs/") and "/tables/" not in name}
+    assert pages == {page for _, page in navigation()}
+
+
+def test_every_finding_is_on_its_page():
+    assert FINDINGS
+    assert [path.name for path in FINDINGS if f"`{path.name}`" not in CONTENTS["docs/findings.md"]] == []
+    assert set(re.findall(r"`([\w-]+\.sh)`", CONTENTS["docs/findings.md"])) == {path.name for path in FINDINGS}

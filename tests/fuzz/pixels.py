@@ -52,7 +52,9 @@ def an_image(variant: Variant, random: Random) -> None:
         image.convert("RGB").save(path, **{key: value for key, value in options.items() if key == "format"})
         turn = None
     if turn in _UNDO and suffix.lower() in (".bmp", ".ppm", ".dib", ".gif", ".jp2"):  # which keep no such tag
-        variant.truth[name].images["TI"] = np.array(Image.fromarray(_expected(variant.truth[name])).transpose(_UNDO[turn]))
+        variant.truth[name].images["TI"] = np.array(
+            Image.fromarray(_expected(variant.truth[name])).transpose(_UNDO[turn])
+        )
 
 
 _UNDO = {
@@ -112,10 +114,8 @@ def deep_images(variant: Variant, random: Random) -> None:
         for name in (f"{identity:06d}_cam{camera}_0" for identity in identities for camera in (1, 2)):
             path = _replace(variant.root / split / "TI" / f"{name}.png", ".png" if use_png else ".tif")
             grey = np.random.default_rng(len(name) + int(name[5])).integers(0, 256, (16, 16, channels))
-            if np.dtype(kind).itemsize == 1:
-                counts = grey.astype(np.uint8).view(kind)
-            else:
-                counts = (grey * 4 + 100).astype(kind)
+            is_byte = np.dtype(kind).itemsize == 1
+            counts = grey.astype(np.uint8).view(kind) if is_byte else (grey * 4 + 100).astype(kind)
             if use_png:
                 write_png(path, counts)
             else:
@@ -123,7 +123,7 @@ def deep_images(variant: Variant, random: Random) -> None:
                 band = extra if channels in (2, 4) else None
                 write_tiff(path, counts, order=order, deflate=deflate, kind=sample, extra=band, photometric=photometric)
             if split == "train":
-                seen = 255 - grey if photometric == 0 and np.dtype(kind).itemsize == 1 and not use_png else grey
+                seen = 255 - grey if photometric == 0 and is_byte and not use_png else grey
                 colours = seen[..., :3] if channels > 2 else seen[..., :1].repeat(3, axis=-1)
                 variant.truth[name].images["TI"] = colours.astype(np.uint8)
 
@@ -234,4 +234,9 @@ def damage(variant: Variant, random: Random) -> None:
         content.images[folder] = None
 
 
-OTHERS = (b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"version https://git-lfs", b"GIF89a")
+OTHERS = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    b"version https://git-lfs",
+    b"GIF89a",
+)

@@ -105,6 +105,7 @@ def test_prompts_that_start_alike_stay_alike():
         layer, attention = ResidualPrompts(8, 2, std=std), nn.MultiheadAttention(8, 2, batch_first=True)
         sequence = torch.cat([layer()[0], torch.randn(2, 5, 8)], dim=1)
         attention(sequence, sequence, sequence)[0].square().sum().backward()
+        assert layer.prompts.grad is not None
         return layer.prompts.grad
 
     alike, apart = gradient(0.0), gradient(0.02)

@@ -76,6 +76,8 @@ def test_readout_matches_torch():
     oracle = nn.MultiheadAttention(6, 2, batch_first=True, dtype=torch.float64)
     mismatch = oracle.load_state_dict(readout.state_dict(), strict=False)
     assert not mismatch.missing_keys
+    assert readout.norm_globals is not None
+    assert readout.norm_tokens is not None
     query, context = readout.norm_globals(globals_), readout.norm_tokens(tokens)
     expected = oracle(query, context, context, key_padding_mask=~keep, need_weights=False)[0] + globals_
     actual = readout(globals_, tokens, keep)

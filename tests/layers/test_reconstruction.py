@@ -128,7 +128,7 @@ def test_only_what_is_missing_is_computed(monkeypatch):
     reconstruction, tokens = layer(), inputs(batch=4)
     sizes = {}
     for name, chain in reconstruction.chains.items():
-        chain.register_forward_pre_hook(lambda _, arguments, name=name: sizes.update({name: len(arguments[0])}))
+        chain.register_forward_pre_hook(lambda _, arguments, name=name: sizes.update([(name, len(arguments[0]))]))
     present = torch.ones(4, 3, dtype=torch.bool)
     present[1, 0] = present[2, 0] = present[2, 1] = False
     reconstruction(tokens, present)

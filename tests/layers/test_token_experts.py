@@ -132,6 +132,7 @@ def test_texts_of_another_width_are_mapped():
     patches, text, *_ = inputs()
     layer, plain = text_layer(text_dim=5), text_layer()
     plain.load_state_dict(layer.state_dict(), strict=False)
+    assert layer.text_proj is not None
     other = torch.randn(*text.shape[:3], 5, dtype=torch.float64)
     torch.testing.assert_close(layer(patches, other), plain(patches, layer.text_proj(other)))
 

@@ -153,13 +153,25 @@ def test_conditions_are_a_command(plain, capsys) -> None:
     [
         ("own", {"colour": 1}, r"does not fit this version: Settings must have exactly its fields; .*unknown colour"),
         ("tower", {"dim": "wide"}, r"does not fit this version: Tower\.dim must be int; received 'wide'"),
-        ("run", {"method": "this"}, r"does not fit this version: method must be stated for a package .*add --method this"),
+        (
+            "run",
+            {"method": "this"},
+            r"does not fit this version: method must be stated for a package .*add --method this",
+        ),
         ("run", {"method": 3}, r"does not fit this version: the run must name its method alone, as text; .*3"),
         ("run", {"more": 3}, r"does not fit this version: the run must name its method alone, as text; .*'more'"),
         ("tower", {"dim": -16}, r"does not fit this version: "),
         ("tower", {"patch_size": 0}, r"does not fit this version: "),
-        ("facts", {"modalities": "RGB"}, r"does not fit this version: Facts\.modalities must be tuple\[str, \.\.\.\]; .*'RGB'"),
-        ("facts", {"num_identities": "5"}, r"does not fit this version: Facts\.num_identities must be int; received '5'"),
+        (
+            "facts",
+            {"modalities": "RGB"},
+            r"does not fit this version: Facts\.modalities must be tuple\[str, \.\.\.\]; .*'RGB'",
+        ),
+        (
+            "facts",
+            {"num_identities": "5"},
+            r"does not fit this version: Facts\.num_identities must be int; received '5'",
+        ),
         ("facts", {"colours": 5}, r"does not fit this version: Facts must have exactly its fields; .*unknown colours"),
         ("data", None, r"does not fit this version: the run must hold its records; received one without data"),
     ],

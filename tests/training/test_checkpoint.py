@@ -14,11 +14,13 @@ from torch import nn
 from stmi_layers.training import Checkpoint, load_weights, read_checkpoint, save_checkpoint
 from stmi_layers.training.checkpoint import FORMAT, check_room
 
+ENTRY = {"epoch": 1, "loss": 1.0, "learning_rate": 1e-3, "cpu_seconds": 2, "losses": {}, "watch": {"alpha": 0.1}}
+
 
 def checkpoint(layers: int = 8) -> Checkpoint:
     generator = torch.Generator().manual_seed(0)
     model = {f"layer{index}.weight": torch.randn(64, 64, generator=generator) for index in range(layers)}
-    return Checkpoint({"schedule": {"epochs": 3}}, model, {"head": torch.ones(3)}, {"state": {}}, 2, [{"loss": 1.0}])
+    return Checkpoint({"schedule": {"epochs": 3}}, model, {"head": torch.ones(3)}, {"state": {}}, 2, [ENTRY])
 
 
 def assert_equal(one: Checkpoint, other: Checkpoint) -> None:
@@ -97,6 +99,10 @@ def test_other_files_are_refused(tmp_path: Path):
         ({"epoch": -1}, "must hold 'epoch' from 0 on, and holds -1"),
         ({"history": {}}, "must hold 'history' as list, and holds dict"),
         ({"history": [3]}, r"must hold a dict as history\[0\], and holds int"),
+        ({"history": [{**ENTRY, "loss": "1"}]}, r"must hold history\[0\] as numbers; its 'loss' is a str"),
+        ({"history": [ENTRY, {"loss": 1.0}]}, r"must hold history\[1\] as numbers; its 'epoch' is missing"),
+        ({"history": [{**ENTRY, "watch": {"alpha": []}}]}, r"must hold history\[0\] as numbers; its 'watch' is a dict"),
+        ({"history": [{**ENTRY, "mAP": 0.5}]}, r"must hold history\[0\] as numbers; its 'mAP' is a float"),
         ({"model": [1]}, "must hold 'model' as dict, and holds list"),
         ({"model": {"a": 1.0}}, r"must hold a Tensor as model\['a'\], and holds float"),
         ({"records": {"schedule": 3}}, r"must hold a dict as records\['schedule'\], and holds int"),

@@ -84,8 +84,12 @@ def test_the_order_of_bytes_is_gone_before_anything_is_resized(tmp_path: Path, o
     """Pillow mixes up the bytes of the other order when it resizes."""
     counts = np.arange(7000, 7000 + 64 * 48, dtype=np.uint16).reshape(48, 64)
     write_tiff(tmp_path / "x.tif", counts, order=order)
-    dataset = MultiModalDataset(unlabelled(["x"], [[tmp_path / "x.tif"]]), (24, 32), masks="none", ranges=[(7000, 10071)])
-    expected = np.array(Image.fromarray(scale_counts(counts, (7000, 10071))).resize((32, 24), Image.Resampling.BILINEAR))
+    dataset = MultiModalDataset(
+        unlabelled(["x"], [[tmp_path / "x.tif"]]), (24, 32), masks="none", ranges=[(7000, 10071)]
+    )
+    expected = np.array(
+        Image.fromarray(scale_counts(counts, (7000, 10071))).resize((32, 24), Image.Resampling.BILINEAR)
+    )
     difference = dataset.picture(0)[0][0, ..., 0].astype(int) - expected
     assert np.abs(difference).max() <= 2
 
@@ -102,7 +106,9 @@ def test_a_fourth_band_is_counted_and_changes_no_colour(tmp_path: Path, extra: i
     assert note in look_at(tmp_path / "x.tif", bounds=bounds).notes
 
 
-@pytest.mark.parametrize(("channels", "kind", "bounds"), [(2, np.uint8, None), (4, np.uint8, None), (4, np.uint16, "image")])
+@pytest.mark.parametrize(
+    ("channels", "kind", "bounds"), [(2, np.uint8, None), (4, np.uint8, None), (4, np.uint16, "image")]
+)
 def test_colours_that_another_band_would_divide_are_refused(tmp_path: Path, channels: int, kind: type, bounds) -> None:
     write_tiff(tmp_path / "x.tif", BANDS[..., :channels].astype(kind), extra=1)
     assert "colours are multiplied by its last band" in (find_defect(tmp_path / "x.tif", bounds=bounds) or "")

@@ -288,6 +288,7 @@ def test_modality_dropout_leaves_a_modality_and_depends_on_seed_epoch_and_index_
     batch = collate([train[index] for index in (3, 7, 1)])
     draws = modality_draws(20, 2, seed=0, epoch=5)
     dropped = drop_modalities(batch, draws, 1.0)
+    assert dropped.present is not None
     assert dropped.present.sum(dim=1).tolist() == [1, 1, 1]
     assert torch.equal(dropped.present.long().argmax(dim=1), draws[[3, 7, 1]].argmax(dim=1))
     assert not dropped.images[~dropped.present].any()

@@ -88,7 +88,7 @@ def test_values_that_would_be_misread_are_refused(root: Path) -> None:
     save(root / "train_3" / "mask" / f"{NAMES[1]}.png", blob(0).astype(np.uint8))
     with pytest.raises(
         ValueError,
-        match=r"(?s)TI/.*has 16 bits per channel; state the counts .*\(mode I;16\).*mask/.*value is 1; fo",
+        match=r"(?s)TI/.*has 16 bits per channel; state the counts .*\(mode I;16\).*mask/.*value is 1;",
     ):
         read(root)
 

@@ -39,7 +39,8 @@ def rows_of(folder: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def index(data: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test split, described."""
+    """The test split, described; a picture beside the splits is none of the images."""
+    Image.new("RGB", (9, 9)).save(data / "contact_sheet.png")
     out = tmp_path_factory.mktemp("index")
     run(extract, "--checkpoint", checkpoint, "--images", data, "--split", "test", "--out", out)
     return out

@@ -62,11 +62,11 @@ def load_weights(
     """Load a pretrained file into a vision transformer, a text tower or a whole CLIP model.
 
     Reads OpenAI's TorchScript archives, safetensors files and torch files, the latter also as checkpoints with the
-    weights under a name such as `state_dict`, `model` or `teacher`, which is a prefix where there are several. A prefix common to the names, such as `module.` or `visual.`, is
-    dropped: of all that occur, the one under which most tensors of the model are found. What `torch.compile`, FSDP and
-    `checkpoint_wrapper` add to the names of single blocks is dropped, too. Position embeddings of another image size
-    are [resized][stmi_layers.backbones.resize_positions]; numbers are converted to the dtype of the model. The model is
-    changed only when everything fits.
+    weights under a name such as `state_dict`, `model` or `teacher`, which is a prefix where there are several. A prefix
+    common to the names, such as `module.` or `visual.`, is dropped: of all that occur, the one under which most tensors
+    of the model are found. What `torch.compile`, FSDP and `checkpoint_wrapper` add to the names of single blocks is
+    dropped, too. Position embeddings of another image size are [resized][stmi_layers.backbones.resize_positions];
+    numbers are converted to the dtype of the model. The model is changed only when everything fits.
 
     No code from the file is run. Only a torch file can ask for that, with `trust_pickle`. Without it the promise rests,
     for torch files, on torch's own `weights_only`, whose loader had a memory-safety flaw before torch 2.10: from

@@ -29,8 +29,8 @@ def refuse_multiplied(image: ImageFile.ImageFile) -> None:
     """
     if _ASSOCIATED in _tags(image, _EXTRA):
         raise ValueError(
-            "is a TIFF whose label says that its colours are multiplied by its last band; write it without that band, or "
-            "with the band as unassociated alpha"
+            "is a TIFF whose label says that its colours are multiplied by its last band; write it without that band, "
+            "or with the band as unassociated alpha"
         )
 
 

@@ -46,6 +46,10 @@ TYPES: dict[str, type] = {
 }
 
 
+# Numbers of an entry of the history, and mappings of names to numbers.
+NUMBERS, NAMED_NUMBERS = ("epoch", "loss", "learning_rate", "cpu_seconds"), ("losses", "watch", "mAP")
+
+
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write beside `path` and rename, so that a killed run or a full disk leaves the previous checkpoint intact.
 
@@ -125,16 +129,39 @@ def _wrong_entries(content: dict[str, Any]) -> list[str]:
     if content["epoch"] < 0:
         problems.append(f"must hold 'epoch' from 0 on, and holds {content['epoch']}")
     kinds = {"records": dict, "model": Tensor, "objective": Tensor, "history": dict}
-    return problems + [
+    problems += [
         f"must hold a {kind.__name__} as {name}[{key!r}], and holds {type(value).__name__}"
         for name, kind in kinds.items()
         for key, value in (enumerate(content[name]) if name == "history" else content[name].items())
         if not isinstance(value, kind)
     ]
+    return problems or [
+        f"must hold history[{number}] as numbers; its {name!r} is {_missing_or_type(entry, name)}"
+        for number, entry in enumerate(content["history"])
+        for name in (*NUMBERS, *NAMED_NUMBERS)
+        if not _is_numeric(entry, name)
+    ]
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+def _is_numeric(entry: Mapping[str, Any], name: str) -> bool:
+    """Whether an entry of the history holds what pictures and reports read; only some epochs are scored."""
+    value = entry.get(name, {} if name == "mAP" else None)
+    values = [value] if name in NUMBERS else value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+
+
+def _missing_or_type(entry: Mapping[str, Any], name: str) -> str:
+    return f"a {type(entry[name]).__name__}" if name in entry else "missing"
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str, where: object = "the checkpoint") -> None:
     """Load all of `weights`, or raise one error that names every parameter that does not fit.
+
+    Args:
+        module: what is filled.
+        weights: its state dict.
+        what: what the module is called in the message.
+        where: the file that the weights are of.
 
     Raises:
         ValueError: when names, shapes or kinds of numbers differ; another precision of the same kind is cast.
@@ -154,7 +181,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) ->
     ]
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
-        raise ValueError(f"the checkpoint does not fit the {what}; {len(problems)} differences:\n  {shown}")
+        raise ValueError(f"{where} does not fit the {what}; {len(problems)} differences:\n  {shown}")
     module.load_state_dict(dict(weights))
 
 

@@ -48,8 +48,8 @@ class Look(NamedTuple):
     Attributes:
         defect: why the file cannot be used; None when it can.
         size: width and height as shown; of one panel where there are several.
-        notes: what was silently decided about it: "alpha", "pages", "turned", "bands", "profile", "clipped", "deep"; of a
-            mask "levels", "empty", "full", "inverted".
+        notes: what was silently decided about it: "alpha", "pages", "turned", "bands", "profile", "clipped", "deep"; of
+            a mask "levels", "empty", "full", "inverted".
     """
 
     defect: str | None

@@ -76,8 +76,8 @@ def read_image(source: Source, bounds: Range | None = None) -> Image.Image:
 
     Raises:
         OSError: when the file cannot be decoded.
-        ValueError: when the image has more than 8 bits per channel and there are no bounds, or the other way round; when
-            its bytes have a sign, or its colours are multiplied by another band.
+        ValueError: when the image has more than 8 bits per channel and there are no bounds, or the other way round;
+            when its bytes have a sign, or its colours are multiplied by another band.
     """
     path = path_of(source)
     with opened(path) as image:

@@ -59,8 +59,8 @@ class Run:
             raise ValueError(
                 f"{path} was made with other settings, and resume=True needs the same:\n  " + "\n  ".join(changed)
             )
-        load_weights(self.model, checkpoint.model, "model")
-        load_weights(self.objective, checkpoint.objective, "objective")
+        load_weights(self.model, checkpoint.model, "model", path)
+        load_weights(self.objective, checkpoint.objective, "objective", path)
         try:
             self.optimizer.load_state_dict(checkpoint.optimizer)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

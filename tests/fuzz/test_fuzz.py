@@ -1,0 +1,13 @@
+"""A slice of the fuzzer: variants of every kind of file, by seed. `make fuzz` runs many."""
+
+import pytest
+
+from fuzz.judge import KINDS, judge
+
+SEEDS = range(3 * len(KINDS))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_variant_is_read_rightly_refused_by_name_or_counted(seed: int):
+    verdict = judge(seed)
+    assert verdict.fault is None, f"{verdict.what}: {verdict.outcome}\n{verdict.fault}"
