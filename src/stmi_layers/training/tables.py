@@ -58,7 +58,7 @@ def read_parquet(file: Path, key: str) -> tuple[list[str], Rows]:
     except ImportError as error:
         raise ImportError(f"{file} needs pyarrow: pip install pyarrow, or write the manifest as CSV") from error
     try:
-        table = parquet.read_table(file, partitioning=None)
+        table = parquet.read_table(file, partitioning=None)  # pyright: ignore[reportArgumentType]
     except (ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read as Parquet: {printable(error)}") from error
     header = [str(name) for name in table.column_names]
