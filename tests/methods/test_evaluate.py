@@ -120,6 +120,7 @@ def test_threads_are_set_when_they_are_asked_for(plain: tuple[Path, Path], tmp_p
         torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_evaluation_of_a_checkpoint_repeats_the_result_and_needs_it_alone(plain, tmp_path: Path) -> None:
     root, run_folder = plain
     shutil.copy(run_folder / "checkpoint.pt", tmp_path / "checkpoint.pt")
