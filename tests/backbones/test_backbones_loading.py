@@ -138,6 +138,35 @@ def test_the_only_set_of_a_checkpoint_keeps_its_names(tmp_path: Path):
         assert load_weights(nn.Linear(2, 2), tmp_path / "w.pt").prefix == ""
 
 
+def test_a_file_of_a_part_of_the_model_is_told_as_such(tmp_path: Path):
+    part = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    torch.save(part.state_dict(), tmp_path / "w.pt")
+    model = nn.ModuleDict({"tower": nn.ModuleDict({"model": part}), "head": nn.Linear(2, 3)})
+    with pytest.raises(ValueError, match=r"of its part 'tower\.model': pass model\.get_submodule\('tower\.model'\)$"):
+        load_weights(model, tmp_path / "w.pt")
+    load_weights(model.get_submodule("tower.model"), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"build the model the file was made for, without what it does not have$"):
+        load_weights(nn.ModuleDict({"other": nn.LayerNorm(5)}), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("share", ["model", "layer", "head"])
+@pytest.mark.parametrize("name", ["CLIPVision", "Dinov2", "SiglipVision"])
+def test_what_save_pretrained_writes_comes_back_whole(name: str, share: Any, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 16}
+    kind, config = getattr(transformers, f"{name}Model"), getattr(transformers, f"{name}Config")(**sizes)
+    saved = modulate(kind(config), share=share)
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.normal_()
+    saved.save_pretrained(tmp_path)
+    again = modulate(kind.from_pretrained(tmp_path), share=share)
+    load_weights(again, tmp_path / "model.safetensors")
+    assert saved.state_dict().keys() == again.state_dict().keys()
+    for key, value in saved.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
 def test_transformers_gives_the_modulated_weights_that_are_asked_for():
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPVisionConfig(

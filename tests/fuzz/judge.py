@@ -14,8 +14,10 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from examples import evaluate
 from examples.cli import EXPECTED
 from examples.prepare.inspect import inspect
+from examples.restore import Computer
 from examples.train import train
 from sets import tiny
 from stmi_layers.training import Item
@@ -64,9 +66,11 @@ class _Said(NamedTuple):
         return any(name in said for name in names)
 
 
-def judge(seed: int, *, kinds: Sequence[str] = KINDS, seconds: int = 120) -> Verdict:
+def judge(seed: int, *, kinds: Sequence[str] = KINDS, seconds: int = 300) -> Verdict:
     """Make the variant of a seed and find out whether every command does right by it."""
     random, kind = Random(seed), kinds[seed % len(kinds)]
+    if kind == "checkpoint":
+        states.trained()  # once, and outside the time of a variant
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _alone(Path(folder), seconds) as connections:
         root = Path(folder) / "set"
         root.mkdir()
@@ -144,7 +148,8 @@ def _train(variant: Variant, out: Path) -> str | None:
     said = _run(lambda: train(tiny(variant.root, **changes), out / "run"))
     if said.fault or said.refusal is not None:
         return said.fault and f"train: {said.fault}"
-    said = _run(lambda: states.restore(out / "run" / "checkpoint.pt", machine=states.MACHINE))
+    asked = evaluate.Arguments(out / "run" / "checkpoint.pt", machine=Computer(device="cpu", threads=1))
+    said = _run(lambda: evaluate.main(asked))
     return said.fault or (said.refusal and f"what was trained cannot be evaluated: {said.refusal}")
 
 

@@ -27,6 +27,11 @@ class Modulated(nn.Module):
     perturbation: MaskPerturbation
     follows: bool  # an earlier block of the model holds the same two parameters
 
+    @property
+    def _tied_weights_keys(self) -> dict[str, str]:
+        """Names that `save_pretrained` of transformers may leave out, because an earlier block writes their values."""
+        return {"alpha": "alpha", "beta": "beta"} if getattr(self, "follows", False) else {}
+
     def route(self, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Tell a foreground mask, boolean with two axes, from an attention mask: (foreground, attention mask).
 

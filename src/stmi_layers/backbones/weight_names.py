@@ -53,6 +53,15 @@ def match_names(
     return prefix, {mine: found[name] for name, mine in held.items() if name in found}
 
 
+def part_that_fits(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> str | None:
+    """The part of the model whose tensors the file has most of, at least half, under their names in that part."""
+    parts = {name.rsplit(".", count)[0] for name in own for count in range(1, name.count(".") + 1)}
+    held = {part: [name.removeprefix(f"{part}.") for name in own if name.startswith(f"{part}.")] for part in parts}
+    found = {part: sum(name in stored for name in names) for part, names in held.items()}
+    best = max(sorted(parts), key=lambda part: found[part], default=None)
+    return best if best is not None and 2 * found[best] >= max(2, len(held[best])) else None
+
+
 def _prefixes(names: Mapping[str, str]) -> set[str]:
     prefixes = {""}
     for name in names:

@@ -1,6 +1,6 @@
 """Pretrained weights for a model already built, with a report on every tensor."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from stmi_layers.backbones.adapted import added_names
 from stmi_layers.backbones.parameters import strengths_of
 from stmi_layers.backbones.positions import GRID_NAME, position_grids, resize_positions, square_grid
 from stmi_layers.backbones.weight_files import read_weight_file
-from stmi_layers.backbones.weight_names import match_names
+from stmi_layers.backbones.weight_names import match_names, part_that_fits
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def load_weights(
     prefix, in_file = match_names(own, file.tensors, prefix, path)
     weights = {name: file.tensors[in_file[name]] for name in own if name in in_file}
     missing = tuple(name for name in own if name not in weights)
-    _refuse_missing(set(missing) - set(strengths_of(model)) - added_names(model), own, path)
+    _refuse_missing(set(missing) - set(strengths_of(model)) - added_names(model), own, file.tensors, path)
     resized = {}
     for name, new_grid in position_grids(model).items():
         if weights[name].ndim != own[name].ndim:
@@ -192,11 +192,16 @@ def _fit_positions(
     return fitted.reshape(*stored.shape[:-2], *fitted.shape), grid
 
 
-def _refuse_missing(names: set[str], own: dict[str, Tensor], path: Path) -> None:
+def _refuse_missing(names: set[str], own: dict[str, Tensor], stored: Mapping[str, Tensor], path: Path) -> None:
     if names:
+        part = part_that_fits(own, stored)
+        cure = (
+            f"the file is of its part {part!r}: pass model.get_submodule({part!r})"
+            if part
+            else "build the model the file was made for, without what it does not have"
+        )
         raise ValueError(
-            f"{path} lacks {len(names)} of the {len(own)} tensors of the model: {_shorten(sorted(names))}; "
-            "build the model the file was made for, without what it does not have"
+            f"{path} lacks {len(names)} of the {len(own)} tensors of the model: {_shorten(sorted(names))}; {cure}"
         )
 
 
