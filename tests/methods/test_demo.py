@@ -12,7 +12,7 @@ from examples.demo.model import DeMo
 from examples.demo.released import released_state
 from examples.towers.vit import VisionTransformer
 from given_tower import GivenTower, batch_of
-from vectors import FOLDER, Vectors, every
+from vectors import FOLDER, every, load, meta, part
 
 NAMES, SUBSETS = ("rgb", "nir", "tir"), ("r", "n", "t", "rn", "rt", "nt", "rnt")
 MODALITIES = ("RGB", "NI", "TI")
@@ -53,14 +53,14 @@ def released(state: dict[str, Tensor], patches: Tensor, globals_: Tensor, heads:
     gate, dim = "gating_network.gate.", patches.shape[3]
     query = torch.cat(parts, dim=1) @ state[f"{gate}linear_re.0.weight"].T + state[f"{gate}linear_re.0.bias"]
     query = normalise(state, f"{gate}linear_re.2", quick_gelu(query)) @ state[f"{gate}q_.weight"].T
-    keys = torch.stack([part @ state[f"{gate}k_.weight"].T for part in parts], dim=1)
+    keys = torch.stack([one @ state[f"{gate}k_.weight"].T for one in parts], dim=1)
     results, width = [], dim // 4
-    for index, part in enumerate(parts):
+    for index, one in enumerate(parts):
         for head in range(4):
             own = slice(head * width, (head + 1) * width)
             logits = (query[:, None, own] * keys[:, :, own]).sum(dim=2) / width**0.5
             expert = f"experts.{head}.expertHead.{index}.mlp"
-            value = quick_gelu(part[:, own] @ state[f"{expert}.0.weight"].T + state[f"{expert}.0.bias"])
+            value = quick_gelu(one[:, own] @ state[f"{expert}.0.weight"].T + state[f"{expert}.0.bias"])
             results.append(logits.softmax(dim=1)[:, index, None] * normalise(state, f"{expert}.2", value))
     return torch.cat(reduced, dim=1), torch.cat(results, dim=1)
 
@@ -76,19 +76,19 @@ def assert_released(state: dict[str, Tensor], patches: Tensor, globals_: Tensor,
 
 
 @every("demo_pife_*.npz")
-def test_it_composes_the_released_parts_with_their_released_parameters(vectors):
-    suffix = vectors.stem.removeprefix("demo_pife")
-    others = [FOLDER / f"demo_{part}{suffix}.npz" for part in ("hdm", "atmoe")]
-    if not all(path.exists() for path in others):
+def test_it_composes_the_released_parts_with_their_released_parameters(path):
+    suffix = path.stem.removeprefix("demo_pife")
+    paths = [path, *(FOLDER / f"demo_{kind}{suffix}.npz" for kind in ("hdm", "atmoe"))]
+    if not all(one.exists() for one in paths):
         pytest.skip(f"no HDM and ATMoE of the size{suffix}")
-    parts = [Vectors(path) for path in (vectors, *others)]
-    if len({part.meta["D"] for part in parts}) > 1 or parts[2].meta["heads"] != 4:
+    arrays, settings = [load(one, torch.float64) for one in paths], [meta(one) for one in paths]
+    if len({one["D"] for one in settings}) > 1 or settings[2]["heads"] != 4:
         pytest.skip(f"the parts of the size{suffix} do not fit each other")
-    state = parts[0].under("param.") | parts[1].under("param.") | parts[2].under("param.")
+    state = {name: value for one in arrays for name, value in part(one, "param.").items()}
     patches, globals_ = (
-        torch.stack([parts[0][f"in.{one}_{kind}"] for one in NAMES], 1) for kind in ("patches", "global")
+        torch.stack([arrays[0][f"in.{one}_{kind}"] for one in NAMES], 1) for kind in ("patches", "global")
     )
-    assert_released(state, patches, globals_, parts[1].meta["heads"])
+    assert_released(state, patches, globals_, settings[1]["heads"])
 
 
 def test_it_composes_the_parts_with_random_parameters():

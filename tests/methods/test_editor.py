@@ -11,7 +11,7 @@ from given_tower import GivenTower, batch_of
 from method_batches import random_batch, small_model
 from reference import editor as reference
 from stmi_layers.backbones import attention_layers, heads_of, recording
-from vectors import Vectors, every
+from vectors import every, load, meta, part
 
 NAMES = ("rgb", "nir", "tir")
 PRESENT = torch.tensor([[True, True, True], [True, False, True], [False, True, True], [False, False, True]])
@@ -36,12 +36,12 @@ def scores_of(keep: Tensor, modalities: int) -> Tensor:
 
 
 @every("editor_hma_*.npz")
-def test_it_composes_the_released_parts_with_their_released_parameters(vectors):
-    arrays = Vectors(vectors)
+def test_it_composes_the_released_parts_with_their_released_parameters(path):
+    arrays, settings = load(path, torch.float64), meta(path)
     tokens, keep = torch.stack([arrays[f"in.{name}"] for name in NAMES], dim=1), arrays["in.mask"]
-    classes, patches, state = tokens[:, :, 0], tokens[:, :, 1:], arrays.under("param.")
-    options = {"num_heads": arrays.meta["heads"], "keep_per_head": 1, "centre_start": "zero"}
-    model = EDITOR(Looking(patches, classes), ("RGB", "NI", "TI"), arrays.meta["identities"], **options).double()
+    classes, patches, state = tokens[:, :, 0], tokens[:, :, 1:], part(arrays, "param.")
+    options = {"num_heads": settings["heads"], "keep_per_head": 1, "centre_start": "zero"}
+    model = EDITOR(Looking(patches, classes), ("RGB", "NI", "TI"), settings["identities"], **options).double()
     assert model.aggregation is not None
     assert model.centres is not None
     assert model.reduction is not None
