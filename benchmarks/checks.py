@@ -17,7 +17,7 @@ from benchmarks.machine import describe
 from stmi_layers import _typing
 
 TABLE = Path(__file__).parents[1] / "docs" / "tables" / "benchmarks-cpu-checks.md"
-ROUNDS, CALLS, DIM = 60, 20, 16
+ROUNDS, CALLS, DIM = 200, 20, 16
 COMMAND = "python -m benchmarks.checks --docs"
 
 
@@ -79,7 +79,7 @@ def table() -> str:
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
-    machine = ", ".join(f"{name} {value}" for name, value in describe("cpu").items())
+    machine = "; ".join(f"{name} {value}" for name, value in describe("cpu").items())
     text = f"`{COMMAND}`, {machine}.\n\n{table()}\n"
     print(text)
     if "--docs" in sys.argv[1:]:

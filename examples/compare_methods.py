@@ -204,7 +204,8 @@ def main(shared: Mapping[str, Any], options: Options) -> str:
 
     of_set, seeds = options.docs or shared["data"].root.name, len(options.seeds)
     panels = [{column: column_of(column, OWN_COLUMNS) for column in panel} for panel in PANELS]
-    title = f"Methods at equal {options.equal} ({of_set}), mean ± standard deviation of {seeds} seeds"
+    of_seeds = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    title = f"Methods at equal {options.equal} ({of_set}), {of_seeds}"
     figures = draw(results, panels, folder / "figure", title=title, axis="method", sweep=False)
     if options.docs:
         compare.publish(folder, f"{options.docs}-{name}")

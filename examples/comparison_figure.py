@@ -12,6 +12,8 @@ from examples.comparison_table import values_of
 from examples.preset import Column, Result
 from stmi_layers.training.files import write_text, write_whole
 
+# Labels of more rows than these would run into each other.
+CROWD = 8
 COLORS = ("#4575b4", "#f46d43", "#1a9850", "#984ea3")
 # matplotlib writes the colours of a light page; on a dark one, ink turns light and paper transparent.
 DARK = """<style>
@@ -76,6 +78,8 @@ def draw(
             long = 0.1 * sum(map(len, rows)) > 0.8 * across
             panel.set_xticks(range(len(rows)), list(rows))
             panel.tick_params(axis="x", rotation=15 if long else 0)
+            if len(rows) > CROWD:
+                panel.set_xticks(range(len(rows)), list(rows), rotation=40, ha="right", rotation_mode="anchor")
         panel.legend(fontsize=8, loc="best")
     # Names of parts and the date would otherwise differ from one drawing to the next.
     with mpl.rc_context({"svg.hashsalt": "stmi"}), write_whole(path.with_suffix(".svg")) as file:

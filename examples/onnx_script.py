@@ -23,5 +23,5 @@ if "mask" in files:
     masks[:] = np.asarray(mask.resize((width, height), Image.Resampling.NEAREST)) > 127
 inputs = {"images": images, "masks": masks, "present": present}
 inputs = {name: inputs[name] for name in facts["inputs"]}
-descriptor = np.asarray(session.run(facts["outputs"][:1], inputs)[0])[0]  # of length 1
-print(json.dumps(descriptor.tolist()))
+descriptors = np.asarray(session.run(facts["outputs"][:1], inputs)[0])  # of length 1
+print(json.dumps(descriptors[0].tolist()))

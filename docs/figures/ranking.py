@@ -23,7 +23,7 @@ from stmi_layers.training import Item, Machine, MultiModalDataset, Protocol, des
 OUT = Path(__file__).parents[1] / "assets" / "ranking.svg"
 BEST = 5
 SHOWN = {"RGB": "RGB", "NI": "NIR", "TI": "TIR"}
-LEFT, TOP, CELL, GAP = 34, 46, 48, 6
+LEFT, TOP, CELL, GAP = 36, 46, 46, 6
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def draw(dataset: MultiModalDataset, query: int, best: list[int], modalities: tu
         for row, image in enumerate(dataset.picture(index)[0]):
             parts.append(embedded(image, left, TOP + row * (CELL + 3)))
     bottom = TOP + len(modalities) * (CELL + 3)
-    parts += lines(WIDTH / 2, bottom + 18, "✓ same vehicle, ✗ another one; found in all three bands at once")
+    parts += lines(WIDTH / 2, bottom + 18, "✓ the same vehicle, ✗ another vehicle")
     verdicts = ["right" if dataset.items[index].identity == identity else "wrong" for index in best]
     return picture(
         bottom + 30,
@@ -96,4 +96,4 @@ def embedded(image: np.ndarray, left: float, top: float) -> str:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        command.run(main, Arguments)
+        command.run(main, Arguments, __doc__)

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 NO_BROWSER = (
-    "the site was built and not checked, for there is no Chromium; install one (Debian: apt-get install chromium; "
+    "the site was built and not checked, because there is no Chromium; install one (Debian: apt-get install chromium; "
     "anywhere: .venv/bin/python -m playwright install chromium) and run make docs again"
 )
 PREFIX = "/some/where"

@@ -1,4 +1,4 @@
-"""Every page in both palettes, at the width of a desk and of a phone."""
+"""Every page in both palettes, at the width of a laptop and of a phone: nothing is cut off, unreadable or missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
 SCHEMES = {"light": "default", "dark": "slate"}
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # The theme gives every block of code a landmark of the same name; the other rules hold without exception.
 CONTRAST = {"runOnly": ["color-contrast", "link-in-text-block"], "resultTypes": ["violations"]}
 OTHERS = {
@@ -41,6 +41,26 @@ WIDE = """document.documentElement.scrollWidth <= innerWidth ? [] :
     .slice(0, 3).map((node) => node.outerHTML.slice(0, 100)).concat(`${document.documentElement.scrollWidth} pixels`)"""
 BROKEN_IMAGES = """[...document.images].filter((image) => image.loading !== "lazy" && !image.naturalWidth)
     .map((image) => image.src)"""
+# Code in open boxes, formulas, pictures, and tables that nothing around them lets scroll.
+CUT_OFF = """(laptop) => {
+    const shown = (selector) => [...document.querySelectorAll(`article ${selector}`)]
+        .filter((node) => node.checkVisibility() && !node.closest("details:not([open])"));
+    const beyond = (node) => node.scrollWidth > node.clientWidth + 1;
+    const named = (kind, nodes) => nodes.map((node) =>
+        `${kind}, ${node.scrollWidth} in ${node.clientWidth}: ${(node.textContent || node.src).trim().slice(0, 70)}`);
+    const width = document.querySelector("article").clientWidth + 1;
+    const scrolls = (node) => node.closest(".md-typeset__scrollwrap, .try-scroll");
+    return [
+        ...(laptop ? named("code", shown("pre > code").filter(beyond)) : []),
+        ...named("formula", shown(".katex-display").filter(beyond)),
+        ...named("formula", shown(".arithmatex.broken").filter((node) =>
+            [...node.querySelectorAll(".base")].some((base) => base.offsetWidth > node.clientWidth + 1))),
+        ...named("picture", shown("img, article svg.figure").filter((node) => node.offsetWidth > width)),
+        ...named("table", shown("table").filter((node) => node.offsetWidth > width && !scrolls(node))),
+    ];
+}"""
+SETTLED = """() => document.fonts.status === "loaded" && !document.querySelector(".arithmatex:not([data-formula])")
+    && [...document.querySelectorAll("article table:not([class])")].every((table) => table.closest("[tabindex]"))"""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -83,21 +103,25 @@ def switch(page: Page, palette: str) -> None:
 
 def test_page(visitor: Page, address: str, path: str) -> None:
     """One visit in both palettes, because most of the time goes into loading a page and setting its formulas."""
-    visitor.set_viewport_size(DESK)
+    visitor.set_viewport_size(LAPTOP)
     visitor.emulate_media(color_scheme="light")
     problems: dict[str, list[str]] = {}
     with complaints(visitor, address) as found:
-        visitor.goto(f"{address}{path}/".replace("./", ""), wait_until="networkidle")
+        visitor.goto(f"{address}{path}/".replace("./", ""), wait_until="load")
+        visitor.wait_for_function(SETTLED)
         assert scheme(visitor) == SCHEMES["light"]
         visitor.evaluate(AXE)
         problems["accessibility"] = visitor.evaluate(VIOLATIONS, OTHERS)
         problems["formulas not rendered"] = visitor.evaluate(UNRENDERED) + visitor.evaluate(RAW)
         problems["images not shown"] = visitor.evaluate(BROKEN_IMAGES)
         problems["contrast in light"] = visitor.evaluate(CONTRAST_VIOLATIONS, CONTRAST)
+        problems["cut off on a laptop"] = visitor.evaluate(CUT_OFF, True)
         switch(visitor, "dark")
         problems["contrast in dark"] = visitor.evaluate(CONTRAST_VIOLATIONS, CONTRAST)
         visitor.set_viewport_size(PHONE)
+        visitor.wait_for_timeout(50)  # formulas are set anew
         problems["wider than a phone"] = visitor.evaluate(WIDE)
+        problems["cut off on a phone"] = visitor.evaluate(CUT_OFF, False)
     problems["complaints"] = found
     lines = [f"{kind}: {one}" for kind, some in problems.items() for one in dict.fromkeys(some)]
     assert not lines, "\n".join([path, *lines])

@@ -336,19 +336,16 @@ def test_a_fault_of_the_program_keeps_its_traceback(folder, tmp_path, capsys, mo
 
 
 def test_compare_writes_a_table_and_repeats_nothing_that_is_whole(folder, tmp_path, in_this_process):
-    run, options = asked(
-        folder, tmp_path, {"variants": ("baseline", "full", "full@RGB"), "seeds": (0, 1)}, captions="off"
-    )
+    run, options = asked(folder, tmp_path, {"variants": ("baseline", "full@RGB"), "seeds": (0, 1)}, captions="off")
     text = compare.main(run, options)
     rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ")]
     assert [(name.strip(), by.strip()) for name, by in rows] == [
         ("variant", "by"),
         ("baseline", "G"),
-        ("full", "U"),
         ("full@RGB", "U"),
     ]
     assert "±" in text
-    made = tmp_path / "runs" / "full" / "seed-1"
+    made = tmp_path / "runs" / "full@RGB" / "seed-1"
     before = (made / "metrics.json").stat().st_mtime_ns
     assert compare.main(run, options) == text
     assert (made / "metrics.json").stat().st_mtime_ns == before

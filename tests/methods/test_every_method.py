@@ -1,8 +1,6 @@
 """Every method of the house keeps the contract: it trains, resumes, evaluates, misses modalities, exports."""
 
 import copy
-import os
-import socket
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 from examples import cli
 from examples.compare import Offer
@@ -19,6 +16,7 @@ from examples.methods import METHODS, load_method
 from examples.run import default_run, values_of
 from examples.train import Options, build_model, load_splits, train
 from method_batches import MODALITIES, one_row, random_batch, small_model, without_zeros
+from processes import in_processes
 from sets import assert_same_weights, tiny, weights, write_set
 from stmi_layers.training import (
     Batch,
@@ -37,7 +35,6 @@ from stmi_layers.training.optimisation import check_groups
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data"
-PROCESSES = 2
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -243,20 +240,6 @@ def test_every_variant_can_be_built_and_every_row_names_one(method: str):
     assert set(offer.usual) <= offer.variants.keys()
 
 
-def in_each_process(work: Any, *arguments: Any) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(_enter, (port, work, arguments), PROCESSES)
-
-
-def _enter(number: int, port: int, work: Any, arguments: tuple[Any, ...]) -> None:
-    numbers = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": PROCESSES, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in numbers.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(1)
-    work(*arguments)
-
-
 def train_in_double(folder: str, out: str) -> None:
     """In float64, because Adam makes whole steps of the rounding in gradients that are 0."""
     for method in METHODS:
@@ -276,7 +259,7 @@ def train_in_double(folder: str, out: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(folder: Path, tmp_path: Path):
-    in_each_process(train_in_double, str(folder), str(tmp_path / "two"))
+    in_processes(train_in_double, str(folder), str(tmp_path / "two"))
     train_in_double(str(folder), str(tmp_path / "one"))
     for method in METHODS:
         first, second = weights(tmp_path / "one" / method), weights(tmp_path / "two" / method)

@@ -87,6 +87,7 @@ def write_captions(root: Path) -> None:
         (root / "text" / f"{split}.json").write_text(json.dumps(entries))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make", "size", "batch", "protocol"),
     [
@@ -99,7 +100,6 @@ def write_captions(root: Path) -> None:
 def test_a_recipe_trains_and_evaluates_its_benchmark(
     name, make, size, batch, protocol, architecture, weights, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("examples.figures.save", lambda figure, path: [path])  # slow, and tested elsewhere
     data, out, seen = tmp_path / "data", tmp_path / "out", []
     make(data)
     write_captions(data)

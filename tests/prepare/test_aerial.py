@@ -134,9 +134,7 @@ def test_captions_say_what_was_measured(changes: dict[str, float], said: str):
 
 def test_a_missing_library_is_named_with_its_extra_before_anything_is_written(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    with pytest.raises(
-        ImportError, match=r"cv2 cannot be imported; install it by: pip install 'stmi-layers\[aerial\]'"
-    ):
+    with pytest.raises(ImportError, match=r"cv2 cannot be imported; .*pip install .*\[aerial\]'"):
         build(tmp_path / "clone", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

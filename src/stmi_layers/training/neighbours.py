@@ -22,7 +22,7 @@ CHUNK = 64  # queries at once
 def exact_search(shards: Shards, name: str) -> Search:
     """Return an exact search of all shards, one after the other, in memory for one of them.
 
-    A first pass keeps a few more candidates than asked for by their cosines; [`nearest`][stmi_layers.search.nearest]
+    A first pass keeps a few more candidates than asked for by their cosines; `nearest`
     ranks these, as it would rank all.
     """
     shards.refuse_unknown(name)
