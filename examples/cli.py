@@ -15,6 +15,8 @@ check_examples()
 
 import tyro  # noqa: E402
 
+from stmi_layers.training.messages import printable  # noqa: E402
+
 Arguments = TypeVar("Arguments")
 # Errors whose message says all there is to know. Any other error is a fault of the program.
 EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, FloatingPointError)
@@ -29,12 +31,22 @@ def errors_as_a_line() -> Iterator[None]:
     try:
         yield
     except EXPECTED as error:
-        sys.exit(f"error: {with_flags(str(error))}")
+        sys.exit(f"error: {printable_lines(with_flags(str(error)))}")
     except ImportError as error:
         # Python's own names the module; one raised by hand says what to install.
         if error.name is not None:
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable_lines(str(error))}")
+
+
+def printable_lines(text: str) -> str:
+    r"""A text in which everything that no terminal should obey is escaped, ends of lines excepted.
+
+    Examples:
+        >>> printable_lines("a\x1b[2J\nb")
+        'a\\x1b[2J\nb'
+    """
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def with_flags(message: str) -> str:

@@ -5,6 +5,7 @@ An extraction that is stopped continues when the same command is run again. On s
 `torchrun --nproc-per-node 2 -m examples.extract ...`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from examples.restore import Computer, Loaded, load_model
 from examples.sources import ALL, Listing, list_sources, write_listing
 from stmi_layers.training.distributed import by_first, join, num_processes, rank
 from stmi_layers.training.extraction import extract
-from stmi_layers.training.shards import RECORD, Extraction, open_shards, shard_path
+from stmi_layers.training.settings import Range, from_dict, to_dict
+from stmi_layers.training.shards import RECORD, Extraction, Shards, open_shards, shard_path
 
 LISTING = "items.jsonl"
 
@@ -77,19 +79,48 @@ def describe_images(arguments: Arguments, loaded: Loaded, device: torch.device, 
     )
 
 
+@dataclass(frozen=True)
+class Notes:
+    """What a search has to know of an extraction to treat its queries alike; paths are absolute."""
+
+    checkpoint: str
+    method: str
+    images: tuple[str, ...]
+    split: str
+    modality: str | None
+    modalities: tuple[str, ...]
+    masks: Policy | None
+    ranges: Mapping[str, Range]
+
+
 def notes_of(arguments: Arguments, loaded: Loaded) -> dict[str, Any]:
-    """What a search has to know of an extraction to treat its queries alike."""
+    """The notes as plain values."""
     data = loaded.run.data
-    return {
-        "checkpoint": str(arguments.checkpoint.absolute()),
-        "method": loaded.run.method,
-        "images": [str(Path(text).absolute()) if Path(text).exists() else text for text in arguments.images],
-        "split": arguments.split,
-        "modality": arguments.modality,
-        "modalities": list(data.modalities),
-        "masks": arguments.masks,
-        "ranges": {name: bounds if bounds == "image" else list(bounds) for name, bounds in data.ranges.items()},
-    }
+    notes = Notes(
+        checkpoint=str(arguments.checkpoint.absolute()),
+        method=loaded.run.method,
+        images=tuple(str(Path(text).absolute()) if Path(text).exists() else text for text in arguments.images),
+        split=arguments.split,
+        modality=arguments.modality,
+        modalities=data.modalities,
+        masks=arguments.masks,
+        ranges=data.ranges,
+    )
+    return to_dict(notes)
+
+
+def read_notes(shards: Shards) -> Notes:
+    """The notes of an index.
+
+    Raises:
+        ValueError: when `examples.extract` has not made it, or another version of it.
+    """
+    try:
+        return from_dict(Notes, shards.record.notes)
+    except ValueError as error:
+        raise ValueError(
+            f"{shards.folder} must be an index of examples.extract, of this version: {error}. Extract again"
+        ) from error
 
 
 def _list(arguments: Arguments, loaded: Loaded, listing: Path) -> None:

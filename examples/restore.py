@@ -133,9 +133,9 @@ def load_model(checkpoint: Path, changes: Mapping[str, Any] | None = None, *, ma
     content, device = read_checkpoint(checkpoint), choose_device(machine.device)
     changes = dict(changes or {})
     method = changes.pop("method", None)
-    facts: Facts = from_dict(Facts, content.records.get("facts", {}))
     try:
         run = run_of(content.records, method=method)
+        facts = from_dict(Facts, content.records["facts"])
         model = run.build(facts)
     except ImportError:
         raise

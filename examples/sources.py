@@ -24,8 +24,7 @@ from stmi_layers.training.images import SUFFIXES
 from stmi_layers.training.layouts import find_set
 from stmi_layers.training.layouts.manifest import find_manifest
 from stmi_layers.training.messages import shorten
-from stmi_layers.training.record import Item, Source, files_of
-from stmi_layers.training.shards import item_of, plain_item
+from stmi_layers.training.record import Item, Source, files_of, item_of, plain_item
 from stmi_layers.training.splits import list_items
 
 ALL = "all"
@@ -260,7 +259,11 @@ class Listing(Sequence[Item]):
         start, stop = int(self._starts[row]), int(self._starts[row + 1])
         with self.path.open("rb") as file:  # a file that processes shared would share its place
             file.seek(start)
-            return item_of(json.loads(file.read(stop - start)))
+            line = file.read(stop - start)
+        try:
+            return item_of(json.loads(line))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{self.path} must hold an item per line; line {row + 1} is none: {error!r}") from error
 
     def digest(self) -> str:
         """Digest of the file."""

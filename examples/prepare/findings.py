@@ -164,6 +164,10 @@ def _compare_splits(findings: Findings) -> None:
     train = findings.splits.get("train", [])
     train = train or [item for name, items in findings.splits.items() if "train" in name for item in items]
     test = findings.splits.get("test", [])
+    if not train:
+        findings.notes.append("no split 'train': there is nothing to train on")
+    if not test:
+        findings.notes.append("no split 'test', or query and gallery: there is nothing to evaluate on")
     known = {item.identity for item in train} - {None}
     if shared := sorted(known & {item.identity for item in test}, key=str):
         findings.notes.append(f"{len(shared)} identities are in train and in test: {shorten(map(str, shared))}")

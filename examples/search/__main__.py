@@ -15,7 +15,7 @@ from torch import Tensor
 
 from examples import cli
 from examples.extract import Arguments as ExtractArguments
-from examples.extract import describe_images
+from examples.extract import describe_images, read_notes
 from examples.images import Policy
 from examples.restore import Computer, load_model
 from examples.search.matches import Rules, as_json, as_table, find_matches, first_right, to_tensor
@@ -83,13 +83,13 @@ def main(arguments: Arguments) -> list[dict[str, Any]]:
     content = as_json(queries, matches)
     settings = {"descriptor": name, "fingerprint": shards.record.fingerprint, "kind": arguments.kind, **vars(rules)}
     write_text(out / "matches.json", json.dumps({**settings, "queries": content}, indent=1) + "\n")
-    notes, shown = shards.record.notes, arguments.page
+    notes, shown = read_notes(shards), arguments.page
     note = (
         f"{len(queries)} queries against {shards.starts[-1]} entries of {arguments.index}, by {name}, {arguments.kind}"
     )
-    draw = pictures(notes.get("ranges", {}), notes["modalities"], arguments.masks or notes.get("masks"))
+    draw = pictures(notes.ranges, notes.modalities, arguments.masks or notes.masks)
     page = out / "matches.html"
-    write_page(page, queries[:shown], matches[:shown], notes["modalities"], draw, note=note)
+    write_page(page, queries[:shown], matches[:shown], notes.modalities, draw, note=note)
     print(as_table(queries, matches, shown=shown))
     right, known = first_right(matches)
     if known:
@@ -115,11 +115,9 @@ def _describe_queries(shards: Shards, name: str, arguments: Arguments) -> tuple[
         if other.record.fingerprint != shards.record.fingerprint:
             raise ValueError(_other_model(other.folder, other.record.fingerprint, shards))
         return to_tensor(other, name), list(other.all_items())
-    notes = shards.record.notes
-    if "checkpoint" not in notes:
-        raise ValueError(f"{shards.folder} was not made by examples.extract; describe the queries with its model")
+    notes = read_notes(shards)
     machine = arguments.machine.machine(quiet=True)
-    checkpoint = arguments.checkpoint or Path(notes["checkpoint"])
+    checkpoint = arguments.checkpoint or Path(notes.checkpoint)
     loaded = load_model(checkpoint, machine=machine)
     if (own := fingerprint(loaded.model)) != shards.record.fingerprint:
         raise ValueError(_other_model(checkpoint, own, shards))
@@ -130,7 +128,7 @@ def _describe_queries(shards: Shards, name: str, arguments: Arguments) -> tuple[
             Path(folder),
             modality=arguments.modality,
             split=arguments.split,
-            masks=arguments.masks or notes.get("masks"),
+            masks=arguments.masks or notes.masks,
             descriptors=(name,),
             machine=arguments.machine,
         )

@@ -23,7 +23,6 @@ def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str | 
         masks: "classical" for those made on the fly, "none" and "ones" for nothing to outline; else those in files.
     """
     bounds = [ranges.get(name) for name in modalities]
-    bounds = [tuple(one) if isinstance(one, list) else one for one in bounds]
 
     def draw(item: Item) -> Picture:
         images = [_read(source, one) for source, one in zip(item.images, bounds, strict=True)]

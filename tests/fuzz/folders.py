@@ -100,7 +100,7 @@ def _copied(variant: Variant, path: Path, random: Random) -> None:
 def _split_gone(variant: Variant, path: Path, random: Random) -> None:
     gone = random.choice(("test", "train"))
     shutil.rmtree(variant.root / gone)
-    variant.names = (gone, "items that do not exist")
+    variant.names = (f"no split '{gone}'", "items that do not exist")
 
 
 def _empty(variant: Variant, path: Path, random: Random) -> None:

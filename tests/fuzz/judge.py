@@ -15,7 +15,7 @@ from random import Random
 from typing import NamedTuple
 
 from examples import evaluate
-from examples.cli import EXPECTED
+from examples.cli import errors_as_a_line
 from examples.prepare.inspect import inspect
 from examples.restore import Computer
 from examples.train import train
@@ -23,7 +23,7 @@ from sets import tiny
 from stmi_layers.training import Item
 from stmi_layers.training.splits import read_split
 
-from . import folders, pixels, states, texts
+from . import folders, indices, pixels, states, texts
 from .truth import MODALITIES, Variant, differences, write_base
 
 SETS: dict[str, Callable[[Variant, Random], None]] = {
@@ -39,6 +39,7 @@ SETS: dict[str, Callable[[Variant, Random], None]] = {
 FILES: dict[str, Callable[[Variant, Random], str | None]] = {
     "checkpoint": states.checkpoint,
     "weights": states.weights,
+    "index": indices.index,
 }
 KINDS = (*SETS, *FILES)
 # Of how many variants of a set one is trained on.
@@ -69,8 +70,8 @@ class _Said(NamedTuple):
 def judge(seed: int, *, kinds: Sequence[str] = KINDS, seconds: int = 300) -> Verdict:
     """Make the variant of a seed and find out whether every command does right by it."""
     random, kind = Random(seed), kinds[seed % len(kinds)]
-    if kind == "checkpoint":
-        states.trained()  # once, and outside the time of a variant
+    if kind in ("checkpoint", "index"):
+        indices.described()  # once, and outside the time of a variant
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _alone(Path(folder), seconds) as connections:
         root = Path(folder) / "set"
         root.mkdir()
@@ -134,7 +135,8 @@ def _judge_set(variant: Variant, *, train_too: bool) -> tuple[str, str | None]:
         )
     if read.refusal is not None:
         fault = _unnamed("the refusal", read, variant)
-        fault = fault or (None if status else f"inspect finds no problem, and reading ends: {read.refusal}")
+        silent = not status and not looked.names(variant.names)
+        fault = fault or (f"inspect finds nothing, and reading ends: {read.refusal}" if silent else None)
         return "refused", fault or _unnamed("inspect", looked, variant)
     wrong = differences(variant, items)
     if wrong and not (looked.names(variant.names) or read.names(variant.names)):
@@ -164,11 +166,10 @@ def _run(command: Callable[[], object]) -> _Said:
         warnings.simplefilter("always")
         refusal = fault = None
         try:
-            command()
-        except EXPECTED as error:
-            refusal = str(error)
-        except ImportError as error:  # of a library that is not installed; the message says which
-            refusal, fault = str(error), None if error.name is None else traceback.format_exc()
+            with errors_as_a_line():
+                command()
+        except SystemExit as end:
+            refusal = str(end.code)
         except Exception:
             fault = traceback.format_exc()
     return _Said("\n".join([text.getvalue(), *(str(one.message) for one in caught)]), refusal, fault)

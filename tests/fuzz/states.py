@@ -3,6 +3,7 @@
 import copy
 import functools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,11 +49,11 @@ def checkpoint(variant: Variant, random: Random) -> str | None:
     path = variant.root / "checkpoint.pt"
     path.write_bytes(whole)
     if random.random() < 0.3:
-        variant.what = _damage(path, random)
+        variant.what = "checkpoint: " + damage(path, random)
         expected = read_checkpoint(Path(folder.name) / "run" / "checkpoint.pt").model
     else:
         content = {"format": FORMAT, **read_checkpoint(path)._asdict()}
-        variant.what = _mutate(content, random)
+        variant.what = "checkpoint: " + mutate(content, random)
         torch.save(content, path)
         expected = content.get("model")
     if random.random() < 0.3:
@@ -65,7 +66,8 @@ def checkpoint(variant: Variant, random: Random) -> str | None:
     return None if _equal(state, expected) else "other weights than those of the file"
 
 
-def _damage(path: Path, random: Random) -> str:
+def damage(path: Path, random: Random) -> str:
+    """Change bytes of a file; say how."""
     data = bytearray(path.read_bytes())
     way = random.choice(("cut", "bit", "page", "longer"))
     if way == "cut":
@@ -78,12 +80,12 @@ def _damage(path: Path, random: Random) -> str:
     else:
         data += random.randbytes(20)
     path.write_bytes(data)
-    return f"checkpoint: {way}"
+    return way
 
 
-def _mutate(content: dict[str, Any], random: Random) -> str:
+def mutate(content: Any, random: Random, values: Sequence[Any] = VALUES) -> str:
     """Change one value somewhere in nested dicts and lists; say where."""
-    place, value, where = content, random.choice(VALUES), []
+    place, value, where = content, random.choice(values), []
     while True:
         key = random.choice(list(place) if isinstance(place, dict) else range(len(place)))
         where.append(str(key))
@@ -100,7 +102,7 @@ def _mutate(content: dict[str, Any], random: Random) -> str:
         place[key] = random.choice((inside[..., None], inside.long(), inside.to(torch.complex64), inside.double()))
     else:
         way, place[key] = f"{value!r:.20}", copy.deepcopy(value)
-    return f"checkpoint: {'.'.join(where)} is {way}"
+    return f"{'.'.join(where)} is {way}"
 
 
 def _equal(state: dict[str, Tensor], expected: Any) -> bool:
@@ -174,7 +176,7 @@ def weights(variant: Variant, random: Random) -> str | None:
         torch.save(content, path, _use_new_zipfile_serialization=kind != "old pt")
     variant.what, variant.names = f"weights: {way}, {kind}", (path.name,)
     if random.random() < 0.3:
-        variant.what += ", " + _damage(path, random)
+        variant.what += ", " + damage(path, random)
         damaged = True
     else:
         damaged = False

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from stmi_layers.training import Facts, Item, Outputs, Panel, describe, extract, load_split, open_shards, unlabelled
-from stmi_layers.training.shards import fingerprint, item_of, plain_item, shard_path, write_shard
+from stmi_layers.training.record import item_of, plain_item
+from stmi_layers.training.shards import fingerprint, shard_path, write_shard
 from toy_method.model import Toy, build
 from toy_method.settings import Settings
 from toy_runs import DATA

@@ -102,13 +102,15 @@ def load(weights: Path) -> tuple[Any, Any]:
     import_torchvision()  # the processor needs it
     from transformers import AutoConfig, Sam3Model, Sam3Processor
 
+    # Neither the network nor code in the folder, whatever its files name.
+    closed: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        kind = AutoConfig.from_pretrained(weights, local_files_only=True).model_type
+        kind = AutoConfig.from_pretrained(weights, **closed).model_type
         # The published folder holds the video model, of which the image model is a part.
         if kind not in ("sam3", "sam3_video"):
             raise ValueError(f"weights must be of SAM 3 (model type sam3 or sam3_video); {weights} holds {kind!r}")
-        processor = Sam3Processor.from_pretrained(weights, local_files_only=True)
-        loaded: Any = Sam3Model.from_pretrained(weights, local_files_only=True, output_loading_info=True)
+        processor = Sam3Processor.from_pretrained(weights, **closed)
+        loaded: Any = Sam3Model.from_pretrained(weights, **closed, output_loading_info=True)
     except OSError as error:
         raise FileNotFoundError(f"{weights} lacks a file that SAM 3 needs: {error}") from error
     model, found = loaded

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Role = Literal["both", "query", "gallery"]
 
@@ -81,3 +81,52 @@ def unlabelled(names: Sequence[str], images: Sequence[Sequence[Source | None]]) 
     return [
         Item(name, None, tuple(sources), (None,) * len(sources)) for name, sources in zip(names, images, strict=True)
     ]
+
+
+# Fields of an item beside its name, as they stand in files.
+PLAIN = ("identity", "camera", "view", "scene", "captions", "role", "layout", "columns", "images", "masks")
+
+
+def plain_value(value: Any) -> Any:
+    """Return a field of an item as JSON holds it."""
+    if isinstance(value, Panel):
+        return [str(value.path), value.index, value.count]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [plain_value(part) for part in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def plain_item(item: Item) -> dict[str, Any]:
+    """Return an item as plain values, as JSON holds them."""
+    return {"name": item.name} | {name: plain_value(getattr(item, name)) for name in PLAIN}
+
+
+def item_of(values: Mapping[str, Any]) -> Item:
+    """Return the item that `plain_item` made the values of.
+
+    Raises:
+        LookupError, TypeError, ValueError: when a value is missing, unknown, or of another type.
+    """
+    given = dict(values)
+    images = tuple(_source(one) for one in given.pop("images"))
+    masks = tuple(None if one is None else Path(one) for one in given.pop("masks"))
+    item = Item(given.pop("name"), given.pop("identity"), images, masks, captions=tuple(given.pop("captions")), **given)
+    texts = (item.name, item.role, item.layout, *item.captions, *item.columns, *item.columns.values())
+    numbers = (item.camera, item.view, item.scene)
+    whole = all(one is None or type(one) is int for one in numbers)
+    if not whole or not all(isinstance(one, str) for one in texts) or not isinstance(item.identity, int | str | None):
+        raise TypeError(f"item must hold texts and whole numbers; received {dict(values)}")
+    return item
+
+
+def _source(value: Any) -> Source | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        return Path(value)
+    path, index, count = value
+    if type(index) is not int or type(count) is not int or not 0 <= index < count:
+        raise ValueError(f"panel must be a path, its index and a count; received {value}")
+    return Panel(Path(path), index, count)

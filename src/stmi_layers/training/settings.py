@@ -151,6 +151,8 @@ def _plain(value: Any) -> Any:
 
 def _restore(value: Any, hint: Any, where: str) -> Any:
     """A plain value as its type hint has it."""
+    if hint is Any:
+        return value
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _first_that_fits(value, options, where)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -20,12 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stmi_layers._checks import check_positive
 from stmi_layers.training.files import write_text, write_whole
-from stmi_layers.training.record import Item, Panel, Source
+from stmi_layers.training.messages import printable
+from stmi_layers.training.record import PLAIN as FIELDS
+from stmi_layers.training.record import Item, item_of, plain_value
+from stmi_layers.training.settings import from_dict
 
 FORMAT = "stmi-layers-extraction-1"
 RECORD = "extraction.json"
-FIELDS = ("identity", "camera", "view", "scene", "captions", "role", "layout", "columns", "images", "masks")
 
 
 @dataclass(frozen=True)
@@ -115,40 +119,11 @@ def write_shard(
 
     # safetensors writes arrays that are not contiguous with wrong rows.
     arrays = {name: np.ascontiguousarray(rows.float().numpy()) for name, rows in descriptors.items()}
-    columns = {name: [_plain(getattr(item, name)) for item in items] for name in FIELDS}
+    columns = {name: [plain_value(getattr(item, name)) for item in items] for name in FIELDS}
     texts = {"names": [item.name for item in items], "columns": columns, "left_out": dict(left_out)}
     metadata = {name: json.dumps(value) for name, value in texts.items()}
     with write_whole(path) as file:
         file.write(save(arrays, metadata))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Panel):
-        return [str(value.path), value.index, value.count]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def plain_item(item: Item) -> dict[str, Any]:
-    """Return an item as plain values, as JSON holds them."""
-    return {"name": item.name} | {name: _plain(getattr(item, name)) for name in FIELDS}
-
-
-def item_of(values: Mapping[str, Any]) -> Item:
-    """Return the item that `plain_item` made the values of."""
-    given = dict(values)
-    images = tuple(_source(one) for one in given.pop("images"))
-    masks = tuple(None if one is None else Path(one) for one in given.pop("masks"))
-    return Item(given.pop("name"), given.pop("identity"), images, masks, captions=tuple(given.pop("captions")), **given)
-
-
-def _source(value: Any) -> Source | None:
-    if value is None:
-        return None
-    return Panel(Path(value[0]), *value[1:]) if isinstance(value, list) else Path(value)
 
 
 @dataclass(frozen=True)
@@ -169,29 +144,42 @@ class Shards:
     @cached_property
     def starts(self) -> list[int]:
         """First row of every shard, and the number of all rows; items that were left out have none."""
-        name = next(iter(self.record.widths))
-        counts = [self._opened(number).get_slice(name).get_shape()[0] for number in range(len(self))]
+        counts = [len(self.vectors(number, name)) for number in range(len(self)) for name in [*self.record.widths][:1]]
         return [0, *accumulate(counts)]
 
     def vectors(self, number: int, name: str) -> Tensor:
         """Descriptors of a shard, (rows width), read when they are looked at."""
         self.refuse_unknown(name)
-        return self._opened(number).get_tensor(name)
+        with self._opened(number) as shard:
+            vectors = shard.get_tensor(name)
+            width = self.record.widths[name]
+            if vectors.ndim != 2 or vectors.shape[1] != width or vectors.dtype != torch.float32:
+                raise ValueError(
+                    f"{name} must be rows of {width} float32; it is {tuple(vectors.shape)}, {vectors.dtype}"
+                )
+            return vectors
 
     def items(self, number: int) -> list[Item]:
         """Items of a shard, in the order of its rows."""
-        metadata = self._opened(number).metadata()
-        names, columns = json.loads(metadata["names"]), json.loads(metadata["columns"])
-        rows = zip(*(columns[name] for name in FIELDS), strict=True)
-        return [
-            item_of({"name": name, **dict(zip(FIELDS, row, strict=True))})
-            for name, row in zip(names, rows, strict=True)
-        ]
+        with self._opened(number) as shard:
+            metadata = shard.metadata()
+            names, columns = json.loads(metadata["names"]), json.loads(metadata["columns"])
+            described = shard.get_slice(next(iter(self.record.widths))).get_shape()[0]
+            if described != len(names):
+                raise ValueError(f"{described} descriptors must be of as many items; there are {len(names)}")
+            rows = zip(*(columns[name] for name in FIELDS), strict=True)
+            return [
+                item_of({"name": name, **dict(zip(FIELDS, row, strict=True))})
+                for name, row in zip(names, rows, strict=True)
+            ]
 
     def left_out(self) -> dict[str, str]:
         """Reasons by the names of the items that could not be read."""
-        shards = (json.loads(self._opened(number).metadata()["left_out"]) for number in range(len(self)))
-        return {name: reason for shard in shards for name, reason in shard.items()}
+        found: dict[str, str] = {}
+        for number in range(len(self)):
+            with self._opened(number) as shard:
+                found |= json.loads(shard.metadata()["left_out"])
+        return found
 
     def all_items(self) -> Iterator[Item]:
         """All items, in the order of the rows, a shard at a time."""
@@ -214,14 +202,17 @@ class Shards:
         if name not in self.record.widths:
             raise ValueError(f"{self.folder} has the descriptors {list(self.record.widths)}; received {name!r}")
 
-    def _opened(self, number: int) -> Any:
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[Any]:
+        """Open a shard; whatever is wrong with it, or with what is read from it, is said with its path."""
         from safetensors import SafetensorError, safe_open
 
         path = shard_path(self.folder, number)
         try:
-            return safe_open(path, "pt")
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read: {error}; remove it and extract again") from error
+            yield safe_open(path, "pt")
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            said = f"{type(error).__name__}, {printable(error)}"
+            raise ValueError(f"{path} cannot be read as a shard: {said}; remove it and extract again") from error
 
 
 def open_shards(folder: Path) -> Shards:
@@ -237,8 +228,9 @@ def open_shards(folder: Path) -> Shards:
     content = _read_json(path)
     del content["format"]
     try:
-        record = Extraction(**content)
-    except TypeError as error:
+        record = from_dict(Extraction, content)
+        check_positive(items=record.items, shard_size=record.shard_size, widths=min(record.widths.values(), default=0))
+    except ValueError as error:
         raise ValueError(f"{path} is no record of an extraction: {error}") from error
     missing = [number for number in range(record.num_shards) if not shard_path(folder, number).is_file()]
     if missing:
