@@ -78,7 +78,7 @@ def describe_images(arguments: Arguments, loaded: Loaded, device: torch.device, 
 
 
 def notes_of(arguments: Arguments, loaded: Loaded) -> dict[str, Any]:
-    """What a search has to know of an extraction to treat its queries alike."""
+    """Notes of an extraction that a search needs to treat its queries alike."""
     data = loaded.run.data
     return {
         "checkpoint": str(arguments.checkpoint.absolute()),
