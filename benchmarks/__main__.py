@@ -92,7 +92,7 @@ def parse() -> argparse.Namespace:
 
 
 def as_record(topic: str, comparison: Comparison, measured: dict[str, Measured]) -> dict:
-    """What the JSON holds about a comparison."""
+    """Record of a comparison for the JSON file."""
     ours, against = measured["ours"], measured[comparison.against]
     targets = [
         {"quantity": target.quantity, "limit": target.limit, "measured": target.measured(ours, against)}

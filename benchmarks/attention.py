@@ -17,7 +17,7 @@ Attend = Callable[..., Tensor]
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """Those with targets, and sweeps over the number of tokens and over the share of the foreground."""
+    """Comparisons with targets, and sweeps over the number of tokens and over the share of the foreground."""
     dtypes = [torch.float32, torch.bfloat16] if device == "cpu" else [torch.bfloat16, torch.float16]
     sizes = SIZES if device == "cpu" else {129: 512, 577: 64, 1025: 32, 2305: 16, 4096: 8}
     threads = [None, 1] if device == "cpu" else [None]

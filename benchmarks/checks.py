@@ -41,7 +41,7 @@ def layers() -> dict[str, Callable[[], object]]:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """What happens inside a checked layer: the functions that it calls are not checked again."""
+    """Switch the checks off, as inside a checked layer."""
     _typing._thread.inside = True
     try:
         yield

@@ -85,7 +85,7 @@ def as_written(readout: DeformableReadout):
 
 
 def _places(readout: DeformableReadout, network: Any, maps: Tensor) -> Tensor:
-    """Where one network samples, (batch rows columns 2) in the units of `grid_sample`."""
+    """Positions that one network samples, (batch rows columns 2) in the units of `grid_sample`."""
     project, window, point = network.project, network.window, network.point
     hidden = F.gelu(F.conv2d(maps, project.weight[..., None, None], project.bias))
     raw = F.conv2d(F.gelu(window(hidden)), point.weight[..., None, None]).tanh()

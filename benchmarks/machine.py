@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Description of the machine that measured a figure."""
 
 import platform
 from pathlib import Path

@@ -93,6 +93,6 @@ def write_docs(found: dict, device: str, docs: Path = DOCS) -> None:
 
 
 def origin(found: dict) -> str:
-    """Where the figures come from: the command and the machine."""
+    """Origin of the figures: the command and the machine."""
     machine = "; ".join(f"{name} {value}" for name, value in found["machine"].items())
     return f"`{found['command']}`, {machine}."

@@ -37,7 +37,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Target:
-    """What the issue asks of the contender "ours": at most `limit`.
+    """Limit of the contender "ours": at most `limit`.
 
     `quantity` is "time", "memory" or "error", each a ratio to the contender `against`, or "MiB", which is absolute.
     """
@@ -46,7 +46,7 @@ class Target:
     limit: float
 
     def measured(self, ours: "Measured", against: "Measured") -> float:
-        """What to hold against the limit."""
+        """The figure to compare with the limit."""
         match self.quantity:
             case "time":
                 return ours.ratio
@@ -76,7 +76,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one contender: median milliseconds, its time as a ratio to `against` (quartiles of the turns), MiB, error."""
+    """One contender: median milliseconds, time as a ratio to `against` (quartiles of the turns), MiB, error."""
 
     milliseconds: float
     ratio: float
@@ -107,7 +107,7 @@ def run(comparison: Comparison, device: str, *, seconds: float, turns: int) -> d
 
 
 class FirstCall(NamedTuple):
-    """What the call before the timed ones tells."""
+    """Results of the call before the timed calls."""
 
     error: float | None
     mebibytes: float
@@ -130,7 +130,7 @@ def first_call(name: str, contender: Contender, device: str) -> FirstCall:
 
 
 def relative_error(outputs: Outputs, expected: Outputs) -> float:
-    """That of the worst of the results; a fast wrong answer is not worth a time."""
+    """Relative error of the worst result; a fast wrong answer is not worth timing."""
     pairs = zip(outputs, expected, strict=True)
     errors = [(actual.double() - exact).norm() / exact.norm() for actual, exact in pairs]
     return torch.stack(errors).max().item()  # of torch, which does not overlook NaN
@@ -171,7 +171,7 @@ def _summary(times: list[float], base: list[float], first: FirstCall) -> Measure
 
 
 def peak_memory(call: Callable[[], Outputs], device: str) -> tuple[Outputs, float, float]:
-    """What the call returns, the MiB that torch holds at most beyond what it held before, and the seconds it took."""
+    """Result of the call, its peak memory in MiB beyond what torch held before, and its seconds."""
     if device != "cpu":
         synchronize(device)
         began = time.perf_counter()

@@ -142,7 +142,7 @@ def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, 
 def parse_shared(
     line: Sequence[str], own: Callable[..., Arguments], command: str, description: str | None
 ) -> tuple[dict[str, Any], Any]:
-    """What runs of several methods share, the records data, schedule, machine and tower, and the command's options."""
+    """Parse the records that runs of several methods share (data, schedule, machine, tower) and its options."""
     from examples.towers.tower import Tower
     from stmi_layers.training import Data, Machine, Schedule
 

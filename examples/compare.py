@@ -57,7 +57,7 @@ class Options:
 
 
 class Offer:
-    """What a method offers for comparison; one without `variants.py` has the one variant "default"."""
+    """Variants and presets of a method; a method without `variants.py` has the one variant "default"."""
 
     def __init__(self, method: str) -> None:
         module = load_method(method).part("variants")
@@ -94,7 +94,7 @@ def _settings(shared: Run, values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def preset_of(run: Run, options: Options) -> Preset:
-    """What the options ask: a preset with its rows, or the variants they name.
+    """The comparison that the options name: a preset with its rows, or the variants they name.
 
     Raises:
         ValueError: when there is no such preset, or no such row in it.
@@ -188,13 +188,13 @@ def run_jobs(jobs: Mapping[Path, Job], workers: int, root: Path) -> dict[Path, l
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(jobs)} runs failed: {', '.join(sorted(failed))}; what they said stands above. The "
-            "others are kept: when the cause is mended, the same command makes these alone"
+            "others are kept: after the cause is fixed, the same command makes only these"
         )
     return results
 
 
 def quiet(run: Run) -> Run:
-    """The run without a word."""
+    """The run, without output."""
     return dataclasses.replace(run, machine=dataclasses.replace(run.machine, quiet=True))
 
 

@@ -42,16 +42,16 @@ class Options:
     out: Path
     """Folder of the comparison; its runs are in `runs`, its tables in `methods-epochs` and `methods-cpu`."""
     preset: Literal["methods"] = "methods"
-    """What is compared."""
+    """Methods, inputs and rules of the comparison."""
     equal: Literal["epochs", "cpu"] = "epochs"
-    """What all rows have in common: the epochs, or the CPU minutes of their training. For the latter, rows are trained
+    """Budget common to all rows: the epochs, or the CPU minutes of their training. For the latter, rows are trained
     with equal epochs first, which says how many epochs fit."""
     cpu_minutes: float = 0.0
     """CPU minutes of a run with `--equal cpu`; 0 takes those of the most costly row at equal epochs."""
     methods: tuple[str, ...] = ()
     """Names of the methods to compare, "concatenation" and "cnn" among them; all by default."""
     inputs: tuple[Inputs, ...] = ("images",)
-    """What the models are given beside images: nothing, masks, captions, or both; a row per entry and method, without
+    """Inputs of the models besides images: nothing, masks, captions, or both; a row per entry and method, without
     captions for a method that reads none."""
     learning_rates: tuple[float, ...] = ()
     """Learning rates to try for every row, with the first seed, on held-out training identities: the share
@@ -155,7 +155,7 @@ def train_all(runs: Mapping[Path, Run], options: Options) -> dict[Path, Result]:
 
 
 def rule_of(rows: Rows, results: Mapping[str, list[Result]], options: Options, budget: str) -> str:
-    """What all rows have in common, how anything was chosen, and what the columns count."""
+    """Describe the settings common to all rows, the choices made, and the columns."""
     run, first = next(iter(rows.values())), next(iter(results.values()))[0]
     count, share = len(options.learning_rates), run.data.validation
     scored = f"{100 * share:g} % of the training identities, held out" if share else "the test split"

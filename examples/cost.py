@@ -1,4 +1,4 @@
-"""What a trained model costs: its parameters, and the time and memory of a description.
+"""Cost of a trained model: its parameters, and the time and memory of a description.
 
 python -m examples.cost --checkpoint runs/NAME/checkpoint.pt
 """

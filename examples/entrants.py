@@ -1,4 +1,4 @@
-"""Who takes part in a comparison of methods: every method, a plain concatenation, and a small convolutional network."""
+"""Entrants of a comparison of methods: every method, a plain concatenation, and a small convolutional network."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,7 +83,7 @@ def run_with(shared: Mapping[str, Any], entrant: Entrant, inputs: Inputs) -> Run
 
 
 def _reads_captions(run: Run, entrant: Entrant) -> bool:
-    """Whether the model of a run makes something of captions."""
+    """Tell whether the model of a run reads captions."""
     if entrant.reads_captions is not None:
         return entrant.reads_captions
     facts = Facts(run.data.modalities, run.data.image_size, num_identities=2, cameras=(1,), words=("word",))

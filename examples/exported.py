@@ -111,7 +111,7 @@ def example_of(serving: Serving, facts: Facts, count: int, seed: int) -> Example
 
 
 def metadata_of(serving: Serving, loaded: Any, checkpoint: Path) -> dict[str, Any]:
-    """What a program has to know to use the file."""
+    """Metadata that a program needs to use the file."""
     data = loaded.run.data
     height, width = data.image_size
     return {
@@ -276,5 +276,5 @@ def score_file(serving: Serving, loaded: Any, out: Path) -> dict[str, Any]:
 
 
 def has_openvino() -> bool:
-    """Whether OpenVINO is installed."""
+    """Tell whether OpenVINO is installed."""
     return find_spec("openvino") is not None

@@ -94,7 +94,7 @@ class Notes:
 
 
 def notes_of(arguments: Arguments, loaded: Loaded) -> dict[str, Any]:
-    """The notes as plain values."""
+    """Notes of an extraction that a search needs to treat its queries alike."""
     data = loaded.run.data
     notes = Notes(
         checkpoint=str(arguments.checkpoint.absolute()),

@@ -55,7 +55,7 @@ class Method(NamedTuple):
 
     @property
     def reads_tower(self) -> bool:
-        """Whether the model is built on a tower of `examples.towers`."""
+        """Tell whether the model is built on a tower of `examples.towers`."""
         return "tower" in signature(self.build).parameters
 
     def part(self, module: str) -> Any:

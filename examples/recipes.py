@@ -45,7 +45,7 @@ def show(entry: Value) -> str:
 
 
 def tables(recipes: dict[str, Recipe]) -> list[str]:
-    """What differs between benchmarks, what does not, and what the recipes after a research code set otherwise."""
+    """Tables of recipe values: different between benchmarks, common, and changed by recipes after a research code."""
     own = {name: recipe for name, recipe in recipes.items() if not name.endswith("-research-code")}
     research = {name: recipe for name, recipe in recipes.items() if name not in own}
     common, *_ = own.values()

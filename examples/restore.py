@@ -31,7 +31,7 @@ from stmi_layers.training.settings import from_dict
 
 @dataclass(frozen=True)
 class OtherData:
-    """What may differ from the data of the run; None and () leave the setting of the run."""
+    """Data settings that replace those of the run; None and () keep the setting of the run."""
 
     data: Path | None = None
     """Another set; the one of the run by default."""
@@ -61,7 +61,7 @@ class OtherData:
 
 @dataclass(frozen=True)
 class Computer:
-    """Where it is computed."""
+    """Device, processes and threads."""
 
     device: str = "auto"
     """cpu, cuda, ...; "auto" takes CUDA when there is one."""
@@ -76,7 +76,7 @@ class Computer:
 
 
 class Trained(NamedTuple):
-    """What a checkpoint holds, and the test split it is asked about.
+    """Content of a checkpoint, and a test split.
 
     Attributes:
         run: settings of the run, with the changes asked for.
@@ -101,7 +101,7 @@ class Trained(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint holds, without any data.
+    """Content of a checkpoint, without any data.
 
     Attributes:
         run: settings of the run, with the changes asked for.

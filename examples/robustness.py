@@ -44,7 +44,7 @@ def finished(path: Path) -> Result | None:
 
 
 def score_under(checkpoint: Path, row: Row, machine: Machine) -> Result:
-    """What metrics.json would say of a trained model, tested under the conditions of the row.
+    """Score a trained model under the conditions of a row, as in metrics.json.
 
     The result is kept beside the checkpoint and made once.
     """

@@ -60,7 +60,7 @@ class Run:
         return dataclasses.replace(self, **{name: changed(record, values) for name, record in self.records().items()})
 
     def keep(self, facts: Facts) -> dict[str, Any]:
-        """What a checkpoint has to hold for `restore`, beside the weights and the schedule."""
+        """Entries of a checkpoint that `restore` needs besides weights and schedule."""
         kept = {name: record for name, record in self.records().items() if name not in ("machine", "schedule")}
         return {"run": {"method": self.method}, **kept, "facts": facts}
 
@@ -143,7 +143,7 @@ def _place(value: object) -> object:
 
 
 def deviations(run: Run) -> list[str]:
-    """What a run does otherwise than its recipe, a line each; nothing for a run without recipe."""
+    """List settings of a run that differ from its recipe, a line each; nothing for a run without recipe."""
     if run.recipe is None:
         return []
     pure = settings_of(default_run(load_method(run.method), run.data, run.recipe))

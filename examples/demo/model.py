@@ -104,7 +104,7 @@ class DeMo(nn.Module):
         return outputs
 
     def known_subsets(self, present: Tensor | None) -> Tensor | None:
-        """Which subsets have something to say, (batch subsets); None where all have."""
+        """Tell which subsets have a present member, (batch subsets); None where all have."""
         assert self.readout is not None
         if present is None:
             return None

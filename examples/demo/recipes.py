@@ -1,6 +1,6 @@
 """Recipes of DeMo: defaults from scratch, and the three benchmarks as its research code trains on them.
 
-The paper was at hand as an abstract only: what the research code does is marked so, and no value is marked as the
+We read only the abstract of the paper: values of the research code are marked so, and no value is marked as the
 paper's. Not in any setting: there, the bias of a new module learns twice as fast, the learning rate is noisy, each
 modality is flipped on its own, and SFM is not in the tower.
 """

@@ -15,7 +15,7 @@ class Settings:
     pooling: bool = True
     """PIFE: every global token takes in the mean of its patches."""
     fusion: Fusion = "experts"
-    """What is read for every subset of the modalities: HDM behind ATMoE, HDM alone ("subsets"), or nothing."""
+    """Readout of every subset of the modalities: HDM behind ATMoE, HDM alone ("subsets"), or nothing."""
     readout_heads: int = 4
     """Attention heads of HDM; the research code makes them 64 wide."""
     expert_heads: int = 4

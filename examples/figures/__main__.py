@@ -76,7 +76,7 @@ def main(arguments: Arguments) -> list[Path]:
 
 
 def look_inside(trained: Trained, indices: Sequence[int]) -> tuple[dict[str, Figure], dict[str, str]]:
-    """What the tower and the method's own modules do with some items; what is left out, and why."""
+    """Draw what the tower and the method's own modules do with some items; name the figures left out, with reasons."""
     batch = collate([trained.dataset[index] for index in indices]).to(trained.device)
     shown, modalities = pictures(trained.dataset, indices), trained.run.data.modalities
     figures, left_out = {}, {}

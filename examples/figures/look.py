@@ -1,4 +1,4 @@
-"""What the class token of a tower looks at, with and without the masks."""
+"""Attention of the class token of a tower, with and without the masks."""
 
 from dataclasses import dataclass
 from typing import Any

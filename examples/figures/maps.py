@@ -59,7 +59,7 @@ def draw_maps(
 
 
 def perplexity(count: int) -> float:
-    """Of t-SNE: 30, or a third of the other items where there are few. It must stay below the number of items."""
+    """Perplexity of t-SNE: 30, or a third of the other items where there are few; below the number of items."""
     return min(30.0, (count - 1) / 3)
 
 

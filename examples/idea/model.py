@@ -134,7 +134,7 @@ class IDEA(nn.Module):
         return Outputs(features, rows=rows)
 
     def captions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What `encode` made of the caption of every modality, and where there is one: (batch modalities)."""
+        """Encoded captions of every modality, and where there is a caption: (batch modalities)."""
         if batch.texts is None:
             raise ValueError("batch must hold texts, made by encode, because the model reads captions; received None")
         texts, empty = batch.texts, self.get_buffer("no_caption")
@@ -166,7 +166,7 @@ class IDEA(nn.Module):
         return dict(zip(names, parts, strict=True)), rows
 
     def known(self, present: Tensor | None, said: Tensor | None) -> Tensor | None:
-        """Which queries of CDA are there: class tokens, then caption tokens; None where all are."""
+        """Tell which queries of CDA are present: class tokens, then caption tokens; None where all are."""
         if said is None:
             return present
         return torch.cat([torch.ones_like(said) if present is None else present, said], dim=1)

@@ -64,7 +64,7 @@ def build(settings: Settings, facts: Facts, tower: Tower) -> "MambaPro":
 
 
 class MambaPro(nn.Module):
-    """What follows the tower: a `ReIDModel` that reads no captions.
+    """The head behind the tower: a `ReIDModel` that reads no captions.
 
     Args:
         backbone: an image tower, a `Backbone`, adapted or not. Masks steer it when it listens to them.

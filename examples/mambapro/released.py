@@ -34,7 +34,7 @@ def released_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """What stands before a released part, the part, and what stands behind it."""
+    """Split a name into the text before a released part, the part, and the text behind it."""
     parts = name.split(".")
     for index, part in enumerate(parts):
         if part.startswith("adapter_"):

@@ -134,7 +134,7 @@ class NEXT(nn.Module):
         return outputs
 
     def texts(self, batch: Batch) -> Tensor:
-        """What each expert reads of each caption, (batch experts captions width); all the same in evaluation."""
+        """Text features for each expert of each caption, (batch experts captions width); all the same in evaluation."""
         if batch.texts is None:
             raise ValueError("batch must hold texts, made by encode, because the model reads captions; received None")
         known = known_sentences(batch.texts)  # (b c s)

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a set, and what is silently decided about them.
+"""Problems of the files of a set, and the policies applied to them.
 
 Unusable files, equal ones, and shapes that do not belong together are problems; policies that act are notes with a
 count. Nothing that lies in a set ends the check.

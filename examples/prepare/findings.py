@@ -1,4 +1,4 @@
-"""What an inspection of a set finds before its files are decoded: items, and what contradicts, is missing or unread."""
+"""Findings of an inspection before files are decoded: items, contradictions, missing and unread files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class Findings:
         base: folder that holds the splits.
         modalities: all there are in some split.
         splits: the items of each split that could be read.
-        problems: what has to be mended, by kind.
+        problems: by kind, what has to be fixed.
         notes: what is worth knowing.
         ranges: counts that deep images could be read between, by modality.
     """

@@ -36,7 +36,7 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What a query may not match.
+    """Rules that exclude gallery entries.
 
     Attributes:
         drop: as in the protocols: entries with the identity of the query and its value in this column.
@@ -49,7 +49,7 @@ class Rules:
     min_similarity: float = -1.0
 
     def allow(self, query: Item, entry: Item) -> bool:
-        """Whether an entry may be a match; the very images of the query never are."""
+        """Tell whether an entry may be a match; the images of the query never are."""
         if query.images == entry.images:
             return False
         if self.exclude and equal(query, entry, self.exclude):
@@ -63,7 +63,7 @@ def value_of(item: Item, column: str) -> Any:
 
 
 def equal(one: Item, other: Item, column: str) -> bool:
-    """Whether two items have the same value in a column, and have one."""
+    """Tell whether two items have the same value in a column, and have one."""
     value = value_of(one, column)
     return value is not None and value == value_of(other, column)
 

@@ -1,4 +1,4 @@
-"""What the paper's Table 4 puts in the place of the hypergraph: self-attention and an MLP over the tokens.
+"""Replacements of the hypergraph in the paper's Table 4: self-attention and an MLP over the tokens.
 
 Both take and return what `CrossModalHypergraph` does.
 """

@@ -57,7 +57,7 @@ class ClipVocabulary:
         return tokens
 
     def describe_overflow(self, captions: Sequence[str]) -> str | None:
-        """How many captions are longer than the tower reads, and what happens to them; None when there are none."""
+        """Describe captions that are longer than the tower reads, and their treatment; None when there are none."""
         long = sum(len(self._tokenizer.encode(caption)) > self.length - 2 for caption in captions)
         if not long:
             return None

@@ -75,7 +75,7 @@ def load_pretrained(
 
 
 def pretrained_towers(model: nn.Module) -> dict[str, nn.Module]:
-    """Those parts of a model that have pretrained weights, by what they are called in messages."""
+    """Parts of a model that have pretrained weights, by their names in messages."""
     images = [module for module in model.modules() if isinstance(module, PretrainedBackbone)]
     texts = [module.tower for module in model.modules() if isinstance(module, ClipCaptionEncoder)]
     names = ["image tower"] if len(images) == 1 else [f"image tower {number}" for number in range(1, len(images) + 1)]

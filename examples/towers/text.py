@@ -61,7 +61,7 @@ class Vocabulary:
         return torch.tensor(rows)
 
     def describe_overflow(self, captions: Sequence[str]) -> str | None:
-        """How many captions have more words than `length`; None when there are none."""
+        """Describe captions that have more words than `length`; None when there are none."""
         cut = sum(len(split_words(caption)) > self.length for caption in captions)
         return f"{cut} of {len(captions)} captions have more than {self.length} words and are cut" if cut else None
 

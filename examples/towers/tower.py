@@ -47,7 +47,7 @@ class Tower:
     weights_grid: tuple[int, int] | None = None
     """Rows and columns of patches of the images those weights were trained with; by default a square."""
     random_weights: bool = False
-    """Start `architecture` from random weights, to try a run out: without --weights it has to be asked for."""
+    """Start `architecture` from random weights, to try a run. Without it, a run without `weights` is an error."""
     trust_pickle: bool = False
     """Read a torch file that holds more than tensors, which can run any code in it."""
     projected: bool = True
@@ -73,7 +73,7 @@ class Tower:
     """Blocks in which SFM acts where there are masks: all, the early half, the late half, or none; the attention of
     the other blocks is plain."""
     strength: float = 0.5
-    """Initial alpha and beta of SFM. From scratch there is no pretrained attention to be gentle with."""
+    """Initial alpha and beta of SFM. 0.1 suits pretrained towers, 0.5 training from scratch."""
     foreground_threshold: float = 0.5
     """Share of a patch that the mask has to cover for it to count as foreground; 1 keeps mixed patches out."""
     per_head: bool = False

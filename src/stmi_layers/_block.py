@@ -25,7 +25,7 @@ def self_attention(
 
 
 def _mask(keep: Tensor, query: Tensor) -> Tensor:
-    """What is added to the logits. Finite, because a row of nothing but -inf is NaN on some runtimes."""
+    """Bias added to the logits. It is finite, because a row of nothing but -inf is NaN on some runtimes."""
     nothing = torch.zeros_like(keep, dtype=query.dtype)
     return nothing.masked_fill(~keep, torch.finfo(query.dtype).min / 2)[:, None, None, :]
 
@@ -66,7 +66,7 @@ class Block(nn.Module):
                 layer.reset_parameters()
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return tokens of the same shape; what stands in the place of those that are not kept has no meaning."""
+        """Return tokens of the same shape; the values of tokens that are not kept have no meaning."""
         output = self.out_proj
         normed = layer_norm(self.norm_attention, tokens)
         tokens = tokens + self_attention(normed, self.in_proj_weight, output.weight, output.bias, self.num_heads, keep)

@@ -128,7 +128,7 @@ def _encode(features: Tensor, near: Tensor, k1: int, farthest: Tensor, authors: 
 
 
 def _mean_rows(encoding: _Rows, near: Tensor, chunk_size: int) -> _Rows:
-    """Of every entry the mean over the rows of its nearest entries."""
+    """Average, for every entry, the rows of its nearest entries."""
     entries, size = torch.arange(len(near), device=near.device), near.shape[1]
     counts, columns, values = [], [], []
     for rows in entries.split(chunk_size):

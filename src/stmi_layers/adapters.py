@@ -1,4 +1,4 @@
-r"""What joins a frozen transformer: parallel adapters, residual prompts, and adapters into another space.
+r"""Modules for frozen transformers: parallel adapters, residual prompts, and adapters into another space.
 
 Parallel adapters (PFA) and synergistic residual prompts (SRP) are those of "MambaPro: Multi-Modal Object
 Re-Identification with Mamba Aggregation and Synergistic Prompt", <https://arxiv.org/abs/2412.10707>; the formulas are

@@ -78,7 +78,7 @@ def sampled_cross_attention(
 
 
 def _maps(patches: Tensor, present: Tensor | None, joint: bool) -> list[Tensor]:
-    """What the networks see, (batch patches inputs): all modalities side by side, or each."""
+    """Inputs of the networks, (batch patches inputs): all modalities side by side, or each alone."""
     if present is not None:
         patches = torch.where(present[..., None, None], patches, 0.0)
     return [patches.transpose(1, 2).flatten(2)] if joint else [tokens.contiguous() for tokens in patches.unbind(1)]

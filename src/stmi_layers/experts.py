@@ -112,7 +112,7 @@ class GatedExperts(nn.Module):
     - Any number of features, and a batch of one keeps its axis. In training batch norm still needs two samples.
     - `present` leaves out features, such as those of missing modalities: their gate and their result are 0, and batch
       norm takes its statistics from the samples that have them.
-    - No balance loss; the research code gives it a weight of 0. The gates are at hand for one.
+    - No balance loss; the research code gives it a weight of 0. `gates` returns what such a loss needs.
 
     Args:
         dim: width of a feature.
@@ -191,7 +191,7 @@ class GatedExperts(nn.Module):
         features: Float[Tensor, "batch features dim"],
         present: Bool[Tensor, "batch features"] | None = None,
     ) -> Float[Tensor, "batch heads features"]:
-        """How much each feature counts in each head; sums to 1 over the present features. Call it in evaluation."""
+        """Weights of the features in each head; they sum to 1 over the present features. Call it in evaluation."""
         return self._gates(self._present(features, present), present)
 
     def _present(self, features: Tensor, present: Tensor | None) -> Tensor:

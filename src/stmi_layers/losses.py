@@ -1,4 +1,4 @@
-r"""What trains a re-identification model: an identity loss and a batch-hard triplet loss.
+r"""Losses of re-identification: an identity loss and a batch-hard triplet loss.
 
 $\mathcal{L}_g$ of STMI (eq. 19); the whole objective (eq. 20) is a sum of three, on $G$, $U$ and $T$.
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal

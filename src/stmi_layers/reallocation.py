@@ -113,7 +113,7 @@ class SemanticTokenReallocation(nn.Module):
     def attention(
         self, patches: Float[Tensor, "batch patches dim"], prior: Float[Tensor, "batch dim"] | None = None
     ) -> Float[Tensor, "batch heads semantic patches"]:
-        """How much of each patch `forward` reads into each semantic token; sums to 1 over the patches."""
+        """Weight of each patch in each semantic token of `forward`; sums to 1 over the patches."""
         queries, keys = (
             layer_norm(self.norm_queries, self._queries(patches, prior)),
             layer_norm(self.norm_patches, patches),

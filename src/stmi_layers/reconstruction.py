@@ -208,5 +208,5 @@ class CrossModalReconstruction(nn.Module):
 
 
 def _may_count(flags: Tensor) -> bool:
-    """Whether the host can look at the flags without waiting for a device or breaking a graph."""
+    """Tell whether the host can look at the flags without waiting for a device or breaking a graph."""
     return flags.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-r"""Which sentences of a caption each expert reads.
+r"""Choice of the sentences of a caption that each expert reads.
 
 An expert with sentences of its own learns to look for what they say; and parts fit a text encoder that a whole caption
 overflows. Paper: NEXT, arXiv 2505.20001, <https://arxiv.org/abs/2505.20001>.

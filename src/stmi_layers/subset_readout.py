@@ -226,7 +226,7 @@ class SubsetReadout(nn.Module):
         tokens: Float[Tensor, "batch modalities tokens dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch subsets heads modalities tokens"]:
-        """How much of each token `forward` reads into each subset; sums to 1 over the tokens of its members."""
+        """Weight of each token in each subset of `forward`; sums to 1 over the tokens of its members."""
         return self._attend(tokens, present)[1]
 
     def _attend(self, tokens: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -187,7 +187,7 @@ class TextModulatedExperts(nn.Module):
         return text if self.text_proj is None else self.text_proj(text)
 
     def _mixture(self, patches: Tensor, text: Tensor) -> Tensor:
-        """What the texts add to the route, (batch experts modalities patches)."""
+        """Compute what the texts add to the route, (batch experts modalities patches)."""
         similarity = text_similarity(patches, text).movedim(2, 3)
         for layer in (self.mix_expand, self.mix_contract):
             weight, bias = at_least_float32(layer.weight), at_least_float32(layer.bias)

@@ -69,7 +69,7 @@ def cyclic_readout(
 
 
 class _Reader(NamedTuple):
-    """What one readout of the patches needs: `slip` carries their gradient, and is None where autograd does."""
+    """Inputs of one readout of the patches: `slip` carries their gradient, and is None where autograd does."""
 
     patches: Tensor
     keys: Tensor

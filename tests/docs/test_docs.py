@@ -139,7 +139,7 @@ def navigation(entries: list | None = None) -> Iterator[tuple[str, str]]:
     if entries is None:
         text = (ROOT / "mkdocs.yml").read_text()
         entries = yaml.safe_load(text[text.index("\nnav:") : text.index("\n# The scripts that draw")])["nav"]
-    for entry in entries:
+    for entry in entries or ():
         ((name, value),) = entry.items()
         yield from navigation(value) if isinstance(value, list) else [(name, value)]
 

@@ -31,6 +31,7 @@ from stmi_layers.training import (
     protocol_for,
     to_dict,
 )
+from stmi_layers.training.checkpoint import save_checkpoint
 from stmi_layers.training.optimisation import check_groups
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +64,7 @@ def test_it_trains_and_resumes_to_the_same_weights(
     run = incomplete(folder, method, modalities)
     metrics = train(run, tmp_path / "whole")
     assert all(0 < found.mAP <= 1 for found in metrics.values())
-    save = loop.save_checkpoint
+    save = save_checkpoint
 
     def save_and_stop(path: Path, checkpoint: Any) -> None:
         save(path, checkpoint)

@@ -471,7 +471,7 @@ def test_the_command_says_what_is_wrong_and_what_is_left(folder, monkeypatch, ca
 
 @pytest.mark.slow
 def test_from_rendered_images_to_a_trained_model(tmp_path):
-    """The procedural set, its own captions thrown away; the trainer reads what the server said."""
+    """The synthetic set, its own captions thrown away; the trainer reads what the server said."""
     data = write_dataset(tmp_path / "set", train_identities=4, test_identities=4, train_images=2, test_images=2)
     for split in ("train", "test"):
         (data / "text" / f"{split}.json").unlink()

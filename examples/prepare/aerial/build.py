@@ -74,7 +74,7 @@ class Shot(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What is written of a photograph: an image (height, width, 4), a mask, and for places a caption and its trees."""
+    """Files of a photograph: an image (height, width, 4), a mask, and for places a caption and its trees."""
 
     image: np.ndarray
     mask: np.ndarray

@@ -13,7 +13,7 @@ LEAST_INDEX = 128 + 6
 
 
 class Measures(NamedTuple):
-    """What a caption tells.
+    """Measurements that a caption states.
 
     Attributes:
         trees: annotated trees in the crop.

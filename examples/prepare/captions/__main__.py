@@ -71,7 +71,7 @@ def main(arguments: Arguments) -> dict[str, Any]:
 
 
 def connect(arguments: Arguments, schema: Schema, stop: threading.Event) -> Callable[[Request], Reply]:
-    """Who answers."""
+    """Connect to the server or the local model that answers."""
     if arguments.local is not None:
         from examples.prepare.captions.local import LocalModel  # imports torch, which a server does without
 
@@ -123,7 +123,7 @@ def collect(
 
 
 def describe(arguments: Arguments, journal: Journal, schema: Schema, items: Sequence[Item]) -> list[Described]:
-    """What the answers on file say about each item. The composite goes before the modalities where they are equally
+    """Describe each item by the answers on file. The composite goes before the modalities where they are equally
     certain."""
     described = []
     for item in items:

@@ -1,4 +1,4 @@
-"""What comes back from a model, and everything that can be wrong with it."""
+"""Answers of a model, parsed and checked."""
 
 import json
 import math
@@ -33,7 +33,7 @@ class Reading(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What an answer says, what is wrong with it, and how many values were withheld as possible number plates.
+    """Values of an answer, its errors, and how many values were withheld as possible number plates.
 
     An entry that is wrong is not among the readings.
     """
@@ -58,7 +58,7 @@ def _closed_object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text without any JSON declines to answer."""
+    """Tell whether a text without any JSON declines to answer."""
     return "{" not in text and REFUSAL.search(text) is not None
 
 
@@ -148,8 +148,10 @@ def normalise(value: str) -> str | None:
 
 
 def is_plate(value: str) -> bool:
-    """Whether a value may hold a number plate: five or more letters and digits together, two digits and a letter among
-    them. Some names of models are taken for one; that costs an attribute, while a plate costs somebody's privacy.
+    """Tell whether a value may hold a number plate.
+
+    A plate has five or more letters and digits in a run, at least two digits and a letter among them. Some names of car
+    models look like one: that costs an attribute, while a plate costs somebody's privacy.
 
     >>> [is_plate(value) for value in ("sticker ABC 1234", "京A·12345", "ab12cde", "Peugeot 308", "RAV4", "white van")]
     [True, True, True, False, False, False]

@@ -1,4 +1,4 @@
-"""What `python -m examples.prepare.captions` can be told."""
+"""Options of `python -m examples.prepare.captions`."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from stmi_layers.training.settings import MissingModality, Range
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where the images are, what to ask about them, and whom."""
+    """Images, attributes, and the model that describes them."""
 
     data: Path
     """A set in any layout the trainer reads; the captions go to DATA/text/<split>.json."""
@@ -21,9 +21,9 @@ class Arguments:
     modalities: tuple[str, ...] = ("RGB", "NI", "TI")
     """Modalities to read; each is asked about alone, then all together."""
     missing_modality: MissingModality = "error"
-    """What to do about an item whose image is missing in some modality; "absent" describes what is there."""
+    """Policy for an item without an image in some modality; "absent" describes the images it has."""
     damaged: Literal["error", "skip"] = "error"
-    """What to do about files that cannot be decoded; skipped ones are named."""
+    """Policy for files that cannot be decoded; skipped files are named."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Counts that become black and white in images of more than 8 bits, by modality, as TI 7012 9411 or TI image."""
     limit: int = 0
@@ -71,7 +71,7 @@ class Arguments:
     max_wait: float = 300.0
     """Longest Retry-After, in seconds, that is obeyed; a longer one ends the run."""
     answer_format: AnswerFormat = "json_schema"
-    """What the server can hold the model to."""
+    """Answer format that the server can enforce."""
     fields: str = '{"temperature": 0}'
     """Further fields of every request, as JSON: {"max_tokens": 800}."""
     input_price: float = 0.0

@@ -16,7 +16,7 @@ MAX_FAILURES = 10  # questions in a row without an answer, after which the serve
 
 
 class Outcome(NamedTuple):
-    """What the answers to a question add up to.
+    """Result of the answers to a question.
 
     Attributes:
         status: "complete"; "partial": wrong even after the repair, but some entries are right; "invalid": none is;

@@ -38,7 +38,7 @@ class UnusableError(Exception):
 
 
 class _Failure(NamedTuple):
-    """What kind it was, its message, whether another attempt may do better, and the seconds the server asks to wait."""
+    """A failed request: kind, message, whether another attempt may succeed, and the seconds the server asks to wait."""
 
     kind: str
     message: str

@@ -1,4 +1,4 @@
-"""What a model is shown and asked: every modality of an item alone, then all of them side by side."""
+"""Questions and images for a model: every modality of an item alone, then all of them side by side."""
 
 import base64
 import hashlib
@@ -54,7 +54,7 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back.
+    """Reply of a model.
 
     Attributes:
         text: the answer as the model wrote it.
@@ -76,7 +76,7 @@ class Reply(NamedTuple):
 
     @property
     def declined(self) -> bool:
-        """Whether the model refused, in so many words or through its filter."""
+        """Tell whether the model refused, in words or through its filter."""
         return bool(self.refusal) or self.finish == "content_filter" or is_refusal(self.text)
 
 

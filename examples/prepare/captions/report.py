@@ -1,4 +1,4 @@
-"""What came of a run: who knew what, who agreed, what it cost, and how long the sentences are."""
+"""Report of a run: known and agreed attributes, costs, and lengths of the sentences."""
 
 import importlib.util
 import itertools
@@ -29,7 +29,7 @@ class Described(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether no question about it is open."""
+        """Tell whether all questions about the item are answered."""
         return all(outcome.status != "open" for outcome in self.outcomes.values())
 
 

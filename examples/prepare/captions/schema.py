@@ -1,4 +1,4 @@
-"""What is asked about an object, and where each answer goes in the sentence: a table of attributes.
+"""Attributes of an object, and the place of each in the sentence.
 
 `PERSONS` and `VEHICLES` are below. A table of your own is a TOML or JSON file of the same fields:
 

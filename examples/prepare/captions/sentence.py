@@ -1,4 +1,4 @@
-"""Which value of an attribute wins, and how a sentence is made of the winners.
+"""Choice of one value per attribute, and the sentence made of the chosen values.
 
 Both are rules, so equal answers make equal sentences.
 """

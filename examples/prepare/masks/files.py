@@ -21,7 +21,7 @@ KEY = "stmi-mask"
 
 
 class Note(NamedTuple):
-    """What a mask says about itself."""
+    """Note about the origin of a mask, stored in its file."""
 
     method: str
     quality: Quality
@@ -50,7 +50,7 @@ def write_mask(path: Path, mask: Mask, note: Note) -> None:
 
 
 def read_note(path: Path) -> Note | None:
-    """What `write_mask` noted; None when somebody else made the mask."""
+    """Read the note of `write_mask`; None for a mask from another source."""
     if path.suffix.lower() != ".png":
         return None
     with opened(path) as image:

@@ -30,7 +30,7 @@ Segmenter = Callable[[Sequence[Image.Image]], list[Probability]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to make masks of, how, and where to put them."""
+    """Images, method and destination of the masks."""
 
     data: tyro.conf.Positional[Path]
     """The data set, in any layout that the trainer reads."""
@@ -43,7 +43,7 @@ class Settings:
     weights: Path | None = None
     """Local folder with SAM 2 or SAM 3 and its processor; nothing is downloaded."""
     prompt: str = "composite"
-    """How SAM 2 is asked for the object: nearly the whole image as a "box", its centre as a "point", or both,
+    """Prompt of SAM 2 for the object: nearly the whole image as a "box", its centre as a "point", or both,
     "composite". For SAM 3, the name of the thing: person, vehicle."""
     several: Several = "middle"
     """Where SAM 3 finds several things: the one nearest the middle, or the largest."""
@@ -54,7 +54,7 @@ class Settings:
     margin: float = 0.05
     """Share of the sides that the box leaves out at each end."""
     object_size: float = 0.5
-    """What the fallback expects: 0.5, the object fills the image; 0.2, it is small in the middle."""
+    """Object size that the fallback expects: 0.5 fills the image, 0.2 is small in the middle."""
     source: str = VOTE
     """"vote" of all modalities, or the one whose mask is taken; the others then only tell whether they agree."""
     out: Path | None = None
@@ -123,7 +123,7 @@ def check(settings: Settings) -> None:
 
 
 def build(settings: Settings) -> tuple[Segmenter, str]:
-    """What makes the masks, and its full name, which every mask and every report carries."""
+    """The function that makes the masks, and its full name, which every mask and every report carries."""
     device = choose_device(settings.device)
     if settings.weights is None:
         segmenter = Classical(object_size=settings.object_size, device=device)

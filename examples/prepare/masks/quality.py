@@ -1,4 +1,4 @@
-"""What a mask is measured by without knowing the true one, and which measurements make it doubtful."""
+"""Quality of a mask without a true mask to compare with, and reasons to doubt it."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class Quality:
 
 
 def measure(mask: Mask) -> Quality:
-    """What a finished mask shows of itself."""
+    """Measure a finished mask."""
     return Quality(area=float(mask.mean()), border=float(frame_border(mask).mean()))
 
 
@@ -61,7 +61,7 @@ def measure_made(mask: Mask, probabilities: Probability, raw: Mask, used: Probab
 
 
 def find_doubts(quality: Quality) -> dict[str, float]:
-    """Why a mask is doubtful, and how strongly, in (0, 1]; nothing when it is not.
+    """Find reasons to doubt a mask, and their strength in (0, 1]; nothing when it is not.
 
     >>> find_doubts(Quality(area=0.3, border=0.1, agreement=0.25))
     {'modalities disagree': 0.75}

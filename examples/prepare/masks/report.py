@@ -1,4 +1,4 @@
-"""What a run left on disk, in numbers: a JSON file and a table."""
+"""Report of a run: a JSON file and a table."""
 
 import json
 from collections import Counter
@@ -61,7 +61,7 @@ def _read(task: Task, settings: Settings) -> Entry:
 
 
 def rank_doubtful(entries: Sequence[Entry]) -> list[Entry]:
-    """Those with doubts: the strongest single doubt first, then the most doubts, then by name."""
+    """List doubtful masks: the strongest single doubt first, then the most doubts, then by name."""
     doubtful = [entry for entry in entries if entry.doubts]
     return sorted(doubtful, key=lambda one: (-max(one.doubts.values()), -len(one.doubts), one.task.item.name))
 

@@ -1,4 +1,4 @@
-"""What the procedural set is made of: silhouettes, surface materials and the marks that carry an identity.
+"""Parts of the synthetic set: silhouettes, surface materials and the marks that carry an identity.
 
 Silhouettes and surfaces are shared by many identities; only the tags tell them apart. The near-infrared albedo of a
 surface is set independently of its colour, as that of real pigments is.
@@ -14,7 +14,7 @@ TAG_SIDE = 0.22  # of the geometric mean of a figure's width and height
 
 
 class Material(NamedTuple):
-    """What one flat surface is made of; warmth is kelvin above the air, everything else a fraction in [0, 1]."""
+    """Material of a flat surface; warmth is kelvin above the air, everything else a fraction in [0, 1]."""
 
     red: float
     green: float

@@ -1,4 +1,4 @@
-"""Captions of the procedural set: some attributes of a view in words, with unknown and wrong ones on request."""
+"""Captions of the synthetic set: some attributes of a view in words, with unknown and wrong ones on request."""
 
 import itertools
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""A procedural tri-modal re-identification set, for whoever has no data at hand.
+"""The synthetic set: three modalities with masks and captions, rendered for users without data.
 
     python -m examples.prepare.synthetic --out data/synthetic --seed 0
 
@@ -140,7 +140,7 @@ def _check_same(root: Path, header: dict[str, Any]) -> None:
     file = root / "dataset.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if not (isinstance(found, dict) and "settings" in found):
-        raise FileExistsError(f"{root} is not empty and is no procedural set; give another folder or remove it")
+        raise FileExistsError(f"{root} is not empty and is no synthetic set; give another folder or remove it")
     asked, there = ({"format": one.get("format")} | one["settings"] for one in (header, found))
     different = [f"{name} {there.get(name)!r}, not {asked[name]!r}" for name in asked if there.get(name) != asked[name]]
     if different:

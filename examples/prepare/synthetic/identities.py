@@ -1,4 +1,4 @@
-"""Who and what the procedural set shows: its settings, its identities, and the views that are drawn of them."""
+"""Identities of the synthetic set, its settings, and the views drawn of each identity."""
 
 import itertools
 from collections import Counter
@@ -19,7 +19,7 @@ CORRUPTIONS = ("none", "eroded", "dilated", "holes", "false_foreground", "empty"
 
 @dataclass(frozen=True)
 class Settings:
-    """What the set is to be like; together with the seed it decides every byte.
+    """Settings of the synthetic set; with the seed they decide every byte.
 
     Attributes:
         seed: of everything.
@@ -129,7 +129,7 @@ def make_identities(settings: Settings) -> dict[str, list[Identity]]:
 
 
 def confusable(identities: Sequence[Identity], bands: Sequence[str]) -> float:
-    """How many identities, itself included, look alike on average to a perfect reader of some bands' tags."""
+    """Count identities, the own one included, that look alike on average to a perfect reader of some bands' tags."""
     chosen = [BANDS.index(band) for band in bands]
     looks = Counter(
         (one.body, tuple(sorted(tuple(tag[k] for k in chosen) for tag in set(one.tags)))) for one in identities

@@ -1,4 +1,4 @@
-"""Masks of the procedural set: exact ones, damaged by a stated extent."""
+"""Masks of the synthetic set: exact ones, damaged by a stated extent."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Scenes of the procedural set: flat polygons that each carry a material, painted once for all sensors.
+"""Scenes of the synthetic set: flat polygons that each carry a material, painted once for all sensors.
 
 Every function is deterministic in its arguments.
 """
@@ -36,7 +36,7 @@ MARGIN = 8  # pixels painted around the frame, so that a sensor displaced by par
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the unit box comes to lie in the frame: lengths in pixels, rotation in radians; `mirrored` faces left."""
+    """Place of the unit box in the frame: lengths in pixels, rotation in radians; `mirrored` faces left."""
 
     centre: tuple[float, float]
     width: float

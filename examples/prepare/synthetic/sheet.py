@@ -1,4 +1,4 @@
-"""A picture of a procedural set."""
+"""A picture of a synthetic set."""
 
 import json
 from pathlib import Path

@@ -56,7 +56,7 @@ def distinct_edges(incidence: Tensor) -> Counter[Members]:
 def place_nodes(
     weights: Tensor, grid: tuple[int, int], size: tuple[int, int], present: Sequence[bool]
 ) -> NDArray[np.float64]:
-    """Where the nodes stand in images side by side: (nodes 2) as x and y, NaN in an absent modality.
+    """Place the nodes on images side by side: (nodes 2) as x and y, NaN in an absent modality.
 
     Args:
         weights: attention of the semantic tokens, (modalities semantic patches).

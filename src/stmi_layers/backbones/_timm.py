@@ -24,7 +24,7 @@ from stmi_layers.backbones.tower import (
 
 
 class _ModulatedTimm(Modulated):
-    """What timm's attentions have in common from their queries, keys and values on."""
+    """Common base of timm's attentions, from their queries, keys and values on."""
 
     scale: float
     attn_drop: nn.Dropout
@@ -89,7 +89,7 @@ class _ModulatedRotary(_ModulatedTimm):
 
 
 class ModulatedAttention(_ModulatedTimm, Attention):
-    """Of `VisionTransformer`."""
+    """Modulated attention of `VisionTransformer`."""
 
     unmodulated = Attention
 
@@ -102,13 +102,13 @@ class ModulatedAttention(_ModulatedTimm, Attention):
 
 
 class ModulatedAttentionRope(_ModulatedRotary, AttentionRope):
-    """Of `Eva` with `attn_type="rope"`, also with fewer key heads than query heads."""
+    """Modulated attention of `Eva` with `attn_type="rope"`, also with fewer key heads than query heads."""
 
     unmodulated = AttentionRope
 
 
 class ModulatedEvaAttention(_ModulatedRotary, EvaAttention):
-    """Of `Eva`: no bias on the keys."""
+    """Modulated attention of `Eva`, without a bias on the keys."""
 
     unmodulated = EvaAttention
 
@@ -120,7 +120,7 @@ class ModulatedEvaAttention(_ModulatedRotary, EvaAttention):
 
 
 class AdaptedBlock(Adapted, Block):
-    """Of `VisionTransformer`."""
+    """Adapted block of `VisionTransformer`."""
 
     unadapted = Block
 
@@ -132,7 +132,7 @@ class AdaptedBlock(Adapted, Block):
 
 
 class AdaptedEvaBlock(Adapted, EvaBlock):
-    """Of `Eva`."""
+    """Adapted block of `Eva`."""
 
     unadapted = EvaBlock
 

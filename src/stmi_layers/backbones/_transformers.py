@@ -53,19 +53,19 @@ class _ModulatedTransformers(Modulated):
 
 
 class ModulatedCLIPAttention(_ModulatedTransformers, CLIPAttention):
-    """Of `CLIPVisionModel`."""
+    """Modulated attention of `CLIPVisionModel`."""
 
     unmodulated = CLIPAttention
 
 
 class ModulatedSiglipAttention(_ModulatedTransformers, SiglipAttention):
-    """Of `SiglipVisionModel`; not of its pooling head."""
+    """Modulated attention of `SiglipVisionModel`; not of its pooling head."""
 
     unmodulated = SiglipAttention
 
 
 class ModulatedDinov2Attention(_ModulatedTransformers, Dinov2Attention):
-    """Of `Dinov2Model`, which has other names for the same."""
+    """Modulated attention of `Dinov2Model`, which has other names for the same."""
 
     unmodulated = Dinov2Attention
 
@@ -74,7 +74,7 @@ class ModulatedDinov2Attention(_ModulatedTransformers, Dinov2Attention):
 
 
 class _AdaptedEncoderLayer(Adapted):
-    """What the layers of CLIP and SigLIP have in common."""
+    """Common base of the layers of CLIP and SigLIP."""
 
     layer_norm1: nn.Module
     layer_norm2: nn.Module
@@ -95,19 +95,19 @@ class _AdaptedEncoderLayer(Adapted):
 
 
 class AdaptedCLIPLayer(_AdaptedEncoderLayer, CLIPEncoderLayer):
-    """Of `CLIPVisionModel`."""
+    """Adapted layer of `CLIPVisionModel`."""
 
     unadapted = CLIPEncoderLayer
 
 
 class AdaptedSiglipLayer(_AdaptedEncoderLayer, SiglipEncoderLayer):
-    """Of `SiglipVisionModel`."""
+    """Adapted layer of `SiglipVisionModel`."""
 
     unadapted = SiglipEncoderLayer
 
 
 class AdaptedDinov2Layer(Adapted, Dinov2Layer):
-    """Of `Dinov2Model`."""
+    """Adapted layer of `Dinov2Model`."""
 
     unadapted = Dinov2Layer
 
@@ -225,7 +225,7 @@ class TransformersTower(nn.Module):
 
 
 def _embed(vision: Any, images: Tensor) -> Tensor:
-    """What the model's own embeddings return, at any size: those refuse images that are not square."""
+    """Embed images of any size as the model's own embeddings do, which refuse images that are not square."""
     embeddings = vision.embeddings
     if isinstance(vision, Dinov2Model):
         convolution, first = embeddings.patch_embeddings.projection, embeddings.cls_token

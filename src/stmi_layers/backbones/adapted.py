@@ -1,4 +1,4 @@
-"""What a library's block gains when it is adapted: a network beside its feed-forward network, and prompts.
+"""Additions to a library's block: a network beside its feed-forward network, and prompts.
 
 An adapted class derives from the class of the block and changes its forward pass alone: parameters keep their names and
 their values. Prompts stand in front of the other tokens. Between two blocks those carried on stand there, so that they
@@ -74,7 +74,7 @@ def added_names(model: nn.Module) -> set[str]:
 
 
 def num_modalities(model: nn.Module) -> int | None:
-    """How many modalities the prompts of a model are for; None without prompts."""
+    """Number of modalities that the prompts of a model are made for; None without prompts."""
     found = (module.prompts for module in model.modules() if isinstance(module, Adapted))
     return next((prompts.num_modalities for prompts in found if prompts is not None), None)
 

@@ -1,4 +1,4 @@
-"""Which vision transformers are known, told by the names of their classes: no library is imported to find out."""
+"""Known vision transformers, recognised by the names of their classes without an import of their library."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module

@@ -93,7 +93,7 @@ class Modulated(nn.Module):
 
 
 def _differ(stored: Tensor, strength: Tensor) -> bool:
-    """Whether two of equal shape have other values; a tensor on the meta device has none."""
+    """Tell whether two tensors of equal shape differ; a tensor on the meta device has none."""
     if stored.is_meta or strength.is_meta or stored.shape != strength.shape:
         return False
     return not torch.equal(stored.to(strength), strength)

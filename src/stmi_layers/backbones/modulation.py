@@ -82,7 +82,7 @@ def modulate(
             tower; the message lists what is.
         ImportError: when the library of `model` is too old; the message names the extra to install.
         ValueError: when `model` is modulated already, holds several vision transformers, has an attention that cannot
-            be modulated or blocks that hand it no mask, as `nn.TransformerEncoderLayer`, or an option is out of range.
+            be modulated or blocks that pass it no mask, as `nn.TransformerEncoderLayer`, or an option is out of range.
 
     Examples:
         >>> block = modulate(nn.MultiheadAttention(8, 2, batch_first=True))

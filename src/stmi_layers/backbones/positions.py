@@ -81,7 +81,7 @@ def square_grid(patches: int) -> tuple[int, int] | None:
 
 
 def position_grids(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Where a vision transformer of open_clip, timm or transformers keeps learned positions of patches.
+    """Find where a vision transformer of open_clip, timm or transformers keeps learned positions of patches.
 
     Args:
         model: the transformer, or a model that contains some.

@@ -1,4 +1,4 @@
-"""What the towers of all libraries share: the face they show to `TokenBackbone`, and steps of their forward pass."""
+"""Common parts of the towers of all libraries: their interface to `TokenBackbone`, and steps of their forward pass."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable

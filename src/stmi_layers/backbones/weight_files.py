@@ -3,7 +3,7 @@
 TorchScript archives, such as OpenAI's, are not given to `torch.jit.load`, which compiles the program they hold and lets
 its `__setstate__` methods run. Their tensors are described by a pickle; it is read here by an unpickler that knows
 tensors and nothing else. Other torch files go through torch's own `weights_only` loader, so that for them the promise
-is torch's: before torch 2.10 that loader had a memory-safety flaw. From strangers prefer safetensors.
+is torch's: before torch 2.10 that loader had a memory-safety flaw. For files that you do not trust, prefer safetensors.
 """
 
 import json
@@ -37,7 +37,7 @@ OPENAI_SETTINGS = frozenset({"input_resolution", "context_length", "vocab_size"}
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file holds.
+    """Content of a file of weights.
 
     Attributes:
         kind: "TorchScript archive", "safetensors file" or "torch file".
@@ -149,7 +149,7 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _quick_gelu_beside(path: Path) -> bool | None:
-    """What open_clip's own description of the model says, where it stands beside the weights."""
+    """Read open_clip's own description of the model, if it is beside the weights."""
     description = path.with_name("open_clip_config.json")
     if not description.is_file():
         return None
@@ -203,7 +203,7 @@ class _TensorUnpickler(pickle.Unpickler):
         if module == "torch.jit._pickle":  # lists whose elements share a type, which follows as a tag
             return lambda value, *_: value
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            # A function of its own each time, for a pickle may set the attributes of what it is handed.
+            # A new function each time, because a pickle may set the attributes of what it is handed.
             return lambda *parts: _rebuild(*parts)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict

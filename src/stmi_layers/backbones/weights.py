@@ -16,7 +16,7 @@ from stmi_layers.backbones.weight_names import match_names, part_that_fits
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did; `str` of it is for people.
+    """Report of `load_weights`; `str` makes it readable.
 
     Attributes:
         path: the file.

@@ -27,7 +27,7 @@ _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 def tiled_attention(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
-    """What `modulated_attention` returns, for CPU tensors: one operator to autograd and to `torch.compile`."""
+    """Compute `modulated_attention` for CPU tensors: one operator to autograd and to `torch.compile`."""
     tell_counters("tiled_attention")
     return torch.ops.stmi_layers.tiled_attention(query, key, value, foreground, alpha, beta, scale)[0]
 
@@ -61,7 +61,7 @@ def _attend(
 
 
 def _attend_foreground(rows: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> None:
-    """What a row attends to takes the row's own place, from which nothing is read any more."""
+    """Write the result of a row into the row's own place, from which nothing is read any more."""
     tokens = keys.shape[1]
     buffer = new_buffer(rows, tokens)
     for head, row in tiles.cut(len(keys), len(rows), tokens):

@@ -30,7 +30,7 @@ _plain_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 class _Vectors(NamedTuple):
-    """Of a piece, or the gradients of them; the rows are in the order of the sample, tokens heads head_dim."""
+    """Vectors of a piece, or their gradients; the rows are in the order of the sample, tokens heads head_dim."""
 
     rows: Tensor  # queries times the factor of the piece
     keys: Tensor  # heads tokens head_dim

@@ -14,7 +14,7 @@ from stmi_layers.kernels import tiles
 
 
 def is_short(query: Tensor) -> bool:
-    """Whether the logits of a sample fit into a tile."""
+    """Tell whether the logits of a sample fit into a tile."""
     _, heads, tokens, _ = query.shape
     return heads * tokens**2 <= tiles.TILE
 
@@ -50,7 +50,7 @@ def attend(
 def _attend_some(
     query: Tensor, key: Tensor, value: Tensor, modulation: tiles.Modulation, logits: Tensor, *, out: Tensor
 ) -> None:
-    """Those of a tile, in a function of their own so that nothing of theirs is held while the next are computed."""
+    """Attend for the samples of a tile. A function frees its memory before the next tile is computed."""
     tile = torch.bmm(_flat(query), _flat(key).mT, out=logits.flatten(0, 1))
     modulation.apply(logits, logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True), out=logits)
     sums = tiles.exponentials(logits)

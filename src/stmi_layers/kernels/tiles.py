@@ -1,4 +1,4 @@
-"""What the passes of tiled attention share: the mask of a sample, its rows in order, the cut into tiles."""
+"""Common parts of the passes of tiled attention: the mask of a sample, its rows in order, the cut into tiles."""
 
 import math
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Modulation(NamedTuple):
     outward: Tensor  # 1 where the constant counts: row in the foreground, column in the background; else 0
 
     def of_heads(self, head: slice) -> "Modulation":
-        """That of some heads."""
+        """Return the part of some heads."""
         return Modulation(self.alpha[head], self.beta[head], self.slope[head], self.outward)
 
     def apply(self, logits: Tensor, maximum: Tensor, minimum: Tensor, out: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def usable(query: Tensor) -> bool:
-    """Whether the kernels take this query, and key and value like it.
+    """Tell whether the kernels take this query, and key and value like it.
 
     They need Triton, an NVIDIA GPU of compute capability 8 or above, float16, bfloat16 or float32, and heads of 32, 64
     or 128. With `TRITON_INTERPRET=1` in the environment from the start they also take float16 and float32 on CPU.
@@ -41,7 +41,7 @@ def _is_ampere(device: torch.device) -> bool:
 def triton_modulated_attention(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
-    """What `modulated_attention` returns, without storing a logit; one operator to autograd and compile.
+    """Compute `modulated_attention` without storing a logit; one operator to autograd and compile.
 
     Memory grows with the number of tokens, not with its square. Logits, softmax and all sums are in float32, strengths
     are read as float32, and the weights are rounded to the dtype of `value` before they meet it. Gradients are exact

@@ -204,7 +204,7 @@ def key_kernel(
 
 
 def backward_blocks(dtype: torch.dtype, head_dim: int) -> Blocks:
-    """Those of the query kernel; the key kernel swaps rows and columns, and so keeps as much for itself."""
+    """Choose the blocks of the query kernel; the key kernel swaps rows and columns, and so keeps as much for itself."""
     if dtype == torch.float32:
         return Blocks(rows=32, columns=32, warps=8 if head_dim == 128 else 4, stages=2, registers=None)
     return Blocks(rows=128, columns=32 if head_dim == 128 else 64, warps=8, stages=3, registers=None)

@@ -166,7 +166,7 @@ def forward_kernel(
 
 
 class Blocks(NamedTuple):
-    """How a kernel is cut up: by dtype and `head_dim` alone, so that no mask, batch or number of tokens recompiles."""
+    """Block sizes of a kernel, set by dtype and `head_dim` alone: no mask, batch or number of tokens recompiles."""
 
     rows: int
     columns: int

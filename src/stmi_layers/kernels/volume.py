@@ -54,7 +54,7 @@ def _vectors(
 
 
 def _first_and_later(present: Tensor, rest: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Which of the other modalities is the first that a sample has, and which come after it, (batch) each."""
+    """Find the first of the other modalities that a sample has, and the later ones, (batch) each."""
     there = present[:, rest]
     first = there & (there.cumsum(dim=1) == 1)
     return list(first.unbind(1)), list((there & ~first).unbind(1))
@@ -173,7 +173,7 @@ def _pulled(
 
 
 def _coefficients(differences: list[Tensor], directions: list[Tensor]) -> list[list[Tensor]]:
-    """What each later vector has of each direction, (batch 1): a lower triangle, by columns."""
+    """Compute the components of each later vector along each direction, (batch 1): a lower triangle, by columns."""
     return [
         [(later * direction).sum(dim=1, keepdim=True) for later in differences[index:]]
         for index, direction in enumerate(directions)

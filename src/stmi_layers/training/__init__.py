@@ -1,4 +1,4 @@
-"""What every ReID experiment writes again, for any model that keeps the contract; may change until 1.0.
+"""Data, training loop, evaluation and checkpoints for any model that keeps the contract; may change until 1.0.
 
 Functions over a few records: layouts, datasets, P x K batches and protocols of multi-modal sets; objective, loop,
 checkpoint, evaluation and report. Needs the extra `training`. `import stmi_layers` does not load it.

@@ -1,4 +1,4 @@
-"""Samples of an image file beside its colours: what a TIFF or a colour profile says about them.
+"""Samples of an image file besides its colours, as a TIFF or a colour profile declares them.
 
 A multispectral camera writes near infrared as a fourth band of an RGB file, and labels it as it likes. As transparency
 that colours are multiplied by, Pillow divides the colours by it.
@@ -35,13 +35,13 @@ def refuse_multiplied(image: ImageFile.ImageFile) -> None:
 
 
 def has_spare_bands(image: ImageFile.ImageFile) -> bool:
-    """Whether the file has bands that are neither colours nor transparency, and are not read."""
+    """Tell whether the file has bands that are neither colours nor transparency, and are not read."""
     extra = _tags(image, _EXTRA)
     return _UNKNOWN in extra or len(extra) > 1
 
 
 def has_profile(image: ImageFile.ImageFile) -> bool:
-    """Whether the colours are said to be others than sRGB; they are read as they are stored."""
+    """Tell whether the file declares colours other than sRGB; they are read as they are stored."""
     profile = image.info.get("icc_profile") or b""
     return bool(profile) and b"sRGB" not in profile and "sRGB".encode("utf-16-be") not in profile
 

@@ -144,7 +144,7 @@ def _wrong_entries(content: dict[str, Any]) -> list[str]:
 
 
 def _is_numeric(entry: Mapping[str, Any], name: str) -> bool:
-    """Whether an entry of the history holds what pictures and reports read; only some epochs are scored."""
+    """Tell whether a history entry has the numbers that pictures and reports read; only some epochs are scored."""
     value = entry.get(name, {} if name == "mAP" else None)
     values = [value] if name in NUMBERS else value.values() if isinstance(value, dict) else [None]
     return all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)

@@ -186,7 +186,7 @@ def _stamp(source: Source, is_mask: bool, bounds: Range | None) -> str:
 
 
 def _recall(entry: str | None, stamp: str) -> Look | None:
-    """What was seen when the file was in the same state."""
+    """Recall the result of a check of the file in the same state."""
     if entry is None or not entry.startswith(stamp + " "):
         return None
     _, width, height, *notes = entry.split(" ")
@@ -195,7 +195,7 @@ def _recall(entry: str | None, stamp: str) -> Look | None:
 
 @contextmanager
 def _memory(root: Path, folder: Path | None) -> Iterator[dict[str, str]]:
-    """What is known about the files of a set; changes are written at the end, and one process at a time has it."""
+    """Open the record of checked files of a set, for one process at a time; changes are written at the end."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     file = (folder or home / "stmi-layers" / "checked") / f"{name}.json"

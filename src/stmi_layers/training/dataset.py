@@ -237,7 +237,7 @@ def load_split(
 
 
 def facts_of(dataset: MultiModalDataset, modalities: Sequence[str]) -> Facts:
-    """What a model may be built from: the facts of a training set."""
+    """Collect the facts of a training set that a model may be built from."""
     items = dataset.items
     counts = Counter(word for item in items for word in split_words(joined(item.captions)))
     return Facts(

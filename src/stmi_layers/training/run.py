@@ -20,7 +20,7 @@ Entry = dict[str, Any]
 
 @dataclass
 class Run:
-    """What changes during training, and the records it was made with.
+    """State that changes during training, and the records it was made with.
 
     Attributes:
         model: a module that keeps the contract.

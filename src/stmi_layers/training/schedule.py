@@ -76,7 +76,7 @@ class Schedule:
             raise ValueError(f"clip_norm must be positive, or None for no clipping; received {self.clip_norm}")
 
     def augmentation(self) -> Augmentation:
-        """How training images are varied."""
+        """The augmentation of the training images."""
         return Augmentation(flip=self.flip, padding=self.padding, erasing=self.erasing)
 
 

@@ -31,7 +31,7 @@ LOOKED_AT = 20
 def has_identities(
     root: Path, modalities: Collection[str], *, splits: Collection[str], pattern: re.Pattern[str]
 ) -> bool:
-    """Whether the folders are there, and some file in the first ones is named as in the benchmark."""
+    """Tell whether the folders are there, and some file in the first ones is named as in the benchmark."""
     folders = (root / split / identity for split in splits for identity in list_identities(root / split))
     stems = (stem for folder in folders for name in FOLDER_OF.values() for stem in list_images(folder / name))
     return any(pattern.fullmatch(stem) for stem in islice(stems, LOOKED_AT))

@@ -50,12 +50,12 @@ class Layout:
 
 
 def is_system(name: str) -> bool:
-    """Whether an entry of a folder is none of the set's: hidden, or left behind by a system."""
+    """Tell whether an entry of a folder is hidden or was left by a system, and so is not part of the set."""
     return name.startswith((".", "@", "$", "__")) or name.lower() in SYSTEM
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder has a usual name of a split."""
+    """Tell whether a folder has a usual name of a split."""
     return _SPLIT.fullmatch(name.lower()) is not None
 
 
@@ -76,12 +76,12 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def is_mask_folder(name: str) -> bool:
-    """Whether a folder holds masks rather than a modality."""
+    """Tell whether a folder holds masks rather than a modality."""
     return name == "mask" or name.startswith("mask_")
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether the name of some entry of a folder is that of an image."""
+    """Tell whether the name of some entry of a folder is that of an image."""
     try:
         with os.scandir(folder) as entries:
             return any(is_image(entry.name) for entry in entries)
@@ -90,7 +90,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Whether a name is that of an image that can be read."""
+    """Tell whether a name is that of an image that can be read."""
     return not is_system(name) and os.path.splitext(name)[1].lower() in SUFFIXES
 
 

@@ -61,7 +61,7 @@ def found_manifest(file: Path) -> FoundSet:
 
 
 def _is_modality(name: str, rows: Rows) -> bool:
-    """Whether all cells of a column that are not empty have the suffix of an image."""
+    """Tell whether all cells of a column that are not empty have the suffix of an image."""
     cells = [cell for row in rows if (cell := row[name])]
     is_other = name in RESERVED or name.startswith(("mask_", "caption_"))
     return not is_other and bool(cells) and all(os.path.splitext(cell)[1].lower() in SUFFIXES for cell in cells)

@@ -26,12 +26,12 @@ RULE = "<identity>_cam<camera>[_...] with two numbers, as 000028_cam1_0_02"
 
 
 def is_rgbnt201(root: Path, modalities: Collection[str]) -> bool:
-    """Whether the folder of 171 identities for training is there."""
+    """Tell whether the folder of 171 identities for training is there."""
     return (root / "train_171").is_dir()
 
 
 def is_folder_set(root: Path, modalities: Collection[str]) -> bool:
-    """Whether images lie two folders below."""
+    """Tell whether images lie two folders below."""
     return any(list_modalities(root / name) for name in subfolders(root))
 
 

@@ -86,7 +86,7 @@ def list_files(folder: Path, modality: str, *, below: Below, identity_at: int) -
 
 
 def _fits(root: Path, modalities: Collection[str], *, list_modalities: Callable[[Path], list[str]]) -> bool:
-    """Whether some folder has the name of a split, and one where this rule puts modalities the name of one."""
+    """Tell whether some folder has the name of a split, and one where this rule puts modalities the name of one."""
     known = KNOWN.union(modalities)
     # Else <archive>/<split>/<MODALITY> could be taken for <split>/<identity>/<MODALITY>.
     splits = [name for name in subfolders(root) if is_split(name)]

@@ -51,7 +51,7 @@ def _width(path: Path) -> int | None:
 
 
 def has_panels(root: Path, modalities: Collection[str], *, count: int) -> bool:
-    """Whether the files of the benchmark have this number of panels."""
+    """Tell whether the files of the benchmark have this number of panels."""
     return count_panels(root) == count
 
 
