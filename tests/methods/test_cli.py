@@ -65,7 +65,8 @@ def test_every_command_says_so_in_a_line(module: str, options: Sequence[str], me
     (tmp_path / "some.txt").touch()
     monkeypatch.setattr(sys, "argv", [module, *(option.format(tmp_path) for option in options)])
     # A second import under the name __main__ is what `python -m` does.
-    monkeypatch.delitem(sys.modules, f"examples.{module}", raising=False)
+    for imported in (f"examples.{module}", f"examples.{module}.__main__"):
+        monkeypatch.delitem(sys.modules, imported, raising=False)
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         runpy.run_module(f"examples.{module}", run_name="__main__", alter_sys=True)
 
