@@ -58,7 +58,7 @@ def extract(
     Args:
         model: keeps the contract of training; its mode is restored afterwards.
         dataset: its samples are what `collate` stacks. Identities and captions are not needed.
-        folder: made where it is missing; see [`open_shards`][stmi_layers.training.open_shards].
+        folder: made where it is missing; see `open_shards`.
         device: device of the model.
         items: what the samples are of; `dataset.items` by default.
         descriptors: those to keep: features of the model, several joined by +, or "all"; its headline by default.
