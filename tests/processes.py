@@ -1,4 +1,4 @@
-"""Other processes for tests, forked from one that has imported torch already: `spawn` would take seconds for each."""
+"""Other processes for tests. They are spawned: one forked from a process that has run torch can wait for ever."""
 
 import multiprocessing
 import os
@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "stmi_layers.training"])
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2) -> None:
@@ -19,7 +18,7 @@ def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2) -> 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    start_processes(_enter, (common, work, arguments), count, start_method="forkserver")
+    start_processes(_enter, (common, work, arguments), count, start_method="spawn")
 
 
 def _enter(number: int, common: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -72,7 +72,7 @@ def compiled(function: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], Co
 def test_a_layer_is_compiled_once_for_all_batches_and_masks(case):
     layer = case.build("cpu", torch.float32).eval()
     fast, counter = compiled(layer)
-    for batch in (4, 7):
+    for batch in (11, 7):  # 11 is the size of no other axis: torch takes equal sizes for one
         inputs = case.inputs(Fixed(), batch)
         for values in (inputs, tuple(item.roll(1) for item in inputs)):
             torch.testing.assert_close(fast(*values), layer(*values))
