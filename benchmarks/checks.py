@@ -4,7 +4,7 @@ python -m benchmarks.checks           # print the table
 python -m benchmarks.checks --docs    # and write docs/tables/benchmarks-cpu-checks.md
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,11 +78,14 @@ def table() -> str:
 
 @torch.no_grad()
 def main() -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--docs", action="store_true", help=f"write the table to {TABLE}")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     machine = "; ".join(f"{name} {value}" for name, value in describe("cpu").items())
     text = f"`{COMMAND}`, {machine}.\n\n{table()}\n"
     print(text)
-    if "--docs" in sys.argv[1:]:
+    if options.docs:
         TABLE.write_text(text)
 
 

@@ -216,6 +216,9 @@ def _width(keep: Tensor, max_kept: int | None) -> int:
     """Number of tokens to compute per sample."""
     if max_kept is not None:
         return max_kept
-    # Where the host can look at the mask without waiting for a device or breaking a graph.
-    countable = keep.device.type == "cpu" and not torch.compiler.is_compiling() and keep.numel() > 0
-    return max(int(keep.sum(dim=1).max()), 1) if countable else keep.shape[1]
+    return max(int(keep.sum(dim=1).max()), 1) if _may_count(keep) else keep.shape[1]
+
+
+def _may_count(keep: Tensor) -> bool:
+    """Tell whether the host can look at the mask without waiting for a device or breaking a graph."""
+    return keep.device.type == "cpu" and not torch.compiler.is_compiling() and keep.numel() > 0

@@ -34,7 +34,7 @@ def test_text_towers_and_poolers_are_no_vision_transformers():
 
 
 def test_what_cannot_be_modulated_is_refused():
-    with pytest.raises(TypeError, match=r"modulate knows no .* timm Eva.*stmi-layers\[hf\].*modulated_attention"):
+    with pytest.raises(TypeError, match=r"modulate knows no .* timm Eva.*'\.\[hf\]'.*modulated_attention"):
         modulate(nn.Sequential(nn.Conv2d(3, 8, 3)))
     with pytest.raises(ValueError, match="modulated already; unmodulate"):
         modulate(modulate(tiny()))

@@ -128,8 +128,10 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    """Attention takes the form of a GPU: the tiles of a CPU may count the foreground, which the host has at hand."""
+    """Layers take the form of a GPU: on a CPU they may count foreground and kept tokens, which the host has at hand."""
     monkeypatch.setattr("stmi_layers.attention.implementation_for", lambda *_: widened_attention)
+    monkeypatch.setattr("stmi_layers.reconstruction._may_count", lambda flags: False)
+    monkeypatch.setattr("stmi_layers.masked_aggregation._may_count", lambda keep: False)
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")

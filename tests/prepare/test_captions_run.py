@@ -32,6 +32,7 @@ from captions_server import (
     then_well,
 )
 from examples.prepare.captions import __main__ as command
+from examples.prepare.captions import collect
 from examples.prepare.captions.__main__ import main
 from examples.prepare.captions.arguments import Arguments
 from examples.prepare.captions.endpoint import UnusableError
@@ -242,7 +243,7 @@ def test_what_fails_is_left_open_and_asked_the_next_time(folder):
 
 
 def test_a_dead_server_ends_the_run(folder, monkeypatch):
-    monkeypatch.setattr("examples.prepare.captions.collect.MAX_FAILURES", 3)
+    monkeypatch.setattr(collect, "MAX_FAILURES", 3)
     dead = r"3 questions in a row got no answer; the last: .*HTTP 503"
     with serving(lambda asked, before: answer if len(server.asked) <= 4 else fail(503)) as server:
         with pytest.raises(UnusableError, match=dead):

@@ -431,7 +431,7 @@ def test_the_sheet_shows_the_most_doubtful_first(root: Path, monkeypatch: pytest
         drawn.extend(entry.task.item.name for entry in entries)
         return sheet.draw_sheet(path, entries, title)
 
-    monkeypatch.setattr("examples.prepare.masks.__main__.draw_sheet", remember)
+    monkeypatch.setitem(main.__globals__, "draw_sheet", remember)
     main(settings(root, sheet=2))
     assert drawn == [NAMES[2], NAMES[1]]
     with Image.open(root / "mask_doubtful.png") as image:

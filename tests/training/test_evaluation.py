@@ -196,6 +196,7 @@ def test_metrics_are_written_whole_with_a_headline(tmp_path: Path):
         "protocol": "all query all",
         "queries": 8,
         "skipped_queries": 1,
+        "split": "test",
         "descriptors": {"U": as_numbers(metrics())},
         "epochs": 3,
     }
