@@ -60,7 +60,7 @@ def list_sources(
     if not path.exists():
         raise FileNotFoundError(f"images must be a folder, a manifest or files; there is nothing at {path}")
     if path.is_dir() and find_manifest(path) is None:
-        if _is_split(path, modalities):
+        if _is_split(path, modalities) and _is_labelled(path, modalities):
             return _of_set(path.parent, modalities, path.name, captions)
         if any((path / name).is_dir() for name in modalities):
             return _of_modality_folders(path, modalities)
@@ -83,6 +83,17 @@ def _is_split(folder: Path, modalities: Sequence[str]) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return folder.name in found.splits and found.base == folder.resolve().parent
+
+
+def _is_labelled(folder: Path, modalities: Sequence[str]) -> bool:
+    """Tell whether the names of a split follow its layout: a folder of photographs in modalities looks like one."""
+    try:
+        there = [name for name in modalities if (folder / name).is_dir()]
+        return not there or bool(
+            list_items(folder.parent, folder.name, there, captions="off", missing_modality="absent")
+        )
+    except ValueError:
+        return False
 
 
 def _of_set(root: Path, modalities: Sequence[str], split: str, captions: bool) -> Iterator[Item]:

@@ -62,7 +62,8 @@ def test_docs_get_the_table_of_what_was_measured_alone(monkeypatch, tmp_path):
     origin, _, head, _, row = written.read_text().splitlines()
     assert origin.startswith("`python -m benchmarks --seconds 0 --turns 3")
     assert head == "| what | ours | target | spread | memory | against |"
-    assert row.startswith("| a sum | **") and row.endswith("| plain |")
+    assert row.startswith("| a sum | **")
+    assert row.endswith("| plain |")
     assert json.loads((tmp_path / "found.json").read_text())["results"][0]["name"] == "a sum"
 
 
