@@ -10,14 +10,14 @@ function render(element) {
   if (displayMode) fit(element, formula.slice(2, -2));
 }
 
-// A formula that is too wide is set as in running text, where it breaks at = and +, and then made smaller.
+// A formula that is too wide is set as in running text, where it breaks at = and + (one in rows cannot), then made smaller.
 function fit(element, formula) {
   const excess = () => {
     const box = element.querySelector(".katex-display");
-    const widths = [...element.querySelectorAll(".base")].map((base) => base.offsetWidth);
+    const widths = [...element.querySelectorAll(".katex-base")].map((base) => base.offsetWidth);
     return (box ? box.scrollWidth : Math.max(...widths)) / element.clientWidth;
   };
-  if (excess() > 1.15) {
+  if (excess() > 1.15 && !formula.includes("\\begin")) {
     katex.render(`\\displaystyle ${formula}`, element, { throwOnError: false });
     element.classList.add("broken");
   }

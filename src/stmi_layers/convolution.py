@@ -28,8 +28,11 @@ def hypergraph_conv(
 ) -> Float[Tensor, "batch nodes dim"]:
     r"""Carry features from nodes to hyperedges and back: the sum of eq. 15.
 
-    $$\text{row: } D_v^{-1} H W D_e^{-1} H^\top X \qquad \text{none: } H W D_e^{-1} H^\top X \qquad
-    \text{symmetric: } D_v^{-1/2} H W D_e^{-1} H^\top D_v^{-1/2} X$$
+    $$\begin{aligned}
+    \text{row:} &\quad D_v^{-1} H W D_e^{-1} H^\top X \\
+    \text{none:} &\quad H W D_e^{-1} H^\top X \\
+    \text{symmetric:} &\quad D_v^{-1/2} H W D_e^{-1} H^\top D_v^{-1/2} X
+    \end{aligned}$$
 
     $X$ are the `nodes`, $H$ the `incidence` and $W$ the diagonal matrix of `edge_weight`; $D_v$ and $D_e$ hold the row
     and column sums of $H$. A hyperedge $e$ has the mean of its nodes, $h_e$. With "row" a node receives the mean of

@@ -53,8 +53,10 @@ CUT_OFF = """(laptop) => {
     return [
         ...(laptop ? named("code", shown("pre > code").filter(beyond)) : []),
         ...named("formula", shown(".katex-display").filter(beyond)),
-        ...named("formula", shown(".arithmatex.broken").filter((node) =>
-            [...node.querySelectorAll(".base")].some((base) => base.offsetWidth > node.clientWidth + 1))),
+        ...named("formula in lines", shown(".arithmatex.broken").filter((node) => {
+            const lines = [...node.querySelectorAll(".katex-base")];
+            return !lines.length || lines.some((line) => line.offsetWidth > node.clientWidth + 1);
+        })),
         ...named("picture", shown("img, article svg.figure").filter((node) => node.offsetWidth > width)),
         ...named("table", shown("table").filter((node) => node.offsetWidth > width && !scrolls(node))),
     ];

@@ -41,9 +41,9 @@ function figure(content, samples, state, folder) {
       : `${names[state.node]} is absent, and its hyperedge empty.`;
     verdict.textContent = judge(found, present.filter(Boolean).length);
     numbers.replaceChildren(
-      ...pairOf("mean nodes in a hyperedge", found.size.toFixed(4)),
-      ...pairOf("share of isolated nodes", found.isolated.toFixed(4)),
-      ...pairOf("share of hyperedges across modalities", found.crossModal.toFixed(4)),
+      ...pairOf("mean nodes in a hyperedge", found.size.toFixed(2)),
+      ...pairOf("share of isolated nodes", found.isolated.toFixed(2)),
+      ...pairOf("share of hyperedges across modalities", found.crossModal.toFixed(2)),
     );
   }
   function showSample(k) {
