@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from examples.methods import load_method
 from examples.run import Run, run_of
 from stmi_layers.training import (
     Facts,
@@ -45,8 +46,6 @@ class OtherData:
     """Policy for a sample that lacks an image in some modality."""
     damaged: Literal["error", "skip"] | None = None
     """Policy for files that cannot be used."""
-    method: str | None = None
-    """Name of the method, needed for a package of your own alone: a checkpoint chooses no code to run."""
     validation: float | None = None
     """Share of the training identities that is held out and scored instead of the test split; 0 scores the test split,
     as another set does by default."""
@@ -61,7 +60,7 @@ class OtherData:
 
 @dataclass(frozen=True)
 class Computer:
-    """Device, processes and threads."""
+    """Device, processes and threads, and whose code runs."""
 
     device: str = "auto"
     """cpu, cuda, ...; "auto" takes CUDA when there is one."""
@@ -69,6 +68,12 @@ class Computer:
     """Processes that load images."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch."""
+    method: str | None = None
+    """Package of your own that the checkpoint is of, which is imported: a checkpoint chooses no code to run."""
+
+    def __post_init__(self) -> None:
+        if self.method is not None:
+            load_method(self.method)
 
     def machine(self, *, quiet: bool = False) -> Machine:
         """The record of ring 2."""
@@ -131,10 +136,8 @@ def load_model(checkpoint: Path, changes: Mapping[str, Any] | None = None, *, ma
     if machine.threads:
         torch.set_num_threads(machine.threads)
     content, device = read_checkpoint(checkpoint), choose_device(machine.device)
-    changes = dict(changes or {})
-    method = changes.pop("method", None)
     try:
-        run = run_of(content.records, method=method)
+        run = run_of(content.records)
         facts = from_dict(Facts, content.records["facts"])
         model = run.build(facts)
     except ImportError:
@@ -142,7 +145,7 @@ def load_model(checkpoint: Path, changes: Mapping[str, Any] | None = None, *, ma
     except Exception as error:  # whatever settings that are out of range make of a constructor
         raise ValueError(f"{checkpoint} does not fit this version: {printable(error)}") from error
     load_weights(model, content.model, "model", checkpoint)
-    run = run.changed(changes)
+    run = run.changed(changes or {})
     return Loaded(run, model.to(device).eval(), facts, content.history)
 
 
@@ -153,8 +156,7 @@ def restore(
 
     Args:
         checkpoint: the checkpoint.pt of a run.
-        changes: settings of the run to replace, by their names in its records; under "method", the name of the method
-            where it is a package of one's own.
+        changes: settings of the run to replace, by their names in its records.
         machine: where to compute.
         keep: modalities that are there at test time; () for all.
 

@@ -77,21 +77,18 @@ def values_of(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, (value, _, _) in recipe.items()}
 
 
-def run_of(records: Mapping[str, Any], *, method: str | None = None) -> Run:
+def run_of(records: Mapping[str, Any]) -> Run:
     """The run whose records a checkpoint or settings.json holds as plain values.
 
-    Args:
-        records: plain values by name of the record.
-        method: name of the method, where it is a package of one's own: code to run is never chosen by a file.
-
     Raises:
-        ValueError: when a record or a field of one is absent, unknown or of a wrong type; the message names it.
+        ValueError: when a record or a field of one is absent, unknown or of a wrong type, or the method is a package
+            of one's own that nobody has imported; the message names it.
     """
     if absent := sorted({"run", "data", "schedule", "own", "facts"} - records.keys()):
         raise ValueError(f"the run must hold its records; received one without {', '.join(absent)}: train anew")
     if wrong := [name for name, record in records.items() if not isinstance(record, Mapping)]:
         raise ValueError(f"the run must hold its records as fields and values; received another {', '.join(wrong)}")
-    known = load_method(_named_method(records["run"], method))
+    known = load_method(_named_method(records["run"]))
     if known.reads_tower != ("tower" in records):
         raise ValueError(f"the run must {'hold' if known.reads_tower else 'not hold'} a tower; train anew")
     return Run(
@@ -104,14 +101,12 @@ def run_of(records: Mapping[str, Any], *, method: str | None = None) -> Run:
     )
 
 
-def _named_method(record: Mapping[str, Any], stated: str | None) -> str:
-    """The method a run names, if it comes along, is stated, or is imported already."""
+def _named_method(record: Mapping[str, Any]) -> str:
+    """The method a run names, if it comes along or is imported already: code to run is never chosen by a file."""
     name = record.get("method")
     if not isinstance(name, str) or len(record) > 1:
         raise ValueError(f"the run must name its method alone, as text; received {dict(record)}: train anew")
-    if stated not in (None, name):
-        raise ValueError(f"method must be that of the run, {name!r}; received {stated!r}")
-    if name not in METHODS and stated is None and f"{name}.settings" not in sys.modules:
+    if name not in METHODS and f"{name}.settings" not in sys.modules:
         raise ValueError(
             f"method must be stated for a package of your own, because a file chooses no code to run; the run names "
             f"{name!r}. If you know that package, add --method {name}"

@@ -21,7 +21,8 @@ import numpy as np
 
 from stmi_layers.training.files import write_whole
 from stmi_layers.training.images import SUFFIXES
-from stmi_layers.training.layouts import find_set
+from stmi_layers.training.layouts import FOLDERS, find_set
+from stmi_layers.training.layouts.layout import is_split
 from stmi_layers.training.layouts.manifest import find_manifest
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Item, Source, files_of, item_of, plain_item
@@ -82,7 +83,9 @@ def _is_split(folder: Path, modalities: Sequence[str]) -> bool:
         found = find_set(folder.resolve().parent, modalities)
     except (FileNotFoundError, ValueError):
         return False
-    return folder.name in found.splits and found.base == folder.resolve().parent
+    # Any folder with folders of modalities would be a split of its parent: there its name has to be that of one.
+    is_one = found.layout != FOLDERS.name or is_split(folder.name)
+    return is_one and folder.name in found.splits and found.base == folder.resolve().parent
 
 
 def _is_labelled(folder: Path, modalities: Sequence[str]) -> bool:

@@ -1,7 +1,10 @@
 """Training and evaluation on the layouts of the benchmarks, by the command line's own names."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from examples.run import Run
 from examples.train import train
 from sets import tiny as tiny_run
 from stmi_layers.training import Machine, read_checkpoint, save_checkpoint
+
+ROOT = Path(__file__).parents[2]
 
 
 def tiny(data: Path, **changes: Any) -> Run:
@@ -191,3 +196,21 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(record, change, mess
     save_checkpoint(tmp_path / "checkpoint.pt", content._replace(records=records))
     with pytest.raises(ValueError, match=message):
         restore(tmp_path / "checkpoint.pt", machine=Machine(device="cpu"))
+
+
+def test_a_package_of_ones_own_is_imported_when_it_is_stated_and_never_by_a_checkpoint(plain, tmp_path: Path) -> None:
+    (tmp_path / "own_method").mkdir()
+    (tmp_path / "own_method" / "settings.py").write_text("raise RuntimeError('it runs')\n")
+    content = read_checkpoint(plain[1] / "checkpoint.pt")
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, content._replace(records=content.records | {"run": {"method": "own_method"}}))
+    command = [sys.executable, "-W", "ignore", "-m", "examples.evaluate", "--checkpoint", str(path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "src")])}
+
+    def said(*more: str) -> str:
+        return subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment).stderr
+
+    message = said()
+    assert "method must be stated for a package of your own, because a file chooses no code to run" in message
+    assert "--method own_method" in message
+    assert "it runs" in said("--method", "own_method")

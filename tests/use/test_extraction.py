@@ -1,6 +1,7 @@
 """Extraction writes shards as it goes, twice nothing, and refuses what would be lost in silence."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from stmi_layers.training import Facts, Item, Outputs, Panel, describe, extract, load_split, open_shards, unlabelled
 from stmi_layers.training.record import item_of, plain_item
-from stmi_layers.training.shards import fingerprint, shard_path, write_shard
+from stmi_layers.training.shards import FORMAT, Shards, fingerprint, shard_path, write_shard
 from toy_method.model import Toy, build
 from toy_method.settings import Settings
 from toy_runs import DATA
@@ -195,8 +197,69 @@ def test_damaged_folders_say_what_is_wrong(model, dataset, tmp_path: Path):
     (tmp_path / "extraction.json").unlink()
     extract(model, dataset, tmp_path, device="cpu")
     shard_path(tmp_path, 0).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"00000000\.safetensors cannot be read: .*; remove it and extract again"):
-        open_shards(tmp_path).items(0)
+    said = r"00000000\.safetensors cannot be read as a shard: .*; remove it and extract again"
+    for read in (
+        lambda shards: shards.items(0),
+        lambda shards: shards.vectors(0, "whole"),
+        lambda shards: shards.left_out(),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read(open_shards(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"items": "3"}, "Extraction.items must be int; received '3'"),
+        ({"items": None}, "must have exactly its fields; received one that lacks items"),
+        ({"more": 1}, "has the unknown more"),
+        ({"shard_size": 0}, "shard_size must be at least 1; received 0"),
+        ({"widths": {}}, "widths must be at least 1; received 0"),
+        ({"widths": {"U": "wide"}}, "widths['U'] must be int; received 'wide'"),
+        ({"notes": []}, "Extraction.notes must be"),
+    ],
+)
+def test_a_record_that_lacks_an_entry_or_holds_another_type_is_named(changes, message: str, tmp_path: Path):
+    whole = {"format": FORMAT, "fingerprint": "x", "widths": {"U": 2}, "items": 1, "shard_size": 1, "listing": "x"}
+    content = {name: value for name, value in {**whole, "notes": {}, **changes}.items() if value is not None}
+    (tmp_path / "extraction.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"extraction\.json is no record of an extraction: .*{re.escape(message)}"):
+        open_shards(tmp_path)
+
+
+def read_all(shards: Shards) -> tuple[list[Item], torch.Tensor]:
+    return list(shards.all_items()), shards.vectors(0, "U")
+
+
+def rows(count: int, **options: Any) -> dict[str, torch.Tensor]:
+    return {"U": torch.zeros(count, 2, **options)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "message"),
+    [
+        (rows(1), {}, "1 descriptors must be of as many items; there are 2"),
+        (rows(2, dtype=torch.int64), {}, "U must be rows of 2 float32; it is (2, 2), torch.int64"),
+        ({"U": torch.zeros(2, 3)}, {}, "U must be rows of 2 float32; it is (2, 3)"),
+        ({"V": torch.zeros(2, 2)}, {}, "SafetensorError"),
+        (rows(2), {"names": ["a", 3]}, "item must hold texts and whole numbers"),
+        (rows(2), {"columns": {}}, "KeyError"),
+        (rows(2), {"names": None}, "KeyError"),
+    ],
+)
+def test_a_shard_that_does_not_fit_its_record_is_named(tensors, changes, message: str, tmp_path: Path):
+    record = {"format": FORMAT, "fingerprint": "x", "widths": {"U": 2}, "items": 2, "shard_size": 2, "listing": "x"}
+    (tmp_path / "extraction.json").write_text(json.dumps({**record, "notes": {}}))
+    path = shard_path(tmp_path, 0)
+    write_shard(path, rows(2), unlabelled(["a", "b"], [[tmp_path / "a.png"]] * 2), {})
+    assert [item.name for item in open_shards(tmp_path).all_items()] == ["a", "b"]
+    with safe_open(path, "pt") as shard:
+        texts = {name: json.loads(text) for name, text in shard.metadata().items()} | changes
+    kept = {name: json.dumps(value) for name, value in texts.items() if value is not None}
+    save_file(tensors, path, kept)
+    shards = open_shards(tmp_path)
+    with pytest.raises(ValueError, match=rf"00000000\.safetensors cannot be read as a shard: .*{re.escape(message)}"):
+        read_all(shards)
 
 
 def test_the_fingerprint_sees_every_weight(model):
