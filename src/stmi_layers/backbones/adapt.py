@@ -94,7 +94,7 @@ def adapt(
 
 
 def unadapt(model: Model) -> Model:
-    """Undo [`adapt`][stmi_layers.backbones.adapt]: the original classes, no adapters and prompts.
+    """Undo [`adapt`][stmi_layers.backbones.adapt.adapt]: the original classes, no adapters and prompts.
 
     Which parameters are frozen stays as it is.
 
