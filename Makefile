@@ -64,17 +64,18 @@ lint: .venv/all.stamp
 types: .venv/all.stamp
 	$(BIN)/pyright
 
-# One thread per worker: two workers with two threads each would wait for one another.
+# One thread per worker: two workers with two threads each would wait for one another. `make wheel` runs the script of
+# the guide.
 unit: export OMP_NUM_THREADS = 1
 unit: .venv/all.stamp
-	$(RUN) -m pytest --slow -n 2 --dist loadfile
+	$(RUN) -m pytest --slow -n 2 --dist loadfile --ignore tests/training/test_pip_user.py
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: .venv/all.stamp
 	$(RUN) -m mkdocs build --strict
 	$(RUN) -m pytest -q -n 2 --site site tests/browser
 
-# What an installation gives: the wheel alone, in an empty environment, away from the sources.
+# What an installation gives: the wheel in an empty environment, away from the sources; alone, then with two extras.
 wheel: .venv/all.stamp
 	rm -rf build dist
 	$(RUN) -m build
@@ -83,6 +84,8 @@ wheel: .venv/all.stamp
 	$(RUN) -m venv build/venv
 	build/venv/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
 	cd build && venv/bin/python -I ../examples/quickstart.py
+	build/venv/bin/python -m pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[training,clip]"
+	$(RUN) -m pytest -q --slow --python build/venv/bin/python tests/training/test_pip_user.py
 
 bench: .venv/all.stamp
 	$(RUN) -m benchmarks --docs

@@ -41,6 +41,7 @@ collect_ignore_glob = [] if find_spec("triton") else ["src/stmi_layers/kernels/t
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--site", help="folder of the built documentation, for the checks in tests/browser")
+    parser.addoption("--python", help="interpreter of an environment with the wheel, for the script of the guide")
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too, as make test does")
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,21 @@ def small(script: str, changes: dict[str, str]) -> str:
     return script
 
 
-def run(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
-    (folder / "train.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-P", "-c", TINY, str(folder / "set"), str(folder / "run")]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+@pytest.fixture
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs a script in a folder of its own, by the installed wheel that `--python` names, else by the sources alone."""
+    installed = request.config.getoption("python")
+    sources = {} if installed else {"PYTHONPATH": str(ROOT / "src")}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {**sources, "OMP_NUM_THREADS": "1"}
+    python = str(ROOT / installed) if installed else sys.executable
+    command = [python, "-W", "ignore", "-P", "-c", TINY, str(tmp_path / "set"), str(tmp_path / "run")]
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "train.py").write_text(script)
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    return run
 
 
 def test_the_script_has_at_most_60_lines_and_needs_the_wheel_alone():
@@ -59,26 +70,26 @@ def test_the_script_has_at_most_60_lines_and_needs_the_wheel_alone():
 
 
 @pytest.mark.slow
-def test_the_script_trains_resumes_and_its_result_can_be_used(tmp_path: Path):
+def test_the_script_trains_resumes_and_its_result_can_be_used(tmp_path: Path, run):
     write_set(tmp_path / "set")
     script = small(SCRIPT, CHANGES)
-    first = run(tmp_path, script)
+    first = run(script)
     assert first.returncode == 0, first.stderr
     lines = [line.split()[0] for line in first.stdout.splitlines()]
     assert lines == ["mAP", "baseline", "fused", "all"]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["headline"] == "fused"
     assert metrics["watch"]
-    again = run(tmp_path, script)  # nothing is left to do but to evaluate
+    again = run(script)  # nothing is left to do but to evaluate
     assert again.stdout == first.stdout, again.stderr
 
-    longer = run(tmp_path, script.replace("epochs=2", "epochs=3"))
+    longer = run(script.replace("epochs=2", "epochs=3"))
     assert "schedule.epochs: 2 -> 3" in longer.stderr
 
     use = small(
         USE, {'Path("runs/first/checkpoint.pt")': 'Path("run/checkpoint.pt")', 'Path("runs/first")': 'Path("run")'}
     )
-    used = run(tmp_path, f"{script}{use}")
+    used = run(f"{script}{use}")
     assert used.returncode == 0, used.stderr
     assert len(json.loads((tmp_path / "run" / "names.json").read_text())) == 20
     assert [path.name for path in (tmp_path / "run").glob("features.*")] == ["features.safetensors"]
