@@ -1,4 +1,4 @@
-"""Write the values of a method's recipes as tables: `python -m examples.recipes stmi --out docs/tables/recipes.md`."""
+"""Print the values of a method's recipes as tables: `python -m examples.recipes stmi`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from stmi_layers.training.files import write_text
 
 @dataclass(frozen=True)
 class Arguments:
-    """Place of the tables."""
+    """Method, and place of the tables."""
 
     method: tyro.conf.Positional[str]
     """Name of the method."""
-    out: Path = Path("docs/tables/recipes.md")
-    """A Markdown file."""
+    out: Path | None = None
+    """A Markdown file to write instead of printing, such as docs/tables/recipes.md."""
 
 
 def table(recipes: dict[str, Recipe], settings: Sequence[str]) -> str:
@@ -51,9 +51,9 @@ def tables(recipes: dict[str, Recipe]) -> list[str]:
     common, *_ = own.values()
     differ = [name for name in common if len({str(recipe[name].value) for recipe in own.values()}) > 1]
     same = [name for name in common if name not in differ]
-    parts = ["What differs between the benchmarks:", table(own, differ)]
+    parts = ["What differs between the benchmarks:", table(own, differ), "What does not:"] if differ else []
     first = next(iter(own))
-    parts += ["What does not:", table({first: common}, same).replace(f"| {first} |", "| value |", 1)]
+    parts += [table({first: common}, same).replace(f"| {first} |", "| value |", 1)]
     if research:
         beneath = {name: own[name.removesuffix("-research-code")] for name in research}
         otherwise = {key: None for name in research for key in common if research[name][key] != beneath[name][key]}
@@ -62,12 +62,16 @@ def tables(recipes: dict[str, Recipe]) -> list[str]:
 
 
 def main(arguments: Arguments) -> None:
-    """Write the tables of a method."""
+    """Print or write the tables of a method."""
     parts = [
         *tables(load_method(arguments.method).recipes),
         f"Made by `python -m examples.recipes {arguments.method}`.",
     ]
-    write_text(arguments.out, "\n\n".join(parts) + "\n")
+    text = "\n\n".join(parts) + "\n"
+    if arguments.out is None:
+        print(text, end="")
+        return
+    write_text(arguments.out, text)
     print(arguments.out)
 
 
