@@ -1,7 +1,6 @@
 """Checkpoints that are whole or absent, hold no code, and say what does not fit."""
 
 import pickle
-import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stmi_layers.training.files import write_whole
+from stmi_layers.training.files import refuse_full, write_whole
 
 FORMAT = "stmi-layers-1"
-MEGABYTE = 2**20
 
 
 class Checkpoint(NamedTuple):
@@ -69,12 +67,7 @@ def check_room(folder: Path, *modules: nn.Module) -> None:
     """
     sizes = [value.numel() * value.element_size() for module in modules for value in module.state_dict().values()]
     learned = [p.numel() * p.element_size() for module in modules for p in module.parameters() if p.requires_grad]
-    needed, free = sum(sizes) + 2 * sum(learned), shutil.disk_usage(folder).free
-    if free < needed:
-        raise ValueError(
-            f"{folder} must have room for a checkpoint of {needed / MEGABYTE:.1f} MB; its disk has "
-            f"{free / MEGABYTE:.1f} MB left"
-        )
+    refuse_full(folder, sum(sizes) + 2 * sum(learned), "a checkpoint of ")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
