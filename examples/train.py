@@ -29,7 +29,7 @@ from stmi_layers.training import (
     table,
 )
 from stmi_layers.training.distributed import rank, restarted
-from stmi_layers.training.files import write_text
+from stmi_layers.training.files import cannot_write, write_text
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,11 @@ def tensorboard(out: Path) -> Iterator[Any]:
     try:
         yield log
     finally:
-        for writer in writers:
-            writer.close()
+        try:
+            for writer in writers:
+                writer.close()
+        except OSError as error:  # its thread has found the disk full
+            raise cannot_write(out / "tensorboard", error) from error
 
 
 def report(

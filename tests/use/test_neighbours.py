@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stmi_layers.search import nearest
-from stmi_layers.training import build_index, exact_search, faiss_files, faiss_index, open_index, open_shards, unlabelled
+from stmi_layers.training import (
+    build_index,
+    exact_search,
+    faiss_files,
+    faiss_index,
+    open_index,
+    open_shards,
+    unlabelled,
+)
 from stmi_layers.training.neighbours import measure_recall
 from stmi_layers.training.shards import Extraction, Shards, shard_path, write_record, write_shard
 

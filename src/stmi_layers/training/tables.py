@@ -63,9 +63,12 @@ def read_parquet(file: Path, key: str) -> tuple[list[str], Rows]:
         raise ValueError(f"{file} cannot be read as Parquet: {printable(error)}") from error
     header = [str(name) for name in table.column_names]
     check_header(file, header, key)
-    return header, [
-        {name: "" if cell is None else str(cell) for name, cell in row.items()} for row in table.to_pylist()
-    ]
+    return header, [{name: _text(cell) for name, cell in row.items()} for row in table.to_pylist()]
+
+
+def _text(cell: object) -> str:
+    """A cell as text; not a number is a missing value, as None is."""
+    return "" if cell is None or cell != cell else str(cell)
 
 
 def check_header(file: Path, header: list[str], key: str) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from stmi_layers.training.layouts.items import list_folder
-from stmi_layers.training.layouts.layout import Layout, subfolders
+from stmi_layers.training.layouts.layout import Layout, is_result, subfolders
 from stmi_layers.training.record import Item, Role
 
 
@@ -118,4 +118,4 @@ def _of_benchmark(layout: Layout, base: Path, split: str) -> list[tuple[Role, Pa
 
 def _of_ones_own(layout: Layout, base: Path) -> list[str]:
     """Folders in which the layout finds a modality."""
-    return [name for name in subfolders(base) if layout.list_modalities(base / name)]
+    return [name for name in subfolders(base) if not is_result(base / name) and layout.list_modalities(base / name)]

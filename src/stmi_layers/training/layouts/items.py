@@ -60,7 +60,7 @@ def read_fields(values: Mapping[str, str | None], where: str, *, named: bool) ->
     given = {name: value for name, value in values.items() if value}
     identity = given.pop("identity", None)
     fields: dict[str, Any] = {"identity": identity}
-    if identity is not None and re.fullmatch("-?(0|[1-9][0-9]*)" if named else "-?[0-9]+", identity):
+    if identity is not None and re.fullmatch(r"-?(0|[1-9][0-9]*)(\.0+)?" if named else "-?[0-9]+", identity):
         fields["identity"] = _number(identity, "identity", where)
     for name in NUMBERS:
         if name in given:
@@ -69,6 +69,7 @@ def read_fields(values: Mapping[str, str | None], where: str, *, named: bool) ->
 
 
 def _number(text: str, name: str, where: str) -> int:
+    text = re.sub(r"\.0+$", "", text)  # a column with missing values becomes one of floating numbers in other programs
     if not re.fullmatch("-?[0-9]+", text) or len(text.lstrip("-0")) > DIGITS:
         raise ValueError(f"{where}: {name} must be a whole number of at most {DIGITS} digits; received {text[:40]!r}")
     return int(text)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from stmi_layers.training.layouts.layout import ARRAY, is_image, is_mask_folder, is_system
+from stmi_layers.training.layouts.layout import ARRAY, is_image, is_mask_folder, is_result, is_system
 
 # Files that belong beside images and are none.
 DOCUMENTS = (
@@ -49,7 +49,7 @@ def unread_images(folders: Collection[Path], used: Collection[Path]) -> dict[Pat
 
 
 def all_folders(base: Path, *, depth: int = DEPTH, unreadable: list[Path] | None = None) -> list[Path]:
-    """The folder of a set and all below, each once, links followed, without those of systems.
+    """The folder of a set and all below, each once, links followed, without those of systems and of results.
 
     Args:
         base: the folder.
@@ -57,7 +57,7 @@ def all_folders(base: Path, *, depth: int = DEPTH, unreadable: list[Path] | None
         unreadable: takes the folders that cannot be read.
     """
     found: list[Path] = []
-    known: set[tuple[int, int]] = set()
+    known: set[tuple[int, int]] = set()  # a link may lead back
 
     def note(error: OSError) -> None:
         if unreadable is not None:
@@ -65,7 +65,7 @@ def all_folders(base: Path, *, depth: int = DEPTH, unreadable: list[Path] | None
 
     for place, folders, _ in os.walk(base, onerror=note, followlinks=True):
         state = os.stat(place)
-        new = (state.st_dev, state.st_ino) not in known  # a link may lead back
+        new = (state.st_dev, state.st_ino) not in known and (not found or not is_result(Path(place)))
         known.add((state.st_dev, state.st_ino))
         if new:
             found.append(Path(place))

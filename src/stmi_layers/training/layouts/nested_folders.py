@@ -18,6 +18,7 @@ from stmi_layers.training.layouts.layout import (
     holds_images,
     in_order,
     is_mask_folder,
+    is_result,
     is_split,
     list_images,
     subfolders,
@@ -60,7 +61,7 @@ def _identity_first(folder: Path, modality: str) -> list[Path]:
 
 def list_modality_first(folder: Path) -> list[str]:
     """Folders of a split with folders of images, masks aside."""
-    names = [name for name in subfolders(folder) if not is_mask_folder(name)]
+    names = [name for name in subfolders(folder) if not is_mask_folder(name) and not is_result(folder / name)]
     return in_order(name for name in names if any(map(holds_images, _modality_first(folder, name))))
 
 
@@ -69,6 +70,7 @@ def list_identity_first(folder: Path) -> list[str]:
     below = {
         name: None
         for identity in subfolders(folder)
+        if not is_result(folder / identity)
         for name in subfolders(folder / identity)
         if not is_mask_folder(name) and holds_images(folder / identity / name)
     }
