@@ -138,7 +138,7 @@ def _list(arguments: Arguments, loaded: Loaded, listing: Path) -> None:
         captions=captions,
     )
     needs_files = policy_of(loaded.run.data, arguments.masks) in ("given", "blank", "blank+given")
-    write_listing(listing, items, masks=needs_files)
+    write_listing(listing, items, loaded.run.data.modalities, masks=needs_files)
 
 
 def main(arguments: Arguments) -> Extraction:

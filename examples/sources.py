@@ -28,7 +28,7 @@ from stmi_layers.training.layouts.leftovers import all_folders, describe_counts,
 from stmi_layers.training.layouts.manifest import find_manifest
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Item, Source, files_of, item_of, plain_item
-from stmi_layers.training.splits import list_items, shown
+from stmi_layers.training.splits import list_items, shown, warn_of_passed_over
 
 ALL = "all"
 DEEPEST = 64  # levels of folders below a folder of images
@@ -74,11 +74,12 @@ def list_sources(
 
 
 def _is_set(folder: Path, modalities: Sequence[str]) -> bool:
+    """Tell whether a folder is a set with a modality of the model: folders of photographs may look like another one."""
     try:
-        find_set(folder, modalities)
+        found = find_set(folder, modalities)
     except FileNotFoundError:
         return False
-    return True
+    return any(name in modalities for split in found.splits for name in found.list_modalities(split))
 
 
 def _is_split(folder: Path, modalities: Sequence[str]) -> bool:
@@ -112,7 +113,9 @@ def _of_set(root: Path, modalities: Sequence[str], split: str, captions: bool) -
             continue
         some = True
         options = {"captions": "optional" if captions else "off", "missing_modality": "absent"}
-        for item in list_items(root, name, there, **options):  # pyright: ignore[reportArgumentType]
+        items = list_items(root, name, there, **options)  # pyright: ignore[reportArgumentType]
+        warn_of_passed_over(items, root)
+        for item in items:
             yield spread(item, there, modalities)
     if not some:
         have = sorted({one for name in splits for one in found.list_modalities(name)})
@@ -214,12 +217,15 @@ def _stem(group: Mapping[str, Path]) -> str:
     return next(iter(group.values())).stem
 
 
-def write_listing(path: Path, items: Iterator[Item], *, masks: bool) -> None:
+def write_listing(path: Path, items: Iterator[Item], modalities: Sequence[str], *, masks: bool) -> None:
     """Write items as lines of JSON, absolute paths in them, and refuse what cannot be described.
+
+    Warns of modalities that some items have and others lack.
 
     Args:
         path: the file.
         items: those to write, read one at a time.
+        modalities: those of the model, in its order.
         masks: whether every image needs the file of its mask.
 
     Raises:
@@ -235,6 +241,7 @@ def write_listing(path: Path, items: Iterator[Item], *, masks: bool) -> None:
     with write_whole(path) as file:
         for item in items:
             counts["all"] += 1
+            counts.update(f"no {name}" for name, one in zip(modalities, item.images, strict=True) if one is None)
             if not any(item.images):
                 note("blind", item.name)
             for one in sorted(files_of(item)):
@@ -244,6 +251,9 @@ def write_listing(path: Path, items: Iterator[Item], *, masks: bool) -> None:
                 note("bare", item.name)
             file.write(json.dumps(absolute(plain_item(item))).encode() + b"\n")
         refuse(counts, found)
+    lacking = [f"{counts[f'no {name}']} no {name}" for name in modalities if 0 < counts[f"no {name}"] < counts["all"]]
+    if lacking:
+        warnings.warn(f"of {counts['all']} items some have no image in a modality: {', '.join(lacking)}", stacklevel=2)
 
 
 def refuse(counts: Mapping[str, int], found: Mapping[str, Sequence[str]]) -> None:

@@ -10,6 +10,7 @@ from examples.prepare.masks.make import Settings, build, check, plan, run
 from examples.prepare.masks.report import rank_doubtful, read_entries, table, write_report
 from examples.prepare.masks.sheet import draw_sheet
 from stmi_layers.training.files import locked
+from stmi_layers.training.layouts import find_set
 
 
 def main(settings: Settings) -> dict[str, Any]:
@@ -19,8 +20,7 @@ def main(settings: Settings) -> dict[str, Any]:
     if settings.out is not None and settings.out.resolve() == home.resolve():
         settings = replace(settings, out=None)  # however it is spelled, these are the masks of the data set
     out = settings.out or home
-    if not settings.data.exists():
-        raise FileNotFoundError(f"data must be the folder of a data set, or its manifest; {settings.data} is neither")
+    find_set(settings.data, settings.modalities)  # so that nothing is written beside something else
     with locked(out, ".masks.lock"):
         return _make(settings, out)
 

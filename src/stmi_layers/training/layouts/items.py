@@ -1,12 +1,13 @@
 """Items of one folder of a split, as the names of its files tell them."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stmi_layers.training.images import SUFFIXES
-from stmi_layers.training.layouts.layout import Layout
+from stmi_layers.training.layouts.layout import Layout, refuse_unreadable
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Item, Role, Source, path_of
 
@@ -79,6 +80,7 @@ def _images(layout: Layout, folder: Path, modality: str) -> dict[str, Source]:
     there = layout.list_modalities(folder)
     if modality in there:
         return layout.list_files(folder, modality)
-    if (folder / modality).is_dir():
+    if os.path.isdir(folder / modality):
+        refuse_unreadable(folder / modality)
         raise FileNotFoundError(f"{folder}: {modality} holds no images ({' '.join(SUFFIXES)})")
     raise FileNotFoundError(f"{folder} has no modality folder {modality!r}; it has {', '.join(there) or 'none'}")

@@ -77,6 +77,18 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
+def refuse_unreadable(folder: Path) -> None:
+    """Refuse a folder that this user may not list or enter.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
 def is_mask_folder(name: str) -> bool:
     """Tell whether a folder holds masks rather than a modality."""
     return name == "mask" or name.startswith("mask_")
@@ -84,7 +96,7 @@ def is_mask_folder(name: str) -> bool:
 
 def is_result(folder: Path) -> bool:
     """Tell whether a folder holds what commands of this project have written, and so is not part of the set."""
-    return any((folder / name).is_file() for name in RESULTS)
+    return any(os.path.isfile(folder / name) for name in RESULTS)
 
 
 def holds_images(folder: Path) -> bool:

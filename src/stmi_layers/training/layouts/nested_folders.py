@@ -8,6 +8,7 @@ cam<number>, as 0001_cam2, tells the camera. Masks lie where a modality would, i
 the two rules applies is told by the folders' names: one has to be that of a split, and some those of modalities.
 """
 
+import os
 import re
 from collections.abc import Callable, Collection
 from functools import partial
@@ -56,7 +57,9 @@ def _modality_first(folder: Path, modality: str) -> list[Path]:
 
 
 def _identity_first(folder: Path, modality: str) -> list[Path]:
-    return [folder / identity / modality for identity in subfolders(folder) if (folder / identity / modality).is_dir()]
+    return [
+        folder / identity / modality for identity in subfolders(folder) if os.path.isdir(folder / identity / modality)
+    ]
 
 
 def list_modality_first(folder: Path) -> list[str]:
