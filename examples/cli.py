@@ -1,6 +1,7 @@
 """Command line: flags of a run made of its records, and expected errors in a line."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,11 @@ def errors_as_a_line() -> Iterator[None]:
         yield
     except EXPECTED as error:
         sys.exit(f"error: {printable_lines(with_flags(str(error)))}")
+    except OSError as error:
+        # Of a file that may not be read or written, wherever that was found out.
+        if error.filename is None or error.strerror is None:
+            raise
+        sys.exit(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}")
     except ImportError as error:
         # Python's own names the module; one raised by hand says what to install.
         if error.name is not None:

@@ -29,6 +29,7 @@ from examples.exported import (
 )
 from examples.quantised import quantise_onnx
 from examples.restore import Computer, load_model
+from stmi_layers.training.files import scratch_beside
 
 
 @dataclass(frozen=True)
@@ -63,27 +64,31 @@ def main(arguments: Arguments) -> dict[str, Any]:
 
 
 def export(loaded: Any, out: Path, arguments: Arguments) -> dict[str, Any]:
-    """Write the file, and compare it with the model; a file that differs is removed."""
+    """Write a file, compare it with the model, and put it in its place; one that differs never gets there."""
     model = loaded.model
     was_training, device = model.training, next(model.parameters()).device
     serving = Serving(model.cpu().eval(), loaded.run, texts=arguments.texts)
+    vector = out.with_name(f"{out.name}.test.npz")
     try:
         some = examples_of(serving, loaded.facts)
         metadata = metadata_of(serving, loaded, arguments.checkpoint)
-        if arguments.format == "pt2":
-            write_pt2(serving, some[0], out, metadata)
-            report = check_numbers(serving, some, open_pt2(out))
-        else:
-            report = _export_onnx(serving, some, out, metadata, int8=arguments.int8)
-        write_test_vector(serving, some[1], out, metadata)
-        if arguments.score:
-            report |= score_file(serving, loaded, out)
-    except BaseException:
-        out.unlink(missing_ok=True)
-        raise
+        with scratch_beside(out) as scratch:
+            new = scratch / out.name
+            if arguments.format == "pt2":
+                write_pt2(serving, some[0], new, metadata)
+                report = check_numbers(serving, some, open_pt2(new))
+            else:
+                report = _export_onnx(serving, some, new, metadata, int8=arguments.int8)
+            write_test_vector(serving, some[1], new, metadata)
+            if arguments.score:
+                report |= score_file(serving, loaded, new)
+            # Weights of another export that some runtimes would read in place of the new ones.
+            out.with_name(f"{out.name}.data").unlink(missing_ok=True)
+            new.with_name(vector.name).replace(vector)
+            new.replace(out)
     finally:
         model.train(was_training).to(device)
-    return {"written": str(out), "test vector": str(out.with_name(f"{out.name}.test.npz")), **report}
+    return {"written": str(out), "test vector": str(vector), **report}
 
 
 def _export_onnx(

@@ -195,8 +195,6 @@ def write_onnx(serving: Serving, example: Example, out: Path, metadata: Mapping[
             raise ValueError(f"the graph must take any number of samples; its input {value.name} has a fixed number")
     entry = proto.metadata_props.add()
     entry.key, entry.value = "stmi-layers", json.dumps(metadata)
-    stale = out.with_name(f"{out.name}.data")  # of another export, which some runtimes would read
-    stale.unlink(missing_ok=True)
     with write_whole(out) as file:
         file.write(proto.SerializeToString())
 

@@ -6,6 +6,7 @@ An extraction that is stopped continues when the same command is run again. On s
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from examples import cli
 from examples.images import Images, Policy, policy_of
 from examples.restore import Computer, Loaded, load_model
 from examples.sources import ALL, Listing, list_sources, write_listing
-from stmi_layers.training.distributed import by_first, join, num_processes, rank
+from stmi_layers.training.distributed import by_first, join, lock, num_processes, rank
 from stmi_layers.training.extraction import extract
 from stmi_layers.training.settings import Range, from_dict, to_dict
 from stmi_layers.training.shards import RECORD, Extraction, Shards, open_shards, shard_path
@@ -60,23 +61,25 @@ class Arguments:
 def describe_images(arguments: Arguments, loaded: Loaded, device: torch.device, *, quiet: bool = False) -> Extraction:
     """List the images once, and describe those that are not described yet."""
     listing = arguments.out / LISTING
-    by_first(partial(_list, arguments, loaded, listing))
-    items = Listing(listing)
-    return extract(
-        loaded.model,
-        Images(items, loaded.run.data, arguments.masks),
-        arguments.out,
-        device=device,
-        descriptors=arguments.descriptors,
-        shard_size=arguments.shard_size,
-        batch_size=arguments.batch_size,
-        workers=arguments.machine.workers,
-        damaged=arguments.damaged,
-        amp=arguments.amp,
-        quiet=quiet or rank() > 0,
-        listing=items.digest(),
-        notes=notes_of(arguments, loaded),
-    )
+    with ExitStack() as stack:
+        lock(stack, arguments.out, ".extract.lock")  # extract() takes one of its own, when all is listed
+        by_first(partial(_list, arguments, loaded, listing))
+        items = Listing(listing)
+        return extract(
+            loaded.model,
+            Images(items, loaded.run.data, arguments.masks),
+            arguments.out,
+            device=device,
+            descriptors=arguments.descriptors,
+            shard_size=arguments.shard_size,
+            batch_size=arguments.batch_size,
+            workers=arguments.machine.workers,
+            damaged=arguments.damaged,
+            amp=arguments.amp,
+            quiet=quiet or rank() > 0,
+            listing=items.digest(),
+            notes=notes_of(arguments, loaded),
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def _list(arguments: Arguments, loaded: Loaded, listing: Path) -> None:
         captions=captions,
     )
     needs_files = policy_of(loaded.run.data, arguments.masks) in ("given", "blank", "blank+given")
-    write_listing(listing, items, masks=needs_files)
+    write_listing(listing, items, loaded.run.data.modalities, masks=needs_files)
 
 
 def main(arguments: Arguments) -> Extraction:

@@ -34,8 +34,7 @@ def quantise_onnx(path: Path, metadata: str) -> None:
 def quantise(model: nn.Module, *example: Any) -> nn.Module:
     """A copy of a model whose linear layers have weights of 8 bits, on a CPU.
 
-    Only layers that the model calls are quantised. Some layers compute with the weights of a linear layer that they
-    hold and never call, STR and the readout among them; theirs stay as they are.
+    Only layers that the model calls are quantised.
 
     Args:
         model: any module; it is run once in evaluation mode.

@@ -3,6 +3,7 @@
 python -m examples.robustness --checkpoint runs/NAME/checkpoint.pt --masks eroded --keep RGB NI
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,14 +47,23 @@ def finished(path: Path) -> Result | None:
 def score_under(checkpoint: Path, row: Row, machine: Machine) -> Result:
     """Score a trained model under the conditions of a row, as in metrics.json.
 
-    The result is kept beside the checkpoint and made once.
+    The result is kept beside the checkpoint, and made once for its content.
     """
     name = "-".join(["test", *([row.masks] if row.masks else []), *row.keep])
     kept = checkpoint.parent / "conditions" / f"{name}.json"
-    if (result := finished(kept)) is None:
-        result = _measure(checkpoint, row, machine)
+    result, content = finished(kept), _digest(checkpoint)
+    if result is None or result.get("checkpoint") != content:
+        result = {**_measure(checkpoint, row, machine), "checkpoint": content}
         write_text(kept, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _digest(checkpoint: Path) -> str | None:
+    """Digest of a checkpoint, by which a result is of this one and of no earlier epoch; None where there is none."""
+    if not checkpoint.is_file():
+        return None
+    with checkpoint.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _measure(checkpoint: Path, row: Row, machine: Machine) -> Result:

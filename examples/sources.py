@@ -12,6 +12,7 @@
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,13 +23,15 @@ import numpy as np
 from stmi_layers.training.files import write_whole
 from stmi_layers.training.images import SUFFIXES
 from stmi_layers.training.layouts import FOLDERS, find_set
-from stmi_layers.training.layouts.layout import is_split
+from stmi_layers.training.layouts.layout import is_split, list_images
+from stmi_layers.training.layouts.leftovers import all_folders, describe_counts, passed_over
 from stmi_layers.training.layouts.manifest import find_manifest
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Item, Source, files_of, item_of, plain_item
-from stmi_layers.training.splits import list_items
+from stmi_layers.training.splits import list_items, shown, warn_of_passed_over
 
 ALL = "all"
+DEEPEST = 64  # levels of folders below a folder of images
 PROBLEMS = {
     "blind": "items have no image in any modality of the model: {}",
     "lost": "files are named and missing: {}",
@@ -71,11 +74,12 @@ def list_sources(
 
 
 def _is_set(folder: Path, modalities: Sequence[str]) -> bool:
+    """Tell whether a folder is a set with a modality of the model: folders of photographs may look like another one."""
     try:
-        find_set(folder, modalities)
+        found = find_set(folder, modalities)
     except FileNotFoundError:
         return False
-    return True
+    return any(name in modalities for split in found.splits for name in found.list_modalities(split))
 
 
 def _is_split(folder: Path, modalities: Sequence[str]) -> bool:
@@ -109,7 +113,9 @@ def _of_set(root: Path, modalities: Sequence[str], split: str, captions: bool) -
             continue
         some = True
         options = {"captions": "optional" if captions else "off", "missing_modality": "absent"}
-        for item in list_items(root, name, there, **options):  # pyright: ignore[reportArgumentType]
+        items = list_items(root, name, there, **options)  # pyright: ignore[reportArgumentType]
+        warn_of_passed_over(items, root)
+        for item in items:
             yield spread(item, there, modalities)
     if not some:
         have = sorted({one for name in splits for one in found.list_modalities(name)})
@@ -145,8 +151,8 @@ def _replace(
 def _of_modality_folders(root: Path, modalities: Sequence[str]) -> Iterator[Item]:
     """Items of images that have the same path in the folders of several modalities."""
     files = {name: _by_stem(root / name) for name in modalities if (root / name).is_dir()}
-    shared = _by_stem(root / "mask")
-    masks = {name: shared | _by_stem(root / f"mask_{name}") for name in files}
+    shared = _by_stem(root / "mask", arrays=True)
+    masks = {name: shared | _by_stem(root / f"mask_{name}", arrays=True) for name in files}
     stems = sorted(set().union(*files.values()))
     if not stems:
         raise FileNotFoundError(f"{root} holds no images ({' '.join(SUFFIXES)}) in {', '.join(files)}")
@@ -156,10 +162,18 @@ def _of_modality_folders(root: Path, modalities: Sequence[str]) -> Iterator[Item
         yield _replace(Item(stem, None, (), (), layout="images"), images, own, modalities)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """Images below a folder by their relative path without suffix."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (*SUFFIXES, ".npy"))
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files if file.name[0] != "."}
+def _by_stem(folder: Path, *, arrays: bool = False) -> dict[str, Path]:
+    """Images below a folder by their relative path without suffix; files that are passed over are warned of.
+
+    Raises:
+        ValueError: when several files of a folder differ in nothing but their suffix.
+    """
+    places = all_folders(folder, depth=DEEPEST)
+    if found := passed_over(places):
+        named = "; ".join(f"{shown(place, folder)}: {describe_counts(counts)}" for place, counts in found.items())
+        warnings.warn(f"{folder}: files are passed over that are not read as images: {named[:500]}", stacklevel=2)
+    files = {path: stem for place in places for stem, path in list_images(place, arrays=arrays).items()}
+    return {(path.parent / stem).relative_to(folder).as_posix(): path for path, stem in sorted(files.items())}
 
 
 def _of_folder(root: Path, modalities: Sequence[str], modality: str | None) -> Iterator[Item]:
@@ -203,12 +217,15 @@ def _stem(group: Mapping[str, Path]) -> str:
     return next(iter(group.values())).stem
 
 
-def write_listing(path: Path, items: Iterator[Item], *, masks: bool) -> None:
+def write_listing(path: Path, items: Iterator[Item], modalities: Sequence[str], *, masks: bool) -> None:
     """Write items as lines of JSON, absolute paths in them, and refuse what cannot be described.
+
+    Warns of modalities that some items have and others lack.
 
     Args:
         path: the file.
         items: those to write, read one at a time.
+        modalities: those of the model, in its order.
         masks: whether every image needs the file of its mask.
 
     Raises:
@@ -224,6 +241,7 @@ def write_listing(path: Path, items: Iterator[Item], *, masks: bool) -> None:
     with write_whole(path) as file:
         for item in items:
             counts["all"] += 1
+            counts.update(f"no {name}" for name, one in zip(modalities, item.images, strict=True) if one is None)
             if not any(item.images):
                 note("blind", item.name)
             for one in sorted(files_of(item)):
@@ -233,6 +251,9 @@ def write_listing(path: Path, items: Iterator[Item], *, masks: bool) -> None:
                 note("bare", item.name)
             file.write(json.dumps(absolute(plain_item(item))).encode() + b"\n")
         refuse(counts, found)
+    lacking = [f"{counts[f'no {name}']} no {name}" for name in modalities if 0 < counts[f"no {name}"] < counts["all"]]
+    if lacking:
+        warnings.warn(f"of {counts['all']} items some have no image in a modality: {', '.join(lacking)}", stacklevel=2)
 
 
 def refuse(counts: Mapping[str, int], found: Mapping[str, Sequence[str]]) -> None:

@@ -29,6 +29,7 @@ from stmi_layers.training import (
     table,
 )
 from stmi_layers.training.distributed import rank, restarted
+from stmi_layers.training.files import cannot_write, write_text
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics
             log=log,
         )
     if loaded and rank() == 0:
-        (out / "weights.txt").write_text(loaded + "\n")
+        write_text(out / "weights.txt", loaded + "\n")
     # Images are read once more, because the loop keeps none and no descriptors.
     device = next(model.parameters()).device
     descriptors = describe(model, test, device=device, workers=run.machine.workers, amp=run.machine.amp)
@@ -120,8 +121,11 @@ def tensorboard(out: Path) -> Iterator[Any]:
     try:
         yield log
     finally:
-        for writer in writers:
-            writer.close()
+        try:
+            for writer in writers:
+                writer.close()
+        except OSError as error:  # its thread has found the disk full
+            raise cannot_write(out / "tensorboard", error) from error
 
 
 def report(

@@ -48,7 +48,6 @@ def main(arguments: Arguments) -> list[Path]:
     trained = restore(arguments.checkpoint, arguments.data.changes(), machine=arguments.machine.machine())
     indices = _choose(trained, arguments)
     out = arguments.out or arguments.checkpoint.parent / "figures"
-    out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
 
     def write(name: str, figure: Figure) -> None:

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from stmi_layers.training.files import write_whole
+
 # Okabe and Ito's palette without black and yellow, which vanish on dark and on white.
 COLORS: tuple[str, ...] = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 RIGHT, WRONG, QUERY, OUTLINE, PALE = "#009E73", "#D55E00", "#0072B2", "#FFD92F", "#C8C8C8"
@@ -16,9 +18,10 @@ RIGHT, WRONG, QUERY, OUTLINE, PALE = "#009E73", "#D55E00", "#0072B2", "#FFD92F",
 def save(figure: Figure, *paths: Path, dpi: int = 110) -> list[Path]:
     """Write a figure once per path, in the format its suffix names; the same figure gives the same bytes."""
     for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        with mpl.rc_context({"svg.hashsalt": "stmi-layers"}):
-            figure.savefig(path, dpi=dpi, metadata=metadata, facecolor="white")
+        kind = path.suffix[1:]
+        metadata = {"Date": None} if kind == "svg" else None
+        with mpl.rc_context({"svg.hashsalt": "stmi-layers"}), write_whole(path) as file:
+            figure.savefig(file, format=kind, dpi=dpi, metadata=metadata, facecolor="white")
     return list(paths)
 
 

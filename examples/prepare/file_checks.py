@@ -38,7 +38,7 @@ IMAGE_NOTES = {
     "clipped": "images have more than 1 % of their counts beyond the range of their modality",
 }
 MASK_NOTES = {
-    "levels": "masks have more than two levels, of which those above 127 are foreground",
+    "levels": "masks have values between black and white, of which those above 127 are foreground",
     "empty": "masks have no foreground",
     "full": "masks have no background",
     "inverted": "masks are foreground along the border: look whether they are inverted",

@@ -148,7 +148,10 @@ def _find_passed_over(findings: Findings, *, complete: bool) -> None:
     """Files in the folders of the set that no item has; those of a split that could not be read are left out."""
     base = findings.base
     used = {file for items in findings.splits.values() for item in items for file in files_of(item)}
-    folders = [folder for folder in all_folders(base) if folder not in (base, base / "text")]
+    unreadable: list[Path] = []
+    there = all_folders(base, unreadable=unreadable)
+    findings.add("unreadable", *(f"{shown(folder, base)} is a folder that cannot be read" for folder in unreadable))
+    folders = [folder for folder in there if folder not in (base, base / "text")]
     for folder, counts in passed_over(folders).items():
         findings.add("passed over", f"{shown(folder, base)}: {printable(describe_counts(counts))}, not read as images")
     parts = {file.relative_to(base).parts[0] for file in used if file.is_relative_to(base)}

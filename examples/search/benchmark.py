@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from examples import cli
-from stmi_layers.training.faiss_index import build_index, import_faiss, open_index
+from stmi_layers.training.faiss_files import import_faiss
+from stmi_layers.training.faiss_index import build_index, open_index
 from stmi_layers.training.files import write_text
 from stmi_layers.training.neighbours import exact_search
 from stmi_layers.training.record import unlabelled

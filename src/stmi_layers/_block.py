@@ -1,5 +1,7 @@
 """Pre-norm transformer block that several layers are made of; tokens left out are seen by no other."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,16 +13,19 @@ from stmi_layers._precision import layer_norm
 def self_attention(
     tokens: Tensor,
     in_proj_weight: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor | None,
+    project: Callable[[Tensor], Tensor],
     num_heads: int,
     keep: Tensor | None,
 ) -> Tensor:
-    """Multi-head self-attention among the tokens that `keep` (batch tokens) marks True; the others become zero."""
+    """Multi-head self-attention among the tokens that `keep` (batch tokens) marks True; the others become zero.
+
+    `project` maps the concatenated heads: a layer hands its `out_proj` over, as a module, so that hooks, adapters and
+    quantised modules take part.
+    """
     packed = F.linear(tokens, in_proj_weight)
     query, key, value = rearrange(packed, "b t (part h d) -> part b h t d", part=3, h=num_heads).unbind(0)
     read = F.scaled_dot_product_attention(query, key, value, None if keep is None else _mask(keep, query))
-    output = F.linear(rearrange(read, "b h t d -> b t (h d)"), out_weight, out_bias)
+    output = project(rearrange(read, "b h t d -> b t (h d)"))
     return output if keep is None else torch.where(keep[..., None], output, 0.0)
 
 
@@ -67,7 +72,6 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return tokens of the same shape; the values of tokens that are not kept have no meaning."""
-        output = self.out_proj
         normed = layer_norm(self.norm_attention, tokens)
-        tokens = tokens + self_attention(normed, self.in_proj_weight, output.weight, output.bias, self.num_heads, keep)
+        tokens = tokens + self_attention(normed, self.in_proj_weight, self.out_proj, self.num_heads, keep)
         return tokens + self.ffn(layer_norm(self.norm_ffn, tokens))

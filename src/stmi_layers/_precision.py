@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -22,6 +23,22 @@ def autocast_enabled(tensor: Tensor) -> bool:
     device = tensor.device.type
     known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)  # torch 2.6 cannot trace the question
     return known and torch.is_autocast_enabled(device)
+
+
+def call_wide(module: nn.Module, tensor: Tensor) -> Tensor:
+    """Call a linear layer in at least float32, outside of autocast, as a module: hooks and adapters take part."""
+    with without_autocast(tensor):
+        wide = at_least_float32(tensor)
+        narrow = {name: own for name, own in module.named_parameters() if own.dtype != wide.dtype}
+        if not narrow:
+            return module(wide)
+        return functional_call(module, {name: own.to(wide.dtype) for name, own in narrow.items()}, (wide,))
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Tell whether the weights of a linear layer say all it does: it is no adapter, not quantised, and has no hooks."""
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    return type(linear) is nn.Linear and not any(hooks)
 
 
 def layer_norm(norm: nn.LayerNorm, tensor: Tensor) -> Tensor:

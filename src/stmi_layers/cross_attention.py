@@ -92,6 +92,16 @@ def read_heads(
     return values if biases[2] is None else values + biases[2]
 
 
+def read_by_keys(query: Tensor, keys: Tensor, values: Tensor, num_heads: int) -> Tensor:
+    """Let a query per set of tokens, (batch sets dim), read keys and values of its set, (batch sets tokens dim)."""
+    parts = (query[:, :, None], keys, values)
+    query, keys, values = (rearrange(part, "b sets n (heads d) -> b sets heads n d", heads=num_heads) for part in parts)
+    with without_autocast(query):
+        logits = at_least_float32(query) * query.shape[-1] ** -0.5 @ at_least_float32(keys).transpose(-2, -1)
+        weights = logits.softmax(dim=-1)
+    return rearrange(weights.to(values.dtype) @ values, "b sets heads 1 d -> b sets (heads d)")
+
+
 def zero_where_none(output: Tensor, keep: Tensor | None) -> Tensor:
     """Return `output` with the samples set to zero that keep no token."""
     return output if keep is None else torch.where(keep.any(dim=1)[:, None, None], output, 0.0)

@@ -17,7 +17,7 @@ from stmi_layers._checks import check_choice, check_heads, check_positive
 from stmi_layers._precision import at_least_float32
 from stmi_layers._sampling import bilinear_samples
 from stmi_layers._typing import typed
-from stmi_layers.cross_attention import absorbed_cross_attention
+from stmi_layers.cross_attention import read_heads, zero_where_none
 
 Offsets = Literal["shared", "separate", "diagonal"]
 Reference = Literal["centred", "shifted"]
@@ -74,7 +74,8 @@ def sampled_cross_attention(
     if patches.shape[2] != grid[0] * grid[1]:
         raise ValueError(f"patches must fill the grid {grid}; received {patches.shape[2]} patches")
     samples = _sample(_maps(patches, present, positions.shape[1] == 1), positions.unbind(1), grid, queries.shape[-1])
-    return _read(queries, samples, (in_proj_weight, in_proj_bias, out_weight, out_bias, num_heads), present)
+    attention = (in_proj_weight, in_proj_bias, num_heads)
+    return _read(queries, samples, attention, lambda heads: F.linear(heads, out_weight, out_bias), present)
 
 
 def _maps(patches: Tensor, present: Tensor | None, joint: bool) -> list[Tensor]:
@@ -91,9 +92,9 @@ def _sample(maps: list[Tensor], positions: Iterable[Tensor], grid: tuple[int, in
     return torch.cat(samples, dim=2) if len(samples) > 1 else samples[0]
 
 
-def _read(queries: Tensor, samples: Tensor, attention: tuple[Any, ...], present: Tensor | None) -> Tensor:
+def _read(queries: Tensor, samples: Tensor, attention: Any, project: Any, present: Tensor | None) -> Tensor:
     keep = None if present is None else present[:, None].expand(-1, samples.shape[1], -1).flatten(1)
-    return absorbed_cross_attention(queries, samples.flatten(1, 2), *attention, keep=keep)
+    return zero_where_none(project(read_heads(queries, samples.flatten(1, 2), *attention, keep)), keep)
 
 
 class DeformableReadout(nn.Module):
@@ -198,12 +199,11 @@ class DeformableReadout(nn.Module):
             raise ValueError(f"queries must have width dim={self.dim}; received shape {tuple(queries.shape)}")
         if query_present is not None:
             queries = torch.where(query_present[..., None], queries, 0.0)
-        maps, out = self._maps(patches, present), self.out_proj
+        maps, attention = self._maps(patches, present), (self.in_proj_weight, self.in_proj_bias, self.num_heads)
         # One map after the other, so that the backward pass is done with one before it holds gradients of the next.
         places = (self._positions(*pair).flatten(1, 2) for pair in zip(self.networks, maps, strict=True))
         samples = _sample(maps, places, self.grid, self.dim)
-        attention = (self.in_proj_weight, self.in_proj_bias, out.weight, out.bias, self.num_heads)
-        output = (queries + _read(queries, samples, attention, present)).to(queries.dtype)
+        output = (queries + _read(queries, samples, attention, self.out_proj, present)).to(queries.dtype)
         return output if query_present is None else torch.where(query_present[..., None], output, 0.0)
 
     @typed

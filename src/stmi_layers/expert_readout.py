@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stmi_layers._checks import check_heads
 from stmi_layers._precision import layer_norm
 from stmi_layers._typing import typed
-from stmi_layers.cross_attention import absorbed_cross_attention
+from stmi_layers.cross_attention import read_heads, zero_where_none
 
 
 class ExpertReadout(nn.Module):
@@ -99,8 +99,8 @@ class ExpertReadout(nn.Module):
             context = torch.where(keep[..., None], context, 0.0)
         query = globals if self.norm_globals is None else layer_norm(self.norm_globals, globals)
         context = context if self.norm_tokens is None else layer_norm(self.norm_tokens, context)
-        attention = (self.in_proj_weight, self.in_proj_bias, self.out_proj.weight, self.out_proj.bias, self.num_heads)
-        output = absorbed_cross_attention(query, context, *attention, keep=keep) + globals
+        heads = read_heads(query, context, self.in_proj_weight, self.in_proj_bias, self.num_heads, keep)
+        output = zero_where_none(self.out_proj(heads), keep) + globals
         return (output if present is None else torch.where(present[..., None], output, 0.0)).to(globals.dtype)
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stmi_layers._checks import check_choice, check_heads
 from stmi_layers._precision import layer_norm
 from stmi_layers._typing import typed
-from stmi_layers.cross_attention import absorbed_cross_attention
+from stmi_layers.cross_attention import read_heads, zero_where_none
 from stmi_layers.kernels.gating import BinaryGates
 
 Unselected = Literal["hidden", "zeroed"]
@@ -121,8 +121,8 @@ class SelectiveInteraction(nn.Module):
         elif gates is not None:
             patches = patches * gates[..., None].to(patches.dtype)
         keep = None if keep is None else keep.flatten(1)
-        attention = (self.in_proj_weight, self.in_proj_bias, self.out_proj.weight, self.out_proj.bias, self.num_heads)
-        read = absorbed_cross_attention(class_tokens, patches.flatten(1, 2), *attention, keep=keep)
+        context, attention = patches.flatten(1, 2), (self.in_proj_weight, self.in_proj_bias, self.num_heads)
+        read = zero_where_none(self.out_proj(read_heads(class_tokens, context, *attention, keep)), keep)
         tokens = layer_norm(self.norm_attention, class_tokens + read)
         tokens = layer_norm(self.norm_ffn, tokens + self.ffn(tokens)).to(class_tokens.dtype)
         return tokens if present is None else torch.where(present[..., None], tokens, 0.0)

@@ -5,8 +5,10 @@ Paper: "Magic Tokens: Select Diverse Tokens for Multi-modal Object Re-Identifica
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ def masked_self_attention(
     """
     check_heads(tokens.shape[-1], num_heads)
     tokens = torch.where(keep[..., None], tokens, 0.0)
-    return self_attention(tokens, in_proj_weight, out_weight, None, num_heads, keep)
+    return self_attention(tokens, in_proj_weight, partial(F.linear, weight=out_weight), num_heads, keep)
 
 
 class MaskedAggregation(nn.Module):

@@ -9,11 +9,10 @@ import math
 from fractions import Fraction
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from stmi_layers._precision import at_least_float32, without_autocast
+from stmi_layers._precision import at_least_float32, call_wide, is_plain, without_autocast
 from stmi_layers._typing import typed
 
 
@@ -210,13 +209,15 @@ class TokenSelection(nn.Module):
         """Score own patches (batch modalities patches), and all patches (batch modalities modalities patches)."""
         with without_autocast(patches):
             wide = at_least_float32(patches)
-            class_tokens, bias, query, key = (
-                part.to(wide.dtype) for part in (class_tokens, self.query.bias, self.query.weight, self.key.weight)
-            )
+            class_tokens = class_tokens.to(wide.dtype)
             own = (class_tokens[:, :, None] @ wide.transpose(2, 3)).squeeze(2)
-            # Projects the few class tokens instead of the many patches.
-            rows = F.linear(class_tokens, query, bias) @ key * self.dim**-0.5
-            across = rows @ wide.flatten(1, 2).transpose(1, 2)
+            rows, keys = call_wide(self.query, class_tokens) * self.dim**-0.5, wide.flatten(1, 2)
+            if is_plain(self.key):
+                # Projects the few class tokens instead of the many patches.
+                rows = rows @ self.key.weight.to(wide.dtype)
+            else:
+                keys = call_wide(self.key, keys)
+            across = rows @ keys.transpose(1, 2)
         return own, across.unflatten(2, patches.shape[1:3])
 
     def extra_repr(self) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stmi_layers._expert_networks import ExpertNetworks
-from stmi_layers._precision import at_least_float32, without_autocast
+from stmi_layers._precision import at_least_float32, call_wide, without_autocast
 from stmi_layers._typing import typed
 
 
@@ -103,7 +103,7 @@ class SharedExperts(nn.Module):
     ) -> Float[Tensor, "batch experts tokens dim"]:
         """Process the `patches` by every expert; 0 where a modality is absent: leave these tokens out afterwards."""
         tokens = self._present(patches, present).flatten(1, 2)
-        gates = token_gates(tokens, self.router.weight, self.router.bias).to(tokens.dtype)
+        gates = self._gates(tokens).to(tokens.dtype)
         output = gates[..., None] * self.experts(tokens[:, None])
         if present is None:
             return output
@@ -117,8 +117,12 @@ class SharedExperts(nn.Module):
     ) -> Float[Tensor, "batch experts modalities patches"]:
         """The share of every patch that every expert gets; sums to 1 over the experts, and 0 in absent modalities."""
         tokens = self._present(patches, present).flatten(1, 2)
-        gates = token_gates(tokens, self.router.weight, self.router.bias).unflatten(2, patches.shape[1:3])
+        gates = self._gates(tokens).unflatten(2, patches.shape[1:3])
         return gates if present is None else torch.where(present[:, None, :, None], gates, 0.0)
+
+    def _gates(self, tokens: Tensor) -> Tensor:
+        """`token_gates` by the router."""
+        return call_wide(self.router, tokens).softmax(dim=2).mT
 
     def _present(self, patches: Tensor, present: Tensor | None) -> Tensor:
         if patches.shape[3] != self.dim:

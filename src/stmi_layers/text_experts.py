@@ -6,13 +6,12 @@ Paper: NEXT, arXiv 2505.20001, <https://arxiv.org/abs/2505.20001>.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stmi_layers._checks import check_positive
 from stmi_layers._expert_networks import ExpertNetworks
-from stmi_layers._precision import at_least_float32, without_autocast
+from stmi_layers._precision import at_least_float32, call_wide, without_autocast
 from stmi_layers._typing import typed
 
 
@@ -189,11 +188,7 @@ class TextModulatedExperts(nn.Module):
     def _mixture(self, patches: Tensor, text: Tensor) -> Tensor:
         """Compute what the texts add to the route, (batch experts modalities patches)."""
         similarity = text_similarity(patches, text).movedim(2, 3)
-        for layer in (self.mix_expand, self.mix_contract):
-            weight, bias = at_least_float32(layer.weight), at_least_float32(layer.bias)
-            similarity = F.linear(similarity, weight, bias)
-            similarity = similarity.sigmoid() if layer is self.mix_expand else similarity
-        return similarity.movedim(3, 2)
+        return call_wide(self.mix_contract, call_wide(self.mix_expand, similarity).sigmoid()).movedim(3, 2)
 
     def extra_repr(self) -> str:
         options = f"mlp_ratio={self.experts.mlp_ratio}, dropout={self.experts.dropout.p}, text_dim={self.text_dim}"

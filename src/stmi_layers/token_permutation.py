@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stmi_layers._checks import check_heads, check_hidden, check_positive
-from stmi_layers._precision import at_least_float32, layer_norm, without_autocast
+from stmi_layers._precision import at_least_float32, call_wide, is_plain, layer_norm, without_autocast
 from stmi_layers._typing import typed
-from stmi_layers.kernels.normalised_reading import ReadNormalised, ShareTokens
+from stmi_layers.cross_attention import read_by_keys
+from stmi_layers.kernels.normalised_reading import ReadNormalised, ShareTokens, normalise
 
 
 @typed
@@ -78,27 +79,19 @@ class _Reader(NamedTuple):
     heads: int
 
 
-def _readers(patches: Tensor, heads: int, count: int) -> list[_Reader]:
-    """Normalise the patches once for `count` readouts."""
+def _readers(patches: Tensor, heads: int, count: int, *, shared: bool = True) -> list[_Reader]:
+    """Normalise the patches once for `count` readouts, and add up their gradients in one place where it is `shared`."""
     if patches.shape[2] == 0:
         raise ValueError(f"patches must hold at least one token; received shape {tuple(patches.shape)}")
     # A compiler wants plain operations; where the patches need no gradient, autograd is as good.
-    eager = torch.is_grad_enabled() and patches.requires_grad and not torch.compiler.is_compiling()
+    eager = shared and torch.is_grad_enabled() and patches.requires_grad and not torch.compiler.is_compiling()
     wide = patches.dtype in (torch.float32, torch.float64)
     if eager and wide and not torch.is_autocast_enabled(patches.device.type):
         fixed = patches.detach()
-        keys, scale = _normalise(fixed)
+        keys, scale = normalise(fixed)
         slips = ShareTokens.apply(patches, keys, heads, count)
         return [_Reader(fixed, keys, scale, slip, heads) for slip in slips]
-    return [_Reader(patches, *_normalise(patches), None, heads)] * count
-
-
-def _normalise(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised patches, in at least float32, and the factor by which each was scaled."""
-    with without_autocast(patches):
-        wide = at_least_float32(patches)
-        keys, _, scale = torch.native_layer_norm(wide, wide.shape[-1:], None, None, 1e-5)
-        return keys, scale
+    return [_Reader(patches, *normalise(patches), None, heads)] * count
 
 
 def _cyclic_readout(
@@ -204,9 +197,11 @@ class TokenPermutation(nn.Module):
             # Before the norms, because 0 * NaN is NaN in their gradients.
             globals = torch.where(present[..., None], globals, 0.0)
             patches = torch.where(present[..., None, None], patches, 0.0)
-        tokens, readers = globals, _readers(patches, self.num_heads, self.num_modalities)
+        # By their weights alone no patch is projected; adapters and hooks act where keys and values are called.
+        plain = all(is_plain(part) for name, part in self.named_modules() if name.endswith((".key", ".value")))
+        tokens, readers = globals, _readers(patches, self.num_heads, self.num_modalities, shared=plain)
         for number, (stage, reader) in enumerate(zip(self.stages, readers, strict=True), start=1):
-            moved = stage(tokens, reader, number % self.num_modalities)
+            moved = stage(tokens, reader, number % self.num_modalities, plain)
             if present is not None:
                 moved = torch.where(present.roll(-number, dims=1)[..., None], moved, tokens)
             tokens = moved
@@ -239,8 +234,12 @@ class _Stage(nn.Module):
             if isinstance(layer, nn.LayerNorm | nn.Linear):
                 layer.reset_parameters()
 
-    def forward(self, tokens: Tensor, reader: _Reader, shift: int) -> Tensor:
+    def forward(self, tokens: Tensor, reader: _Reader, shift: int, plain: bool) -> Tensor:
         query = self.query(layer_norm(self.norm_globals, tokens))
-        read = _cyclic_readout(query, reader, self.key.weight, self.key_scale, self.value.weight, shift)
+        if plain:
+            read = _cyclic_readout(query, reader, self.key.weight, self.key_scale, self.value.weight, shift)
+        else:
+            keys, values = call_wide(self.key, reader.keys * self.key_scale), self.value(reader.patches)
+            read = read_by_keys(query.roll(shift, dims=1), keys, values, reader.heads).roll(-shift, dims=1)
         tokens = tokens + self.out_proj(read)
         return tokens + self.ffn(layer_norm(self.norm_ffn, tokens))

@@ -130,6 +130,39 @@ def _no_masks(variant: Variant, path: Path, random: Random) -> None:
     variant.truth[path.stem].mask = None
 
 
+def _results(variant: Variant, path: Path, random: Random) -> None:
+    """What commands of the project write, inside the set: no part of it."""
+    place = random.choice((variant.root, variant.root / "runs")) / "mine"
+    (place / "figures").mkdir(parents=True)
+    for picture in (place / "retrieval.png", place / "figures" / "curves.png"):
+        shutil.copy(path, picture)
+    (place / random.choice(("checkpoint.pt", "extraction.json", "contact_sheet.png"))).write_text("x")
+
+
+def _deeper(variant: Variant, path: Path, random: Random) -> None:
+    for folder in ("RGB", "TI", "mask"):
+        below = path.parents[1] / folder / "day 2"
+        below.mkdir()
+        for one in list(path.parents[1].glob(f"{folder}/*_cam2_*")):
+            one.rename(below / one.name)
+    variant.names = ("day 2", "_cam2")
+
+
+def _no_file(variant: Variant, path: Path, random: Random) -> None:
+    """Something else where a table or captions would be."""
+    place = variant.root / random.choice(("items.csv", "text/train.json", "manifest.csv"))
+    place.unlink(missing_ok=True)
+    way = random.choice(("link", "pipe", "folder"))
+    variant.what += f", {place.name}, {way}"
+    if way == "link":
+        place.symlink_to("/nowhere/x")
+    elif way == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    variant.names = (place.name,)
+
+
 def _documents(variant: Variant, path: Path, random: Random) -> None:
     for name in ("README", "notes.txt", ".DS_Store", "Thumbs.db", "labels.json"):
         (path.parent / name).write_text("x")
@@ -149,4 +182,7 @@ WAYS: dict[str, Callable[[Variant, Path, Random], None]] = {
     "an identity in both splits": _shared,
     "a mask is gone": _no_masks,
     "documents": _documents,
+    "results inside": _results,
+    "images one deeper": _deeper,
+    "a table that is no file": _no_file,
 }

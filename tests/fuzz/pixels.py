@@ -150,6 +150,12 @@ def _cutout(mask: np.ndarray, colour: int) -> Image.Image:
     return Image.fromarray(np.dstack([np.full((*mask.shape, 3), colour, np.uint8), mask.astype(np.uint8) * 255]))
 
 
+def _nearly_opaque(mask: np.ndarray) -> Image.Image:
+    alpha = np.full(mask.shape, 255, np.uint8)
+    alpha[0] = 240
+    return Image.fromarray(np.dstack([mask.astype(np.uint8) * 255] * 3 + [alpha]))
+
+
 def _palette(mask: np.ndarray, colours: list[int]) -> Image.Image:
     image = Image.fromarray(mask.astype(np.uint8), "P")
     image.putpalette(colours)
@@ -176,6 +182,8 @@ MASKS: dict[str, Callable[[Path, np.ndarray], np.ndarray]] = {
     "black cut-out": lambda path, mask: _image(path, _cutout(mask, 0), mask),
     "white cut-out": lambda path, mask: _image(path, _cutout(mask, 255), mask),
     "grey cut-out in TIFF": lambda path, mask: _image(path, _cutout(mask, 90), mask, ".tif"),
+    "nearly opaque": lambda path, mask: _image(path, _nearly_opaque(mask), mask),
+    "two greys": lambda path, mask: _image(path, Image.fromarray(np.where(mask, 255, 150).astype(np.uint8)), mask),
     "transparent": lambda path, mask: _image(path, _cutout(np.zeros_like(mask), 255), mask),
     "palette black and white": lambda path, mask: _image(path, _palette(mask, [0, 0, 0, 255, 255, 255]), mask),
     "palette in colour": lambda path, mask: _image(path, _palette(mask, [0, 0, 0, 128, 0, 0]), mask),
@@ -188,6 +196,8 @@ MASKS: dict[str, Callable[[Path, np.ndarray], np.ndarray]] = {
     "0 and 1 array": lambda path, mask: _array(path, mask.astype(np.uint8), mask),
     "0 and 255 array": lambda path, mask: _array(path, mask.astype(np.uint8) * 255, mask),
     "float array": lambda path, mask: _array(path, mask.astype(">f4"), mask),
+    "rounded array": lambda path, mask: _array(path, mask * np.float32(1.0000001), mask),
+    "labels in floats": lambda path, mask: _array(path, mask * 5.0, mask),
     "signed array": lambda path, mask: _array(path, mask.astype(np.int64), mask),
     "column by column": lambda path, mask: _array(path, np.asfortranarray(mask), mask),
     "logits": lambda path, mask: _array(path, np.where(mask, 4.0, -4.0), mask),

@@ -125,7 +125,10 @@ def weights(variant: Variant, random: Random) -> str | None:
     state = {name: value.clone() for name, value in _model(generator).state_dict().items()}
     expected: dict[str, Tensor] | None = dict(state)
     way = random.choice(
-        ("plain", "prefix", "wrapped", "two", "two sets", "half", "shape", "gone", "more", "whole numbers", "NaN")
+        (
+            *("plain", "prefix", "wrapped", "two", "two sets", "callback", "half", "shape", "gone", "more"),
+            *("whole numbers", "NaN", "lora"),
+        )
     )
     prefix: str | None = None
     content: Any = state
@@ -134,7 +137,7 @@ def weights(variant: Variant, random: Random) -> str | None:
             random.choice(("module.", "_orig_mod.module.", "a.b.c.")) + name: value for name, value in state.items()
         }
     elif way == "wrapped":
-        wrapper = random.choice(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+        wrapper = random.choice(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
         content = {name.replace("blocks.1.", f"blocks.1.{wrapper}."): value for name, value in state.items()}
     elif way in ("two", "two sets"):
         pair = random.choice(
@@ -147,6 +150,15 @@ def weights(variant: Variant, random: Random) -> str | None:
         content = (
             both if way == "two sets" else {f"{one}.{n}": v for one, named in both.items() for n, v in named.items()}
         )
+    elif way == "callback":
+        averaged = {name: value + 1 for name, value in state.items()}
+        prefix = random.choice((None, "callbacks.ema."))
+        expected = None if prefix is None else averaged
+        content = {"state_dict": state, "callbacks": {"ema": averaged}}
+    elif way == "lora":
+        content = {name.replace("blocks.1.0.", "blocks.1.0.base_layer."): value for name, value in state.items()}
+        content["blocks.1.0.lora_A.default.weight"] = torch.ones(1, 3)
+        expected = None
     elif way == "half":
         content = {name: value.half() for name, value in state.items()}
         expected = {name: value.half().float() for name, value in state.items()}
@@ -158,21 +170,22 @@ def weights(variant: Variant, random: Random) -> str | None:
         content = {**state, "head.weight": torch.ones(4, 3), "head.bias": torch.ones(4)}
     elif way == "whole numbers":
         content = {**state, "stem.weight": torch.ones(3, 2, dtype=torch.int64)}
-        expected = {**state, "stem.weight": torch.ones(3, 2)}
+        expected = None
     elif way == "NaN":
         content = {**state, "stem.bias": torch.full((3,), torch.nan)}
         expected = None
     if way in ("shape", "gone"):
         expected = None
     kind = random.choice(("pt", "pt", "old pt", "safetensors"))
-    path = variant.root / ("w.safetensors" if kind == "safetensors" and way != "two sets" else "w.pt")
+    nested = way in ("two sets", "callback")
+    path = variant.root / ("w.safetensors" if kind == "safetensors" and not nested else "w.pt")
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
         save_file({name: value.contiguous() for name, value in content.items()}, path)
     else:
         nest = random.choice((None, None, "state_dict", "model"))
-        content = {nest: content, "epoch": 3, "optimizer": {"state": {}}} if nest and way != "two sets" else content
+        content = {nest: content, "epoch": 3, "optimizer": {"state": {}}} if nest and not nested else content
         torch.save(content, path, _use_new_zipfile_serialization=kind != "old pt")
     variant.what, variant.names = f"weights: {way}, {kind}", (path.name,)
     if random.random() < 0.3:
@@ -182,6 +195,6 @@ def weights(variant: Variant, random: Random) -> str | None:
         damaged = False
     model = _model()
     load_weights(model, path, prefix=prefix)
-    if way == "NaN" or damaged:  # formats without checksums cannot tell
+    if damaged and (path.suffix == ".safetensors" or kind == "old pt"):  # formats without checksums cannot tell
         return None
     return None if _equal(model.state_dict(), expected) else "other weights than those of the file"

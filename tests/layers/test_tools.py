@@ -60,44 +60,63 @@ class Adapter(nn.Module):
         return self.base(features) + self.change(features)
 
 
-LEARNING = ("SegmentationModulatedAttention", "SemanticTokenReallocation", "GlobalCrossAttention", "HypergraphConv")
-LINEAR = [
-    (name, path)
-    for name in (
-        "SegmentationModulatedAttention",
-        "SemanticTokenReallocation",
-        "GlobalCrossAttention",
-        "HypergraphConv",
-    )
-    for path, module in CASES[name].build("cpu", torch.float32).named_modules()
-    if isinstance(module, nn.Linear)
-]
+def linear_of(layer: object) -> list[str]:
+    """Paths of the linear layers that are no part of torch's own attention, which reads the weights of its own."""
+    if not isinstance(layer, nn.Module):
+        return []
+    inside = {
+        id(part) for module in layer.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()
+    }
+    return [path for path, part in layer.named_modules() if type(part) is nn.Linear and id(part) not in inside]
 
 
-@pytest.mark.parametrize(("name", "path"), LINEAR)
-def test_an_adapter_and_a_hook_on_every_linear_layer_act(name, path):
-    layer, inputs = CASES[name].build("cpu", torch.float32).eval(), CASES[name].inputs(Fixed(), 4)
-    before, called = layer(*inputs), []
-    layer.get_submodule(path).register_forward_hook(lambda *_: called.append(True))
-    layer(*inputs)
-    assert called
-    layer.set_submodule(path, Adapter(layer.get_submodule(path)))
-    after = layer(*inputs)
-    assert (after - before).abs().max() > 1e-3
-    (gradient,) = torch.autograd.grad(after.square().sum(), layer.get_submodule(path).change.weight)
-    assert gradient.any()
+LINEAR = [name for name, case in CASES.items() if linear_of(case.build("cpu", torch.float32))]
+
+
+def tensors_of(result: object) -> list[Tensor]:
+    """All floating tensors of a result, in order."""
+    if isinstance(result, Tensor):
+        return [result] if result.is_floating_point() else []
+    parts = result.values() if isinstance(result, dict) else result if isinstance(result, tuple | list) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_adapters_and_hooks_on_every_linear_layer_act(name):
+    """As if their change had been added to the weight; a hook sees the layer called."""
+    original, inputs = CASES[name].build("cpu", torch.float32).eval(), CASES[name].inputs(Fixed(), 4)
+    for path in linear_of(original):
+        layer, merged = copy.deepcopy(original), copy.deepcopy(original)
+        called: list[bool] = []
+        hook = layer.get_submodule(path).register_forward_hook(lambda *_, called=called: called.append(True))
+        expected = tensors_of(original(*inputs))
+        for one, other in zip(tensors_of(layer(*inputs)), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert called, path
+        hook.remove()
+        adapter = Adapter(layer.get_submodule(path))
+        layer.set_submodule(path, adapter)
+        after = tensors_of(layer(*inputs))
+        with torch.no_grad():
+            merged.get_submodule(path).weight += adapter.change.weight
+        for one, other in zip(after, tensors_of(merged(*inputs)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert max((one - other).abs().max() for one, other in zip(after, expected, strict=True)) > 1e-6, path
+        total = sum(part.square().sum() for part in after if part.requires_grad)
+        (gradient,) = torch.autograd.grad(total, adapter.change.weight)
+        assert gradient.any(), path
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in LINEAR))
+@pytest.mark.parametrize("name", [name for name in LINEAR if name != "TokenSelection"])  # its gates are 0 and 1
 def test_dynamic_quantisation_of_the_linear_layers(name):
     layer, inputs = CASES[name].build("cpu", torch.float32).eval(), CASES[name].inputs(Fixed(), 4)
-    expected = layer(*inputs)
     quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(layer), {nn.Linear}, dtype=torch.qint8)
     assert any("quantized" in type(module).__module__ for module in quantised.modules())
     with torch.no_grad():
-        actual = quantised(*inputs)
-    assert 0 < (actual - expected).abs().max() < 0.05 * expected.abs().max()
+        pairs = zip(tensors_of(quantised(*inputs)), tensors_of(layer(*inputs)), strict=True)
+        changes = [float((one - other).abs().max() / other.abs().max().clamp(min=1e-3)) for one, other in pairs]
+    assert 0 < max(changes) < 0.08
 
 
 NORMED = {

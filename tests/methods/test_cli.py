@@ -1,5 +1,6 @@
 """The commands of the example: an expected error is one line and status 1, any other keeps its traceback."""
 
+import errno
 import runpy
 import subprocess
 import sys
@@ -38,6 +39,15 @@ def test_an_expected_error_is_one_line(kind: type[Exception], monkeypatch) -> No
 def test_any_other_keeps_its_traceback(kind: type[Exception], monkeypatch) -> None:
     with pytest.raises(kind, match="a fault"):
         fail_with(kind("a fault"), monkeypatch)
+
+
+def test_a_file_that_may_not_be_used_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    """Whatever command finds it out, and wherever; an error without a file is a fault of the program."""
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "x\x1b[2J"))
+    with pytest.raises(SystemExit, match=r"^error: .*/x\\x1b\[2J: Permission denied$"):
+        fail_with(error, monkeypatch)
+    with pytest.raises(OSError, match="no file at all"):
+        fail_with(OSError("no file at all"), monkeypatch)
 
 
 def test_what_main_returns_is_not_the_exit_status(monkeypatch) -> None:

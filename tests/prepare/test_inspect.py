@@ -1,11 +1,13 @@
 """`inspect` on sets that are sound, and on sets that are wrong in every way at once."""
 
 import csv
+import errno
 import json
 import os
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from examples.prepare.contact_sheet import draw_contact_sheet
 from examples.prepare.inspect import as_words, inspect_set
 from examples.prepare.summary import align, count_rows, describe
 from image_files import write_png, write_turned
-from stmi_layers.training import checks
+from stmi_layers.training import checks, read_split
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
@@ -272,6 +274,31 @@ def test_files_that_are_passed_over_are_counted(sound: Path) -> None:
     assert "pictures: 1 images belong to no item" in found.notes
 
 
+def test_folders_that_cannot_be_read_are_named(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of another user; the tests may run as the one who may do everything."""
+    locked, really = split_of(sound, "train") / "TI", os.scandir
+
+    def scan(place: Any) -> Any:
+        if Path(place) == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        return really(place)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    found = inspect_set(sound, quiet=True)
+    assert found.problems["unreadable"] == ["train_171/TI is a folder that cannot be read"]
+    with pytest.raises(ValueError, match=r"train_171/TI cannot be read: Permission denied"):
+        read_split(sound, "train", ("RGB", "TI"))
+
+
+def test_results_inside_a_set_are_no_part_of_it(sound: Path) -> None:
+    before = inspect_set(sound, quiet=True)
+    for place in ("run", "runs/other"):
+        noise(sound / place / "retrieval.png")
+        noise(sound / place / "figures" / "curves.png")
+        (sound / place / "checkpoint.pt").write_text("")
+    assert inspect_set(sound, quiet=True) == before
+
+
 @pytest.mark.parametrize("suffix", [".jfif", ".pgm", ".jp2", ".JPEG", ".avif", ".gif"])
 def test_images_of_all_suffixes_are_read(sound: Path, suffix: str) -> None:
     for path in sound.glob("*/*/*_cam2_*"):
@@ -302,7 +329,7 @@ def test_policies_are_noted_with_their_count(sound: Path) -> None:
         "1 of 10 masks have no foreground",
         "1 of 10 masks have no background",
         "1 of 10 masks are foreground along the border: look whether they are inverted",
-        "1 of 10 masks have more than two levels, of which those above 127 are foreground",
+        "1 of 10 masks have values between black and white, of which those above 127 are foreground",
     ):
         assert note in notes
 

@@ -24,6 +24,7 @@ from examples.prepare.masks.make import Settings
 from examples.prepare.masks.quality import Quality, find_doubts, measure_made
 from examples.prepare.masks.regions import clean, frame_border, intersection_over_union, mean_overlap, vote
 from examples.prepare.synthetic.dataset import write_dataset
+from stmi_layers.training.files import locked
 from stmi_layers.training.images import read_mask
 from stmi_layers.training.splits import read_split
 
@@ -275,6 +276,20 @@ def test_a_run_writes_masks_that_the_trainer_reads_and_a_report(root: Path, caps
     printed = capsys.readouterr().out
     assert printed.count("NOT SAM 2") >= 2
     assert not (root / "mask_doubtful.png").exists()
+
+
+def test_one_run_at_a_time_makes_masks_in_a_folder(root: Path):
+    with locked(root, ".masks.lock"), pytest.raises(BlockingIOError, match=r"set is in use by another run"):
+        main(settings(root))
+    assert not (root / "train" / "mask").exists()
+
+
+def test_a_manifest_takes_its_masks_and_report_beside_it(root: Path):
+    lines = [f"train,{number},train/RGB/{name}.png,train/NI/{name}.png,{name}" for number, name in enumerate(NAMES)]
+    (root / "mine.csv").write_text("\n".join(["split,identity,RGB,NI,item", *lines]))
+    main(settings(root / "mine.csv"))
+    assert sorted(path.name for path in (root / "mask").iterdir()) == [f"{name}.png" for name in sorted(NAMES)]
+    assert (root / "mask_report.json").is_file()
 
 
 def test_a_stopped_run_goes_on_and_finished_masks_are_not_made_again(root: Path, monkeypatch: pytest.MonkeyPatch):

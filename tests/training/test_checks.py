@@ -54,6 +54,20 @@ def test_what_was_sound_is_not_decoded_again_until_it_changes(root: Path, seen: 
     assert len(seen) == 4
 
 
+def test_a_file_of_the_same_size_and_date_is_decoded_again(root: Path, seen: list[str]) -> None:
+    """As a copy that keeps the date, or a clock that was set back, leaves it."""
+    read(root)
+    seen.clear()
+    file = root / "train_3" / "NI" / f"{NAMES[1]}.png"
+    stamp, data = file.stat(), bytearray(file.read_bytes())
+    data[60] ^= 255
+    file.write_bytes(data)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(ValueError, match="1 of 24 files cannot be used"):
+        read(root)
+    assert seen == [str(file)]
+
+
 def test_a_set_that_moves_or_is_read_with_another_range_is_checked_anew(root: Path, seen: list[str]) -> None:
     for file in (root / "train_3" / "TI").iterdir():
         write_png(file, np.arange(24 * 12, dtype=np.uint16).reshape(24, 12))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from processes import CONTEXT
 from stmi_layers.training import files
-from stmi_layers.training.files import locked, write_text, write_whole
+from stmi_layers.training.files import locked, write_folder, write_text, write_whole
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -98,6 +98,36 @@ def test_errors_about_other_files_keep_their_words(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"), write_whole(tmp_path / "x"):
         (tmp_path / "nowhere").read_text()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_another_process_is_writing_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with write_whole(path) as file:
+        file.write(b"first")
+        with pytest.raises(BlockingIOError, match="x is being written by another process"):
+            write_text(path, "second")
+    assert path.read_bytes() == b"first"
+    (tmp_path / ".x.unfinished").write_bytes(b"what a killed process left")
+    write_text(path, "second")
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"second", ["x"])
+
+
+def test_a_folder_takes_the_place_of_another_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    for content in ("old", "new"):
+        with write_folder(path, replace=True) as folder:
+            write_text(folder / content, content)
+            assert not (path / "new").exists()
+    assert os.listdir(path) == ["new"]
+
+    def fail() -> None:
+        with write_folder(path, replace=True) as folder:
+            (folder / "a").write_text("")
+            write_text(folder / "a" / "b", "")
+
+    with pytest.raises(ValueError, match=f"^{path}/a/b cannot be written: "):
+        fail()
+    assert (os.listdir(path), os.listdir(tmp_path)) == (["new"], ["index"])
 
 
 def _hold(folder: Path, ready, stop) -> None:

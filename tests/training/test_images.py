@@ -244,6 +244,14 @@ def test_grey_and_palettes_with_transparency_are_masks_by_it(tmp_path: Path) -> 
         assert np.array_equal(read_mask(tmp_path / name), SHAPE), name
 
 
+def test_a_transparency_that_leaves_no_background_is_no_mask(tmp_path: Path) -> None:
+    """An editor leaves an edge that is not quite opaque."""
+    alpha = np.full_like(ALPHA, 255)
+    alpha[0] = 250
+    Image.fromarray(np.dstack([ALPHA, ALPHA, ALPHA, alpha])).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), SHAPE)
+
+
 def palette(path: Path, colours: list[int]) -> None:
     image = Image.fromarray(SHAPE.astype(np.uint8), "P")
     image.putpalette(colours)
@@ -259,6 +267,10 @@ def palette(path: Path, colours: list[int]) -> None:
         (
             lambda path: Image.fromarray(SHAPE.astype(np.uint8)).save(path),
             "is a mask whose largest value is 1; foregro",
+        ),
+        (
+            lambda path: Image.fromarray(np.where(SHAPE, 255, 150).astype(np.uint8)).save(path),
+            "is a mask whose values lie from 150 to 255, all foreground; background must be 0",
         ),
         (lambda path: Image.fromarray(ALPHA.astype(np.uint16) * 257).save(path), "is a mask of 16 bits per channel"),
     ],

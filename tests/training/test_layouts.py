@@ -284,6 +284,7 @@ def test_captions_per_modality_stay_apart_in_the_order_asked_for(tmp_path: Path)
         (np.array([[0.2, 0.5]], np.float32), [[False, True]]),
         (np.array([[True, False]]), [[True, False]]),
         (np.zeros((2, 2)), [[False, False]] * 2),
+        (np.array([[1.0000001, 0.0, -1e-8]]), [[True, False, False]]),
     ],
 )
 def test_masks_as_arrays(tmp_path: Path, array: np.ndarray, expected: list[list[bool]]) -> None:
@@ -301,6 +302,8 @@ def test_masks_as_arrays(tmp_path: Path, array: np.ndarray, expected: list[list[
         (np.array([[np.nan, 1.0]]), "it has values from nan to nan"),
         (np.array([[0, 300]]), "it has values from 0 to 300"),
         (np.array([[0, 100]]), "is a mask whose largest value is 100; foreground must be 1 or 255"),
+        (np.array([[0.0, 5.0]]), "is a mask whose largest value is 5; foreground must be 1 or 255"),
+        (np.array([[0.6, 1.0]]), "is a mask whose values lie from 0.6 to 1, all foreground; background must be 0"),
         (np.array([[0.1, 0.3]]), "is a mask whose largest value is 0.3; foreground must be 1 or 255"),
         (np.array([[{}]], dtype=object), "cannot be decoded"),
     ],

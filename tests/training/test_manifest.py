@@ -105,6 +105,22 @@ def test_parquet_says_the_same(root: Path) -> None:
         find_set(root)
 
 
+def test_numbers_of_other_programs_are_numbers(root: Path) -> None:
+    """A column with a missing value has become one of floating numbers."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "split": ["train"] * 2,
+        "RGB": ["a.jpg", "b.jpg"],
+        "identity": [-1.0, 7.0],
+        "camera": [2.0, float("nan")],
+    }
+    parquet.write_table(arrow.table(columns), root / "manifest.parquet")
+    write(root, "train,a.jpg,-1.0,2.0", "train,b.jpg,7.0,", head="split,RGB,identity,camera")
+    for place in (root / "manifest.csv", root / "manifest.parquet"):
+        items = list_items(place, "train", ("RGB",))
+        assert [(item.identity, item.camera) for item in items] == [(-1, 2), (7, None)]
+
+
 def test_parquet_without_pyarrow_says_what_to_install(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (root / "manifest.parquet").write_bytes(b"PAR1")

@@ -51,6 +51,34 @@ def test_files_that_are_no_images_are_ignored(root: Path) -> None:
     assert len(read(root)) == len(NAMES)
 
 
+def test_images_that_lie_too_deep_are_named(root: Path) -> None:
+    for modality in MODALITIES:
+        save(root / "train_3" / modality / "day 2" / "000009_cam1_0_00.png", blob(0).astype(np.uint8))
+    with pytest.warns(UserWarning, match="images in 3 folders are passed over: train_3/NI/day 2, train_3/RGB/day 2"):
+        assert len(read(root)) == len(NAMES)
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("file", ["items.csv", "text/train.json", "manifest.csv"])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Path.mkdir, "a folder"),
+        (pipe, "no file"),
+        (lambda path: path.symlink_to("/nowhere"), "a link that leads nowhere"),
+    ],
+    ids=["folder", "pipe", "broken link"],
+)
+def test_a_file_that_is_none_is_not_taken_for_none(root: Path, file: str, make: Callable, reason: str) -> None:
+    (root / "text").mkdir(exist_ok=True)
+    make(root / file)
+    with pytest.raises(ValueError, match=f"{file} cannot be read: it is {reason}"):
+        read(root, captions="optional")
+
+
 def test_missing_captions(root: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"train\.json does not exist; write it by .* --split train`, or make captions optional"

@@ -209,11 +209,13 @@ def test_a_file_is_whole_and_of_this_model_or_not_there(checkpoint: Path, tmp_pa
     export.export(loaded, out, export.Arguments(checkpoint, out))
     assert loaded.model.training
     assert not (tmp_path / "model.onnx.data").exists()
+    before = out.read_bytes()
     # A runtime that computes something else.
     monkeypatch.setattr(export, "open_onnx", lambda path: lambda example: [v + 1 for v in open_onnx(path)(example)])
     with pytest.raises(ValueError, match=r"must give the descriptors of the model within 0\.0002; U differs by 1"):
         export.export(loaded, out, export.Arguments(checkpoint, out))
-    assert not out.exists()
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.test.npz"]
     monkeypatch.setattr("examples.exported.LARGEST", 1000)
     with pytest.raises(ValueError, match=r"less than 2 GB as one ONNX file; .*use pt2"):
         export.export(loaded, out, export.Arguments(checkpoint, out))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from stmi_layers.training import Facts, Item, Outputs, Panel, describe, extract, load_split, open_shards, unlabelled
+from stmi_layers.training.files import locked
 from stmi_layers.training.record import item_of, plain_item
 from stmi_layers.training.shards import FORMAT, Shards, fingerprint, shard_path, write_shard
 from toy_method.model import Toy, build
@@ -85,6 +86,12 @@ def test_an_extraction_that_was_stopped_continues_and_does_nothing_twice(model, 
     again = Counting(dataset)
     extract(model, again, tmp_path / "stopped", **options)
     assert again.read == []
+
+
+def test_one_extraction_at_a_time_uses_a_folder(model, dataset, tmp_path: Path):
+    with locked(tmp_path), pytest.raises(BlockingIOError, match=r"is in use by another run \(process"):
+        extract(model, dataset, tmp_path, device="cpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_extraction_in_the_folder_is_refused_by_what_differs(model, dataset, tmp_path: Path):

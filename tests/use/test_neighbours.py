@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stmi_layers.search import nearest
-from stmi_layers.training import build_index, exact_search, faiss_index, open_index, open_shards, unlabelled
+from stmi_layers.training import (
+    build_index,
+    exact_search,
+    faiss_files,
+    faiss_index,
+    open_index,
+    open_shards,
+    unlabelled,
+)
 from stmi_layers.training.neighbours import measure_recall
 from stmi_layers.training.shards import Extraction, Shards, shard_path, write_record, write_shard
 
@@ -100,7 +108,7 @@ def test_inverted_lists_are_merged_of_blocks(tmp_path: Path, monkeypatch):
     written: list[int] = []
     original = faiss.write_index
     monkeypatch.setattr(faiss, "write_index", lambda index, path: (written.append(index.ntotal), original(index, path)))
-    monkeypatch.setattr(faiss_index, "BLOCK", 300)
+    monkeypatch.setattr(faiss_files, "BLOCK", 300)
     build_index(shards, "D", "ivf", queries=0)
     assert written == [0, 300, 300, 300, 150, 1050]
     rows, _ = open_index(shards, "D", "ivf")[1](vectors_of(1, seed=2), 1050)

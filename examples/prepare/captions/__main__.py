@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
+from examples.cli import printable_lines
 from examples.prepare.captions.arguments import Arguments, read_fields
 from examples.prepare.captions.collect import Collector, Status, judge
 from examples.prepare.captions.endpoint import Endpoint, Pace, UnusableError
@@ -186,7 +187,7 @@ def run_command() -> None:
     try:
         report = main(tyro.cli(Arguments, prog="python -m examples.prepare.captions", description=__doc__))
     except (UnusableError, FileExistsError, FileNotFoundError, BlockingIOError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable_lines(str(error))}")
     if unfinished := report["with open questions"]:
         sys.exit(f"{len(unfinished)} items have open questions and no caption yet; run the same command again")
 

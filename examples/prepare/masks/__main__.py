@@ -1,6 +1,7 @@
 """One foreground mask per item, with SAM 2, or with a fallback that says it is one."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from examples import cli as command
@@ -8,13 +9,23 @@ from examples.prepare.masks.files import read_note
 from examples.prepare.masks.make import Settings, build, check, plan, run
 from examples.prepare.masks.report import rank_doubtful, read_entries, table, write_report
 from examples.prepare.masks.sheet import draw_sheet
+from stmi_layers.training.files import locked
+from stmi_layers.training.layouts import find_set
 
 
 def main(settings: Settings) -> dict[str, Any]:
     """Make what is missing; write `<folder>_report.json`, and `<folder>_doubtful.png` where there are doubts."""
     check(settings)
-    if settings.out is not None and settings.out.resolve() == settings.data.resolve():
+    home = settings.data if settings.data.is_dir() else settings.data.parent  # of a manifest
+    if settings.out is not None and settings.out.resolve() == home.resolve():
         settings = replace(settings, out=None)  # however it is spelled, these are the masks of the data set
+    out = settings.out or home
+    find_set(settings.data, settings.modalities)  # so that nothing is written beside something else
+    with locked(out, ".masks.lock"):
+        return _make(settings, out)
+
+
+def _make(settings: Settings, out: Path) -> dict[str, Any]:
     segmenter, method = build(settings)
     print(f"masks by {method}")
     tasks = plan(settings, method)
@@ -28,7 +39,6 @@ def main(settings: Settings) -> dict[str, Any]:
     if tasks[0].item.layout == "manifest":
         print(f"masks lie in {settings.folder}/: name them in the column {settings.folder} of the manifest")
     entries = read_entries(tasks, settings)
-    out = settings.out or settings.data
     report = write_report(out / f"{settings.folder}_report.json", entries, settings, method)
     print(table(report))
     sheet = out / f"{settings.folder}_doubtful.png"

@@ -11,13 +11,17 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from stmi_layers._archives import find_damage
+from stmi_layers.backbones.weight_kinds import INDEX, UnreadableError, kind_of, shards_of
+from stmi_layers.backbones.weight_sets import named_tensors
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -40,7 +44,7 @@ class WeightFile:
     """Content of a file of weights.
 
     Attributes:
-        kind: "TorchScript archive", "safetensors file" or "torch file".
+        kind: "TorchScript archive", "safetensors file", "torch file" or "index of shards".
         tensors: the weights by the names in the file.
         quick_gelu: whether they were trained with QuickGELU, or None when neither the file nor the
             `open_clip_config.json` beside it says.
@@ -49,10 +53,6 @@ class WeightFile:
     kind: str
     tensors: dict[str, Tensor]
     quick_gelu: bool | None
-
-
-class _UnreadableError(ValueError):
-    """With the message that people are to see."""
 
 
 def read_weight_file(path: Path, *, trust_pickle: bool) -> WeightFile:
@@ -65,10 +65,12 @@ def read_weight_file(path: Path, *, trust_pickle: bool) -> WeightFile:
             is False.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; give the path of a .pt, .pth, .bin or .safetensors file")
+        raise FileNotFoundError(
+            f"no weights at {path}; give the path of a .pt, .pth, .bin or .safetensors file, or of an .index.json"
+        )
     try:
         kind, tensors = _read(path, trust_pickle=trust_pickle)
-    except (ImportError, _UnreadableError):
+    except (ImportError, UnreadableError):
         raise
     # So broad because a damaged file fails in whatever way its bytes lead to.
     except Exception as error:
@@ -81,11 +83,29 @@ def read_weight_file(path: Path, *, trust_pickle: bool) -> WeightFile:
 
 
 def _read(path: Path, *, trust_pickle: bool) -> tuple[str, dict[str, Tensor]]:
-    if path.suffix == ".safetensors":
+    """Read a file by its content, whatever its name says."""
+    if path.name.endswith(INDEX):
+        return "index of shards", _read_shards(path, trust_pickle=trust_pickle)
+    kind = kind_of(path)
+    if kind == "safetensors":
         return "safetensors file", _read_safetensors(path)
-    if zipfile.is_zipfile(path) and (root := _torchscript_root(path)):
-        return "TorchScript archive", _read_torchscript(path, root)
+    if kind == "zip":
+        if damage := find_damage(path):
+            raise UnreadableError(f"{path} is damaged: {damage}. Take another copy")
+        if root := _torchscript_root(path):
+            return "TorchScript archive", _read_torchscript(path, root)
     return "torch file", _read_torch(path, trust_pickle=trust_pickle)
+
+
+def _read_shards(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
+    """The tensors of all shards that an index names."""
+    tensors: dict[str, Tensor] = {}
+    for shard, names in shards_of(path).items():
+        held = _read(shard, trust_pickle=trust_pickle)[1]
+        if absent := [name for name in names if name not in held]:
+            raise UnreadableError(f"{shard} lacks {len(absent)} tensors that {path.name} names, such as {absent[0]}")
+        tensors |= {name: held[name] for name in names}
+    return tensors
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -97,12 +117,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise _UnreadableError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise UnreadableError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def _read_torch(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with path.open("rb") as file:  # torch goes by the name of a path
+            content = torch.load(file, map_location="cpu", weights_only=not trust_pickle)
     # What torch.load raises depends on the bytes it stumbles over.
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         advice = (
@@ -113,39 +134,8 @@ def _read_torch(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
                 "if you trust where it comes from, pass trust_pickle=True"
             )
         )
-        raise _UnreadableError(f"{path} is damaged or no torch file{advice}") from error
-    return _named_tensors(content, path)
-
-
-def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The weights of a training checkpoint, which stand under a name of their own.
-
-    Where there are several sets, as student and teacher, or raw and averaged, each keeps its name as a prefix: which
-    one is meant is for the caller to say.
-    """
-    if isinstance(content, torch.nn.Module):
-        content = content.state_dict()
-    if not isinstance(content, Mapping):
-        raise _UnreadableError(f"{path} must hold tensors by name; received a {type(content).__name__}")
-    sets = {name: held for name, value in content.items() if isinstance(name, str) and (held := _set(value))}
-    if len(sets) == 1:
-        return next(iter(sets.values()))
-    if sets:
-        return {f"{name}.{key}": value for name, held in sets.items() for key, value in held.items()}
-    for name in ("state_dict", "model", "module"):
-        if isinstance(content.get(name), Mapping):
-            return _named_tensors(content[name], path)
-    return _tensors(content)
-
-
-def _set(value: object) -> dict[str, Tensor]:
-    """The tensors of a state dict or a module, none of anything else."""
-    value = value.state_dict() if isinstance(value, torch.nn.Module) else value
-    return _tensors(value) if isinstance(value, Mapping) else {}
-
-
-def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        raise UnreadableError(f"{path} is damaged or no torch file{advice}") from error
+    return named_tensors(content, path)
 
 
 def _quick_gelu_beside(path: Path) -> bool | None:
@@ -177,7 +167,7 @@ def _read_torchscript(path: Path, root: str) -> dict[str, Tensor]:
             return dict(_walk(_TensorUnpickler(description, lambda key: archive.read(f"{root}data/{key}")).load(), ""))
     # The other kinds of error get their message in read_weight_file.
     except (pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _UnreadableError(f"{path} is a TorchScript archive that cannot be read: {error}") from error
+        raise UnreadableError(f"{path} is a TorchScript archive that cannot be read: {error}") from error
 
 
 class _ScriptObject:

@@ -16,6 +16,8 @@ RENAMED = {
 
 # Parts of names that torch.compile, FSDP and checkpoint_wrapper add, also to single blocks.
 _WRAPPER = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+# What DDP and DataParallel add, too, though a module of a model may be called so.
+_WRAPPER_OR_MODULE = _WRAPPER.replace("_orig_mod", "_orig_mod|module|_forward_module")
 
 
 def match_names(
@@ -35,8 +37,21 @@ def match_names(
     Raises:
         ValueError: when several prefixes fit equally well, or no name has the one asked for.
     """
-    held = {re.sub(rf"(?:^|(?<=\.)){_WRAPPER}", "", name): name for name in own}
-    names = {re.sub(rf"(?<=\.){_WRAPPER}", "", name): name for name in stored}
+    found = _match(own, stored, prefix, path, _WRAPPER)
+    if len(found[1]) == len(own):
+        return found
+    try:
+        other = _match(own, stored, prefix, path, _WRAPPER_OR_MODULE)
+    except ValueError:
+        return found
+    return other if len(other[1]) > len(found[1]) else found
+
+
+def _match(
+    own: Mapping[str, Tensor], stored: Mapping[str, Tensor], prefix: str | None, path: Path, wrapper: str
+) -> tuple[str, dict[str, str]]:
+    held = {re.sub(rf"(?:^|(?<=\.)){wrapper}", "", name): name for name in own}
+    names = {re.sub(rf"(?<=\.){wrapper}", "", name): name for name in stored}
     if len(names) < len(stored):
         twice = next(name for name in stored if name not in names.values())
         raise ValueError(f"{path} holds {twice} twice, with and without the name of a wrapper: remove one of the two")

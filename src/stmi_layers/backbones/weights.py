@@ -1,17 +1,16 @@
 """Pretrained weights for a model already built, with a report on every tensor."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from stmi_layers.backbones.adapted import added_names
 from stmi_layers.backbones.parameters import strengths_of
 from stmi_layers.backbones.positions import GRID_NAME, position_grids, resize_positions, square_grid
+from stmi_layers.backbones.weight_checks import refuse_missing, refuse_other_tensors, shorten
 from stmi_layers.backbones.weight_files import read_weight_file
-from stmi_layers.backbones.weight_names import match_names, part_that_fits
+from stmi_layers.backbones.weight_names import match_names
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ class LoadReport:
         grids = [f"{name} from {old} to {new} patches" for name, (old, new) in self.resized.items()]
         lines = [
             f"{self.path} ({self.kind}): {len(self.loaded)} tensors loaded{under}",
-            f"resized: {_shorten(grids)}",
-            f"not in the file, left as they were: {_shorten(self.missing)}",
-            f"only in the file, not used: {_shorten(self.unexpected)}",
+            f"resized: {shorten(grids)}",
+            f"not in the file, left as they were: {shorten(self.missing)}",
+            f"only in the file, not used: {shorten(self.unexpected)}",
             f"activation: {self.activation}",
         ]
         return "\n  ".join(lines)
@@ -61,12 +60,13 @@ def load_weights(
 ) -> LoadReport:
     """Load a pretrained file into a vision transformer, a text tower or a whole CLIP model.
 
-    Reads OpenAI's TorchScript archives, safetensors files and torch files, the latter also as checkpoints with the
-    weights under a name such as `state_dict`, `model` or `teacher`, which is a prefix where there are several. A prefix
-    common to the names, such as `module.` or `visual.`, is dropped: of all that occur, the one under which most tensors
-    of the model are found. What `torch.compile`, FSDP and `checkpoint_wrapper` add to the names of single blocks is
-    dropped, too. Position embeddings of another image size are [resized][stmi_layers.backbones.resize_positions];
-    numbers are converted to the dtype of the model. The model is changed only when everything fits.
+    Reads OpenAI's TorchScript archives, safetensors files, torch files, and the `.index.json` beside shards of them.
+    Torch files may be checkpoints with the weights under a name such as `state_dict`, `model` or `teacher`, which is a
+    prefix where there are several. A prefix common to the names, such as `module.` or `visual.`, is dropped: of all
+    that occur, the one under which most tensors of the model are found. What `torch.compile`, DDP, FSDP and
+    `checkpoint_wrapper` add to the names of single blocks is dropped, too. Positions of another image size are
+    [resized][stmi_layers.backbones.resize_positions]; floating numbers are converted to the dtype of the model. The
+    checksums of an archive are compared first, and the model is changed only when everything fits.
 
     No code from the file is run. Only a torch file can ask for that, with `trust_pickle`. Without it the promise rests,
     for torch files, on torch's own `weights_only`, whose loader had a memory-safety flaw before torch 2.10: from
@@ -91,10 +91,11 @@ def load_weights(
     Raises:
         FileNotFoundError: when there is no such file.
         ImportError: when it is a safetensors file and safetensors is not installed.
-        ValueError: when the file cannot be read, a name is missing or has another shape, several prefixes fit equally
-            well, the old grid is needed or does not fit, parameters that `model` shares have several values in the
-            file, some strengths are in the file and others are not, or the weights were trained with another
-            activation: OpenAI's with QuickGELU.
+        ValueError: when the file cannot be read; a name is missing; a tensor has another shape, other numbers
+            (whole for floating), or values that are not finite; several prefixes fit equally well; the old grid is
+            needed or does not fit; parameters that `model` shares have several values in the file; some strengths are
+            in the file and others are not; or the weights were trained with another activation: OpenAI's with
+            QuickGELU.
 
     Examples:
         >>> import tempfile, torch
@@ -115,7 +116,7 @@ def load_weights(
     prefix, in_file = match_names(own, file.tensors, prefix, path)
     weights = {name: file.tensors[in_file[name]] for name in own if name in in_file}
     missing = tuple(name for name in own if name not in weights)
-    _refuse_missing(set(missing) - set(strengths_of(model)) - added_names(model), own, file.tensors, path)
+    refuse_missing(set(missing) - set(strengths_of(model)) - added_names(model), own, file.tensors, path)
     resized = {}
     for name, new_grid in position_grids(model).items():
         if weights[name].ndim != own[name].ndim:
@@ -124,8 +125,7 @@ def load_weights(
         weights[name], grid = _fit_positions(weights[name], own[name], old, new_grid, name, path)
         if grid != new_grid:
             resized[name] = (grid, new_grid)
-    _refuse_other_shapes(weights, own, path)
-    _refuse_several_values(weights, model, path)
+    refuse_other_tensors(weights, own, dict(model.named_parameters(remove_duplicate=False)), path)
     model.load_state_dict({**state, **weights, **_shared_strengths(weights, model, path)})
     used = {in_file[name] for name in weights}
     unexpected = tuple(name for name in file.tensors if name not in used and not _is_grid(name))
@@ -139,7 +139,7 @@ def _shared_strengths(weights: dict[str, Tensor], model: nn.Module, path: Path) 
     lacking = [name for name, strength in strengths.items() if id(strength) not in stored]
     if stored and lacking:
         raise ValueError(
-            f"{path} holds strengths, but not {_shorten(lacking)}: modulate the model as it was for this file, "
+            f"{path} holds strengths, but not {shorten(lacking)}: modulate the model as it was for this file, "
             'with the same layers and share (a file of share="model" may store its pair once)'
         )
     return {name: stored[id(strength)] for name, strength in strengths.items() if name not in weights and stored}
@@ -192,40 +192,6 @@ def _fit_positions(
     return fitted.reshape(*stored.shape[:-2], *fitted.shape), grid
 
 
-def _refuse_missing(names: set[str], own: dict[str, Tensor], stored: Mapping[str, Tensor], path: Path) -> None:
-    if names:
-        part = part_that_fits(own, stored)
-        cure = (
-            f"the file is of its part {part!r}: pass model.get_submodule({part!r})"
-            if part
-            else "build the model the file was made for, without what it does not have"
-        )
-        raise ValueError(
-            f"{path} lacks {len(names)} of the {len(own)} tensors of the model: {_shorten(sorted(names))}; {cure}"
-        )
-
-
-def _refuse_other_shapes(weights: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
-    wrong = [
-        f"{name} is {tuple(tensor.shape)} in the file and {tuple(own[name].shape)} in the model"
-        for name, tensor in weights.items()
-        if tensor.shape != own[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"{path} is of another model, {len(wrong)} shapes differ: {_shorten(wrong)}")
-
-
-def _refuse_several_values(weights: dict[str, Tensor], model: nn.Module, path: Path) -> None:
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        other = first.setdefault(id(parameter), name)
-        if name in weights and other in weights and not torch.equal(weights[name], weights[other]):
-            raise ValueError(
-                f"{path} has two values for {other} and {name}, which are one parameter of the model: build it without "
-                'sharing; for strengths by modulate(..., share="layer")'
-            )
-
-
 def _check_activation(model: nn.Module, needed: bool | None, path: Path) -> str:
     found = {type(module).__name__ for module in model.modules()}
     has_quick = any("quickgelu" in name.lower() for name in found)
@@ -240,8 +206,3 @@ def _check_activation(model: nn.Module, needed: bool | None, path: Path) -> str:
             f"{remedy} the name of the open_clip model, or set quick_gelu={needed} where it is built"
         )
     return f"{name} in the model, as the file was trained"
-
-
-def _shorten(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

@@ -12,6 +12,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stmi_layers._precision import at_least_float32, without_autocast
+
+
+def normalise(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised patches, in at least float32, and the factor by which each was scaled."""
+    with without_autocast(patches):
+        wide = at_least_float32(patches)
+        keys, _, scale = torch.native_layer_norm(wide, wide.shape[-1:], None, None, 1e-5)
+        return keys, scale
+
 
 class ShareTokens(torch.autograd.Function):
     """Hands one slip per reader to `ReadNormalised`, and turns the gradients of the slips into that of the tokens.

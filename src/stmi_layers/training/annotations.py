@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stmi_layers.training.messages import printable, shorten
 from stmi_layers.training.record import Item
-from stmi_layers.training.tables import read_csv
+from stmi_layers.training.tables import is_there, read_csv
 
 
 def read_captions(
@@ -41,7 +41,7 @@ def read_captions(
     files = [root / "text" / f"{split}.json" for split in dict.fromkeys(splits)]
     common = _read_all(files, names)
     own = [_read_all([file.with_stem(f"{file.stem}_{name}") for file in files], names) for name in modalities]
-    if required and not any(file.is_file() for file in files) and not any(own):
+    if required and not any(map(is_there, files)) and not any(own):
         raise FileNotFoundError(
             f"captions are required and {files[0]} does not exist; write it by `python -m examples.prepare.captions "
             f"--data {root} --split {splits[0]}`, or make captions optional"
@@ -67,7 +67,7 @@ def _read_all(files: Sequence[Path], names: Collection[str]) -> dict[str, str]:
     """The captions of all files that exist, empty ones left out."""
     known, captions = set(names), dict[str, str]()
     for file in files:
-        if not file.is_file():
+        if not is_there(file):
             continue
         entries = [(_name(item, known), description) for item, description in _read_entries(file)]
         twice = [name for name, count in Counter(name for name, _ in entries).items() if count > 1]
@@ -114,7 +114,7 @@ def read_columns(root: Path, names: Collection[str]) -> dict[str, dict[str, str]
             or an item twice or not at all.
     """
     file = root / "items.csv"
-    if not file.is_file():
+    if not is_there(file):
         return {}
     header, rows = read_csv(file, "item")
     taken = sorted({field.name for field in fields(Item)}.intersection(header))

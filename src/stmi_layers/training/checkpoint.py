@@ -1,8 +1,6 @@
 """Checkpoints that are whole or absent, hold no code, and say what does not fit."""
 
 import pickle
-import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stmi_layers.training.files import write_whole
+from stmi_layers._archives import find_damage
+from stmi_layers.training.files import refuse_full, write_whole
 
 FORMAT = "stmi-layers-1"
-MEGABYTE = 2**20
 
 
 class Checkpoint(NamedTuple):
@@ -69,12 +67,7 @@ def check_room(folder: Path, *modules: nn.Module) -> None:
     """
     sizes = [value.numel() * value.element_size() for module in modules for value in module.state_dict().values()]
     learned = [p.numel() * p.element_size() for module in modules for p in module.parameters() if p.requires_grad]
-    needed, free = sum(sizes) + 2 * sum(learned), shutil.disk_usage(folder).free
-    if free < needed:
-        raise ValueError(
-            f"{folder} must have room for a checkpoint of {needed / MEGABYTE:.1f} MB; its disk has "
-            f"{free / MEGABYTE:.1f} MB left"
-        )
+    refuse_full(folder, sum(sizes) + 2 * sum(learned), "a checkpoint of ")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -88,7 +81,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train first, or give the path of a checkpoint.pt")
-    _check_sums(path)
+    if damage := find_damage(path):
+        what = "is damaged, or no checkpoint of this trainer"
+        raise ValueError(f"{path} {what}: {damage}. Take another copy, or train anew")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # The kind of error depends on the bytes that torch.load stumbles over.
@@ -100,18 +95,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if problems:
         raise ValueError(f"{path} is no whole checkpoint: it {'; it '.join(problems[:5])}")
     return Checkpoint(**content)
-
-
-def _check_sums(path: Path) -> None:
-    """Compare the CRC-32 of every record in the archive, which torch.load does not."""
-    damaged = f"{path} is damaged, or no checkpoint of this trainer"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            record = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{damaged}: {error}") from error
-    if record is not None:
-        raise ValueError(f"{damaged}: the checksum of its record {record} is wrong. Take another copy, or train anew")
 
 
 def _wrong_entries(content: dict[str, Any]) -> list[str]:

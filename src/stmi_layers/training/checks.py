@@ -25,6 +25,7 @@ from stmi_layers.training.bands import has_profile, has_spare_bands
 from stmi_layers.training.depth import bits_of, read_counts
 from stmi_layers.training.files import fcntl, write_whole
 from stmi_layers.training.images import (
+    GREY_TOLERANCE,
     PANEL_WIDTH,
     deep_message,
     opened,
@@ -36,8 +37,8 @@ from stmi_layers.training.settings import Range
 
 # Files from which on the progress is shown.
 SHOWN = 1000
-ENTRY = re.compile(r"\S+ [0-9]+ [0-9]+( [a-z]+)*")
-VERSION = 3
+ENTRY = re.compile(r"\S+ [1-9][0-9]{0,8} [1-9][0-9]{0,8}( [a-z]+)*")
+VERSION = 4
 # Share of the counts of an image beyond its range from which on it is noted.
 CLIPPED = 0.01
 
@@ -114,14 +115,18 @@ def _look_at_mask(path: Path) -> Look:
     if path.suffix.lower() != ".npy":
         with opened(path) as image:
             notes = tuple(name for name in _notes_of(image) if name not in ("alpha", "profile"))
-    largest = float(levels.max())
-    if levels.dtype != np.bool_ and 0 < largest < 128 and not (levels.dtype.kind == "f" and largest >= 0.5):
-        white = "1 or 255" if path.suffix.lower() == ".npy" else "255"
-        return Look(f"is a mask whose largest value is {largest:g}; foreground must be {white}")
-    mask = levels.astype(np.float64) >= (0.5 if levels.dtype.kind in "bf" and largest <= 1 else 127.5)
+    least, largest = float(levels.min()), float(levels.max())
+    shares = levels.dtype.kind in "bf" and largest <= 1
+    middle, white = (0.5, 1) if shares else (127.5, 255)
+    if 0 < largest < middle:
+        named = "1 or 255" if path.suffix.lower() == ".npy" else "255"
+        return Look(f"is a mask whose largest value is {largest:g}; foreground must be {named}")
+    if least > middle and largest - least > GREY_TOLERANCE * white / 255:
+        return Look(f"is a mask whose values lie from {least:g} to {largest:g}, all foreground; background must be 0")
+    mask = levels.astype(np.float64) >= middle
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
     found = {
-        "levels": levels.dtype != np.bool_ and len(np.unique(levels)) > 2,
+        "levels": bool(((levels != 0) & (levels != white)).any()),
         "empty": not mask.any(),
         "full": mask.all(),
         "inverted": not mask.all() and border > 0.9,
@@ -182,7 +187,8 @@ def _stamp(source: Source, is_mask: bool, bounds: Range | None) -> str:
         return "absent"
     panels = source.count if isinstance(source, Panel) else 1
     counts = bounds if isinstance(bounds, str) or bounds is None else f"{bounds[0]!r}-{bounds[1]!r}"
-    return f"{found.st_size},{found.st_mtime_ns},{panels},{is_mask:d},{counts}"
+    # The second time cannot be set: it tells of a file that was replaced by one of the same size and the same date.
+    return f"{found.st_size},{found.st_mtime_ns},{found.st_ctime_ns},{panels},{is_mask:d},{counts}"
 
 
 def _recall(entry: str | None, stamp: str) -> Look | None:
@@ -232,5 +238,5 @@ def _write_memory(file: Path, known: Mapping[str, str]) -> None:
     try:
         with write_whole(file) as out:
             out.write(json.dumps({"version": [VERSION, PIL.__version__], "files": known}).encode())
-    except ValueError:
+    except (ValueError, OSError):
         pass  # a full or read-only disk: the next start checks again

@@ -6,7 +6,10 @@ to be switched on.
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from stmi_layers.training.device import choose_device
+from stmi_layers.training.files import locked
 from stmi_layers.training.sampler import IdentitySampler
 
 Result = TypeVar("Result")
@@ -185,6 +189,31 @@ def by_first(action: Callable[[], Result]) -> Result:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def lock(stack: ExitStack, folder: Path, name: str = ".lock") -> None:
+    """Let the first process keep a folder for all until the end of the stack.
+
+    After a restart it waits until the loaders of the process that failed have gone, too.
+
+    Raises:
+        BlockingIOError: in all processes, when another run uses the folder.
+        ValueError: when the folder cannot be written to.
+    """
+    patience = time.monotonic() + (60 if restarted() else 0)
+
+    def enter() -> None:
+        while True:
+            try:
+                stack.enter_context(locked(folder, name))
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
+
+    by_first(enter)
 
 
 def mean_over_processes(values: dict[str, float]) -> dict[str, float]:

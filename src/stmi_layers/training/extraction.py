@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from stmi_layers._checks import check_choice, check_positive
 from stmi_layers.training.contract import Batch
 from stmi_layers.training.dataset import collate
-from stmi_layers.training.distributed import by_first, num_processes, rank
+from stmi_layers.training.distributed import by_first, lock, num_processes, rank
 from stmi_layers.training.evaluation import concatenate, features_of
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Item
@@ -54,6 +55,7 @@ def extract(
     An extraction that was stopped continues where it stood: shards that are there are not made again. Memory is bounded
     by a shard and the batches that are loaded ahead, whatever the number of items. Under torchrun every process makes
     every n-th shard, and none waits for another, so that processes may be on several machines with a common folder.
+    The first of them locks the folder until it is done.
 
     Args:
         model: keeps the contract of training; its mode is restored afterwards.
@@ -73,6 +75,7 @@ def extract(
         notes: plain values kept in the record.
 
     Raises:
+        BlockingIOError: when another run uses the folder.
         ValueError: when features are not finite, naming their items, or the folder holds another extraction.
     """
     check_choice("damaged", damaged, ("error", "skip"))
@@ -87,22 +90,22 @@ def extract(
         listing=listing or digest_of(items),
         notes=dict(notes or {}),
     )
-    by_first(partial(write_record, folder, record))
-    plan = _Plan(folder, record, batch_size)
-    loader = DataLoader(
-        _Readable(dataset, skip=damaged == "skip"),
-        batch_sampler=plan,
-        num_workers=workers,
-        collate_fn=partial(_collate, collate),
-        pin_memory=torch.device(device).type == "cuda",
-        generator=torch.Generator(),
-    )
     was_training = model.training
-    model.eval()
-    try:
+    with ExitStack() as stack:
+        lock(stack, folder)
+        by_first(partial(write_record, folder, record))
+        plan = _Plan(folder, record, batch_size)
+        loader = DataLoader(
+            _Readable(dataset, skip=damaged == "skip"),
+            batch_sampler=plan,
+            num_workers=workers,
+            collate_fn=partial(_collate, collate),
+            pin_memory=torch.device(device).type == "cuda",
+            generator=torch.Generator(),
+        )
+        stack.callback(model.train, was_training)
+        model.eval()
         _fill(model, loader, plan, items, names, torch.device(device), amp=amp, quiet=quiet)
-    finally:
-        model.train(was_training)
     return record
 
 

@@ -5,11 +5,8 @@ memory-mapped when it is searched. Needs the extra `search`.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,15 +15,15 @@ import torch
 from torch import Tensor
 
 from stmi_layers._checks import check_choice, check_positive
-from stmi_layers.training.files import write_text
+from stmi_layers.training.faiss_files import NEIGHBOURS, WIDTH_SEARCHED, import_faiss, quiet, write_index
+from stmi_layers.training.files import locked, refuse_full, write_folder, write_text
+from stmi_layers.training.messages import printable
 from stmi_layers.training.neighbours import Found, Search, measure_recall, refuse_queries
+from stmi_layers.training.settings import from_dict
 from stmi_layers.training.shards import Shards
 
 Kind = Literal["exact", "ivf", "hnsw"]
 RECORD = "index.json"
-BLOCK = 1 << 18  # rows of an inverted file that are in memory at once
-TRAINED_ON = 1 << 17  # most rows that centres are learned from
-NEIGHBOURS, WIDTH_BUILT, WIDTH_SEARCHED = 32, 80, 128  # of HNSW: links, efConstruction, efSearch
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Index:
         probes: inverted lists that are read per query.
         recall: share of the 10 nearest rows that were found, the mean over `queries` rows of the index; 1 when exact.
         queries: number of rows that were looked up to measure it.
+        sizes: bytes of the files of the index by name, by which one that is cut short is known.
     """
 
     kind: str
@@ -54,6 +52,7 @@ class Index:
     probes: int = 0
     recall: float = 1.0
     queries: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def index_folder(shards: Shards, kind: str, name: str) -> Path:
@@ -73,90 +72,34 @@ def build_index(shards: Shards, name: str, kind: Kind, *, queries: int = 200) ->
         queries: rows that are looked up to measure the recall.
 
     Raises:
+        BlockingIOError: when another process extracts into the folder of the shards, or builds an index there.
         ImportError: when faiss is not installed.
-        ValueError: when descriptors are not finite, or there are none.
+        ValueError: when descriptors are not finite, or there are none; when the disk is full or read-only.
     """
     check_choice("kind", kind, get_args(Kind))
     shards.refuse_unknown(name)
-    faiss, folder = import_faiss(), index_folder(shards, kind, name)
+    import_faiss()
+    folder = index_folder(shards, kind, name)
     rows, width = shards.starts[-1], shards.record.widths[name]
     if not rows:
         raise ValueError(f"{shards.folder} must hold a descriptor to be searched; it holds none")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    lists = probes = 0
-    if kind == "ivf":
-        lists = max(1, min(round(4 * rows**0.5), rows // 39))
-        probes = max(1, lists // 32)
-        _build_lists(faiss, shards, name, folder, lists, probes)
-    else:
-        index = faiss.IndexFlatL2(width) if kind == "exact" else faiss.IndexHNSWFlat(width, NEIGHBOURS)
-        if kind == "hnsw":
-            index.hnsw.efConstruction, index.hnsw.efSearch = WIDTH_BUILT, WIDTH_SEARCHED
-        for block in _blocks(shards, name):
-            index.add(block)
-        faiss.write_index(index, str(folder / "rows.faiss"))
-        del index
+    lists = max(1, min(round(4 * rows**0.5), rows // 39)) if kind == "ivf" else 0
+    probes = max(1, lists // 32) if kind == "ivf" else 0
     record = Index(kind, name, shards.record.fingerprint, shards.record.listing, rows, lists, probes)
-    write_text(folder / RECORD, json.dumps(asdict(record), indent=1) + "\n")
-    if kind != "exact" and queries:
-        number = min(queries, rows)
-        recall = measure_recall(shards, name, open_index(shards, name, kind)[1], number)
-        record = Index(**(asdict(record) | {"recall": recall, "queries": number}))
-        write_text(folder / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+    with locked(shards.folder):
+        # An index on disk is merged by writing into a file mapped to memory, which a full disk would end by a signal.
+        refuse_full(shards.folder, rows * (4 * width + 16 * NEIGHBOURS) * (2 if kind == "ivf" else 1))
+        with write_folder(folder, replace=True) as unfinished:
+            write_index(shards, name, unfinished, kind, lists=lists, probes=probes)
+            sizes = {file.name: file.stat().st_size for file in unfinished.iterdir()}
+            record = replace(record, sizes=sizes)
+            write_text(unfinished / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+        if kind != "exact" and queries:
+            number = min(queries, rows)
+            recall = measure_recall(shards, name, open_index(shards, name, kind)[1], number)
+            record = replace(record, recall=recall, queries=number)
+            write_text(folder / RECORD, json.dumps(asdict(record), indent=1) + "\n")
     return record
-
-
-def _blocks(shards: Shards, name: str) -> Iterator[np.ndarray]:
-    """Rows of one shard after the other; faiss would lose rows that are not finite, in silence."""
-    for number in range(len(shards)):
-        block = np.ascontiguousarray(shards.vectors(number, name).numpy())
-        if not np.isfinite(block).all():
-            raise ValueError(f"shard {number} of {shards.folder} must hold finite descriptors; extract again")
-        if len(block):
-            yield block
-
-
-def _build_lists(faiss: Any, shards: Shards, name: str, folder: Path, lists: int, probes: int) -> None:
-    """An inverted file on disk, merged of blocks that fit into memory."""
-    from faiss.contrib.ondisk import merge_ondisk  # pyright: ignore[reportMissingImports]
-
-    width = shards.record.widths[name]
-    quantizer = faiss.IndexFlatL2(width)
-    index = faiss.IndexIVFFlat(quantizer, width, lists)
-    index.cp.seed = 0
-    index.cp.min_points_per_centroid = 1  # it would only warn
-    index.train(_sample(shards, name, min(TRAINED_ON, 64 * lists)))
-    index.nprobe = probes
-    empty = folder / "empty.faiss"
-    faiss.write_index(index, str(empty))
-    parts: list[str] = []
-    start = 0
-
-    def finish() -> None:
-        parts.append(str(folder / f"part-{len(parts)}.faiss"))
-        faiss.write_index(index, parts[-1])
-
-    for block in _blocks(shards, name):
-        index.add_with_ids(block, np.arange(start, start + len(block)))
-        start += len(block)
-        if index.ntotal >= BLOCK:
-            finish()
-            index = faiss.read_index(str(empty))
-    if index.ntotal:
-        finish()
-    merged = faiss.read_index(str(empty))
-    with _quiet():
-        merge_ondisk(merged, parts, str(folder / "rows.ivfdata"))
-    faiss.write_index(merged, str(folder / "rows.faiss"))
-    for file in (str(empty), *parts):
-        Path(file).unlink()
-
-
-def _sample(shards: Shards, name: str, count: int) -> np.ndarray:
-    """Rows spread over all shards, evenly."""
-    step = max(1, shards.starts[-1] // count)
-    return np.concatenate([block[::step] for block in _blocks(shards, name)])
 
 
 def open_index(shards: Shards, name: str, kind: Kind) -> tuple[Index, Search]:
@@ -173,7 +116,7 @@ def open_index(shards: Shards, name: str, kind: Kind) -> tuple[Index, Search]:
     faiss, folder = import_faiss(), index_folder(shards, kind, name)
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(f"{shards.folder} has no finished index of kind {kind} for {name!r}; build it first")
-    record = Index(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    record = _read_record(folder)
     for what, own in (("fingerprint", shards.record.fingerprint), ("listing", shards.record.listing)):
         if getattr(record, what) != own:
             raise ValueError(
@@ -182,8 +125,15 @@ def open_index(shards: Shards, name: str, kind: Kind) -> tuple[Index, Search]:
             )
     path = str(folder / "rows.faiss")
     # Inverted lists lie in a file of their own, which is always mapped; its path is that of the index, wherever it is.
-    with _quiet():
-        index = faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR if kind == "ivf" else faiss.IO_FLAG_MMAP_IFC)
+    try:
+        with quiet():
+            index = faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR if kind == "ivf" else faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is damaged, or of another version of faiss; build it again") from error
+    if (index.d, index.ntotal) != (shards.record.widths[name], record.rows):
+        raise ValueError(
+            f"{path} must hold {record.rows} rows; it has {index.ntotal} of width {index.d}; build it again"
+        )
 
     def search(queries: Tensor, k: int) -> Found:
         check_positive(k=k)
@@ -191,6 +141,21 @@ def open_index(shards: Shards, name: str, kind: Kind) -> tuple[Index, Search]:
         return _search(index, record, np.ascontiguousarray(queries.float().numpy()), min(k, record.rows))
 
     return record, search
+
+
+def _read_record(folder: Path) -> Index:
+    """The record of an index whose files have the sizes they were written with."""
+    path = folder / RECORD
+    try:
+        record = from_dict(Index, json.loads(path.read_text(encoding="utf-8")))
+        found = {name: (folder / name).stat().st_size for name in ("rows.faiss", *record.sizes)}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no record of an index of this version: {printable(error)}. Build it again"
+        ) from error
+    if wrong := [name for name, size in found.items() if record.sizes.get(name) != size]:
+        raise ValueError(f"{folder / wrong[0]} has not the size it was written with, and is damaged; build it again")
+    return record
 
 
 def _search(index: Any, record: Index, queries: np.ndarray, k: int) -> Found:
@@ -207,27 +172,3 @@ def _search(index: Any, record: Index, queries: np.ndarray, k: int) -> Found:
         probes = min(2 * probes, record.lists)
     found = torch.from_numpy(rows)
     return found, torch.from_numpy(distances).clamp(min=0).masked_fill(found < 0, torch.inf)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what faiss prints about files by C functions of its own; its errors are exceptions."""
-    kept, nowhere = [os.dup(stream) for stream in (1, 2)], os.open(os.devnull, os.O_WRONLY)
-    try:
-        for stream in (1, 2):
-            os.dup2(nowhere, stream)
-        yield
-    finally:
-        for stream, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, stream)
-            os.close(copy)
-        os.close(nowhere)
-
-
-def import_faiss() -> Any:
-    """Import faiss, or say what to install."""
-    try:
-        import faiss  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError("faiss cannot be imported; install it by: pip install faiss-cpu") from error
-    return faiss

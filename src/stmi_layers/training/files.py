@@ -3,10 +3,11 @@
 import errno
 import io
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+MEGABYTE = 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
@@ -39,6 +41,7 @@ def write_whole(path: Path | str) -> Iterator[IO[bytes]]:
     was, and the unfinished file is removed.
 
     Raises:
+        BlockingIOError: when another process is writing the same file.
         ValueError: when the file cannot be written: the path and the reason in one line.
     """
     path = Path(path)
@@ -46,10 +49,14 @@ def write_whole(path: Path | str) -> Iterator[IO[bytes]]:
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        raw = _Raw(unfinished, "w")
+        raw = _Raw(_acquire(unfinished), "w")
+    except BlockingIOError:
+        raise BlockingIOError(f"{path} is being written by another process; wait for its end") from None
     except OSError as error:
         raise cannot_write(path, error) from error
+    held = None if fcntl is None else os.dup(raw.fileno())  # the lock lasts beyond the file's being closed
     try:
+        os.ftruncate(raw.fileno(), 0)
         with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
@@ -63,29 +70,53 @@ def write_whole(path: Path | str) -> Iterator[IO[bytes]]:
         if failure is not None:
             raise cannot_write(path, failure) from error
         raise
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 @contextmanager
-def write_folder(path: Path | str) -> Iterator[Path]:
-    """Make a folder, to be filled in the block, that appears under its name when it is complete.
+def scratch_beside(path: Path | str) -> Iterator[Path]:
+    """Make a folder for unfinished files beside a path, on the same disk, and remove it at the end of the block.
 
     Raises:
-        ValueError: when it, or a file in it, cannot be written: the path and the reason in one line.
+        ValueError: when something in it cannot be written: the path it was meant for and the reason in one line.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            unfinished = Path(scratch) / path.name
-            unfinished.mkdir()
-            yield unfinished
-            if path.exists():
-                path.rmdir()
-            unfinished.rename(path)
+            try:
+                yield Path(scratch)
+            except ValueError as error:
+                if scratch not in str(error):
+                    raise
+                raise ValueError(str(error).replace(scratch, str(path.parent))) from error
     except OSError as error:
         if error.errno in _FULL or error.filename is None or str(path.parent) in str(error.filename):
             raise cannot_write(path, error) from error
         raise
+
+
+@contextmanager
+def write_folder(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
+    """Make a folder, to be filled in the block, that appears under its name when it is complete.
+
+    Args:
+        path: the folder.
+        replace: remove the folder of that name that is there; without it, that one must be empty.
+
+    Raises:
+        ValueError: when it, or a file in it, cannot be written: the path and the reason in one line.
+    """
+    path = Path(path)
+    with scratch_beside(path) as scratch:
+        unfinished = scratch / path.name
+        unfinished.mkdir()
+        yield unfinished
+        if path.exists():
+            shutil.rmtree(path) if replace else path.rmdir()
+        unfinished.rename(path)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -95,18 +126,23 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 @contextmanager
-def locked(folder: Path | str) -> Iterator[None]:
+def locked(folder: Path | str, name: str = ".lock") -> Iterator[None]:
     """Keep a folder, made where it is missing, for this process until the end of the block.
+
+    Args:
+        folder: the folder.
+        name: file in it that is locked, and removed at the end.
 
     Raises:
         BlockingIOError: when another run uses the folder.
         ValueError: when the folder cannot be written to: its path and the reason in one line.
     """
     folder = Path(folder)
-    path = folder / ".lock"
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path)
+        _sign(lock)
     except BlockingIOError:
         raise BlockingIOError(
             f"{folder} is in use by another run ({_owner(path)}); choose another folder, or wait for its end"
@@ -126,19 +162,14 @@ def locked(folder: Path | str) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    """Open and lock a file; one that its owner removed meanwhile is opened again."""
+    """Open and lock a file; one that its owner renamed or removed meanwhile is opened again."""
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
-                os.ftruncate(lock, 0)
-                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            if _leads_to(path, lock):
                 return lock
-        except BlockingIOError:
-            os.close(lock)
-            raise
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
                 return lock
@@ -147,11 +178,38 @@ def _acquire(path: Path) -> int:
         os.close(lock)
 
 
+def _leads_to(path: Path, opened: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(lock: int) -> None:
+    """Write into a lock who holds it; on a full disk it says nothing."""
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
 def _owner(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")[:100] or "unknown"
     except OSError:
         return "unknown"
+
+
+def refuse_full(folder: Path, needed: float, what: str = "") -> None:
+    """Refuse a folder on a disk with less room than a number of bytes, named as `what`.
+
+    Raises:
+        ValueError: naming the folder, what is needed, and what is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{folder} must have room for {what}{needed / MEGABYTE:.1f} MB; its disk has {free / MEGABYTE:.1f} MB left"
+        )
 
 
 def cannot_write(path: Path, error: OSError) -> ValueError:

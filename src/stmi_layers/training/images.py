@@ -38,6 +38,8 @@ Image.init()
 _KNOWN = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF and WebP are not in every build
 # Colours of a mask that differ by more than what JPEG makes of grey.
 GREY_TOLERANCE = 24
+# Floating numbers of a mask may lie this far outside of 0 ... 1, from rounding.
+ROUNDING = 1e-3
 
 
 class UnreadableError(ValueError):
@@ -61,9 +63,17 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         try:
             image = Image.open(file, formats=_KNOWN)
         except UnidentifiedImageError:
-            raise OSError("is in no known image format") from None
+            file.seek(0)
+            raise OSError(_unknown(file.read(4))) from None
         with image:
             yield image  # pyright: ignore[reportReturnType]
+
+
+def _unknown(magic: bytes) -> str:
+    """Say why a file is not read, by its first bytes."""
+    if magic[:2] in (b"II", b"MM"):
+        return "is a TIFF cut short, or with samples of a kind not read; write it as grey or RGB, 8 or 16 bits"
+    return "is in no known image format"
 
 
 def read_image(source: Source, bounds: Range | None = None) -> Image.Image:
@@ -123,8 +133,8 @@ def upright_of(image: Image.Image) -> Image.Image:
 def read_mask(path: Path) -> NDArray[np.bool_]:
     """Read a mask at the size it is stored in, True = foreground.
 
-    An image is foreground above 127; where its transparency varies, this is the mask. An array (`.npy`) is either
-    within 0 ... 1 and foreground from 0.5 on, or within 0 ... 255 and foreground above 127.
+    An image is foreground above 127; where parts of it are transparent, its opacity is the mask. An array (`.npy`) is
+    either within 0 ... 1 and foreground from 0.5 on, or within 0 ... 255 and foreground above 127.
 
     Raises:
         OSError: when the file cannot be decoded.
@@ -149,10 +159,10 @@ def read_levels(path: Path) -> NDArray[Any]:
         upright = upright_of(image)
     if upright.has_transparency_data:
         alpha = np.array(upright.convert("RGBA").getchannel("A"))
-        if alpha.min() < alpha.max():
-            return alpha
-        if alpha.max() < 255:
+        if alpha.max() <= 127:
             raise ValueError("is a mask that is wholly transparent; write it as grey, 0 and 255")
+        if alpha.min() <= 127:
+            return alpha
     colours = np.array(upright.convert("RGB")).astype(np.int16)
     if (colours.max(axis=-1) - colours.min(axis=-1)).max() > GREY_TOLERANCE:
         raise ValueError("is a mask in colour, which says foreground in no way known; write it as grey, 0 and 255")
@@ -169,6 +179,9 @@ def _array_levels(path: Path) -> NDArray[Any]:
     array = np.array(array)
     if array.dtype == np.bool_:
         return array
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
+        array = array.clip(0, 1) if array.min() >= -ROUNDING and array.max() <= 1 + ROUNDING else array
     least, most = float(array.min()), float(array.max())
     if not 0 <= least <= most <= 255:
         raise ValueError(f"must lie within 0 ... 1 or 0 ... 255; it has values from {least:g} to {most:g}")

@@ -21,6 +21,7 @@ from stmi_layers.training.distributed import (
     Share,
     by_first,
     join,
+    lock,
     num_processes,
     rank,
     restarted,
@@ -28,7 +29,7 @@ from stmi_layers.training.distributed import (
 )
 from stmi_layers.training.epoch import train_epoch, warn_of_repetition
 from stmi_layers.training.evaluation import Collate, describe_encoded, encode_captions, score
-from stmi_layers.training.files import locked, write_text
+from stmi_layers.training.files import write_text
 from stmi_layers.training.norms import synchronised_norms
 from stmi_layers.training.protocol import Protocol
 from stmi_layers.training.report import write_metrics
@@ -87,7 +88,7 @@ def fit(
         torch.set_num_threads(machine.threads)
     out, device, path = Path(out), join(machine.device), Path(out) / "checkpoint.pt"
     with ExitStack() as stack:
-        by_first(lambda: _lock(stack, out))
+        lock(stack, out)
         checkpoint = by_first(lambda: _read(path, resume))
         run = start_run(model.to(device), len(train.identities), schedule, keep or {})
         run.objective.to(device)
@@ -163,20 +164,6 @@ def best_epoch(history: Sequence[Entry]) -> Entry | None:
         return None
     best = max(scored, key=lambda entry: max(entry["mAP"].values()))
     return {"epoch": best["epoch"], "mAP": best["mAP"]}
-
-
-def _lock(stack: ExitStack, out: Path) -> None:
-    """Lock the folder; after a restart, wait until the loaders of the process that failed have gone, too."""
-    patience = time.monotonic() + (60 if restarted() else 0)
-    while True:
-        try:
-            stack.enter_context(locked(out))
-        except BlockingIOError:
-            if time.monotonic() > patience:
-                raise
-            time.sleep(0.2)
-        else:
-            return
 
 
 def _read(path: Path, resume: bool) -> Checkpoint | None:

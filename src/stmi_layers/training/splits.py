@@ -1,5 +1,6 @@
 """A split on disk as a list of items, and every way in which its files can be wrong."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from stmi_layers._checks import check_choice
 from stmi_layers.training.annotations import read_captions, read_columns, require_captions
 from stmi_layers.training.checks import check_files
 from stmi_layers.training.layouts import FoundSet, find_set
+from stmi_layers.training.layouts.layout import holds_images, is_mask_folder, subfolders
 from stmi_layers.training.layouts.leftovers import describe_counts, passed_over
 from stmi_layers.training.messages import printable, shorten
 from stmi_layers.training.record import Item, files_of, path_of
@@ -53,7 +55,7 @@ def read_split(
     check_choice("damaged", damaged, get_args(Damaged))
     check_ranges(ranges or {})
     items = list_items(root, split, modalities, captions=captions, missing_modality=missing_modality)
-    _warn_of_passed_over(items, Path(root))
+    warn_of_passed_over(items, Path(root))
     bounds = ranges_by_file(items, modalities, ranges or {})
     return _without_damaged(items, damaged, Path(root), bounds, memory)
 
@@ -81,7 +83,9 @@ def list_items(
 def home_of(root: Path, found: FoundSet) -> Path:
     """The folder that holds `text/` and `items.csv`: the root, or else that of the splits."""
     places = (root, found.base, found.base.parent)
-    return next((place for place in places if (place / "text").is_dir() or (place / "items.csv").is_file()), root)
+    return next(
+        (place for place in places if os.path.lexists(place / "text") or os.path.lexists(place / "items.csv")), root
+    )
 
 
 def _annotate(
@@ -107,12 +111,16 @@ def _annotate(
     ]
 
 
-def _warn_of_passed_over(items: Sequence[Item], root: Path) -> None:
-    """Say which files beside those of the items are no images that can be read."""
-    found = passed_over({file.parent for item in items for file in files_of(item)})
+def warn_of_passed_over(items: Sequence[Item], root: Path) -> None:
+    """Say which files beside those of the items are no images that can be read, and which images lie too deep."""
+    folders = {file.parent for item in items for file in files_of(item)}
+    found = passed_over(folders)
     if found:
         named = "; ".join(f"{shown(folder, root)}: {describe_counts(counts)}" for folder, counts in found.items())
         warnings.warn(f"{root}: files are passed over that are not read as images: {named[:500]}", stacklevel=3)
+    below = [folder / name for folder in sorted(folders) for name in subfolders(folder) if not is_mask_folder(name)]
+    if deep := [shown(place, root) for place in below if place not in folders and holds_images(place)]:
+        warnings.warn(f"{root}: images in {len(deep)} folders are passed over: {shorten(deep)}", stacklevel=3)
 
 
 def ranges_by_file(items: Sequence[Item], modalities: Sequence[str], ranges: Mapping[str, Range]) -> dict[Path, Range]:

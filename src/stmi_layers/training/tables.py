@@ -1,6 +1,8 @@
 """Tables about items: CSV and Parquet, read as text or refused with the file and the reason."""
 
 import csv
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +10,25 @@ from stmi_layers.training.messages import printable
 
 Rows = Sequence[Mapping[str, str]]
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def is_there(file: Path) -> bool:
+    """Tell whether an optional file is there.
+
+    Raises:
+        ValueError: when what is there cannot be read as a file: a folder, a pipe, a link that leads nowhere.
+    """
+    try:
+        mode = os.stat(file).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(file):
+            raise ValueError(f"{file} cannot be read: it is a link that leads nowhere") from None
+        return False
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{file} cannot be read: it is {'a folder' if stat.S_ISDIR(mode) else 'no file'}")
+    return True
 
 
 def read_csv(file: Path, key: str) -> tuple[list[str], Rows]:
@@ -63,9 +84,12 @@ def read_parquet(file: Path, key: str) -> tuple[list[str], Rows]:
         raise ValueError(f"{file} cannot be read as Parquet: {printable(error)}") from error
     header = [str(name) for name in table.column_names]
     check_header(file, header, key)
-    return header, [
-        {name: "" if cell is None else str(cell) for name, cell in row.items()} for row in table.to_pylist()
-    ]
+    return header, [{name: _text(cell) for name, cell in row.items()} for row in table.to_pylist()]
+
+
+def _text(cell: object) -> str:
+    """A cell as text; not a number is a missing value, as None is."""
+    return "" if cell is None or cell != cell else str(cell)
 
 
 def check_header(file: Path, header: list[str], key: str) -> None:

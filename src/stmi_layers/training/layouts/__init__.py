@@ -1,12 +1,13 @@
 """Layouts of sets on disk: which one a folder has, and the splits, modalities and items it holds."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from stmi_layers.training.layouts.found import FoundSet as FoundSet
 from stmi_layers.training.layouts.found import found_folders
 from stmi_layers.training.layouts.identity_folders import MSVR310, WMVEID863
-from stmi_layers.training.layouts.layout import is_split, is_system, subfolders
+from stmi_layers.training.layouts.layout import is_split, is_system, refuse_unreadable, subfolders
 from stmi_layers.training.layouts.manifest import COLUMNS, EXAMPLE, find_manifest, found_manifest
 from stmi_layers.training.layouts.modality_folders import FOLDERS, RGBNT201
 from stmi_layers.training.layouts.nested_folders import IDENTITY_FIRST, MODALITY_FIRST
@@ -42,8 +43,9 @@ def find_set(root: Path, modalities: Sequence[str] = ()) -> FoundSet:
     manifest = find_manifest(root)
     if manifest is not None:
         return found_manifest(manifest)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise FileNotFoundError(f"root must be the folder of a data set, or its manifest; {root} is neither")
+    refuse_unreadable(root)
     names = [name.lower() for name in modalities]
     found = _look_for(root, names)
     if len(found) == 1:
@@ -69,7 +71,7 @@ def _look_in(base: Path, modalities: Sequence[str]) -> FoundSet | None:
     manifest = find_manifest(base)
     if manifest is not None:
         return found_manifest(manifest)
-    bases = [one for one in (base, base / "rgbir") if one.is_dir()]
+    bases = [one for one in (base, base / "rgbir") if os.path.isdir(one)]
     fitting = ((layout, one) for layout in LAYOUTS for one in bases if layout.fits(one, modalities))
     layout, one = next(fitting, (None, base))
     return None if layout is None else found_folders(layout, one)

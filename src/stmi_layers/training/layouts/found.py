@@ -1,5 +1,6 @@
 """A set that was recognised: its rule, its splits, and how to list their items."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from stmi_layers.training.layouts.items import list_folder
-from stmi_layers.training.layouts.layout import Layout, subfolders
+from stmi_layers.training.layouts.layout import Layout, is_result, subfolders
 from stmi_layers.training.record import Item, Role
 
 
@@ -42,7 +43,7 @@ def found_folders(layout: Layout, base: Path) -> FoundSet:
         rule=f"{layout.evidence} in {base}; files are named {layout.rule}",
         base=base,
         splits=tuple(list_splits(layout, base)),
-        missing=tuple(name for name in layout.required if not (base / name).is_dir()),
+        missing=tuple(name for name in layout.required if not os.path.isdir(base / name)),
         list_modalities=partial(_list_modalities, layout, base),
         list_items=partial(_list_items, layout, base),
     )
@@ -61,7 +62,7 @@ def _list_items(layout: Layout, base: Path, split: str, modalities: Sequence[str
 def list_splits(layout: Layout, base: Path) -> list[str]:
     """The splits there are; `test` stands for query and gallery."""
     if layout.folders:
-        there = [role for role, folder in layout.folders.items() if (base / folder).is_dir()]
+        there = [role for role, folder in layout.folders.items() if os.path.isdir(base / folder)]
     else:
         there = _of_ones_own(layout, base)
     return with_test(there)
@@ -110,7 +111,7 @@ def _of_benchmark(layout: Layout, base: Path, split: str) -> list[tuple[Role, Pa
     folders: list[tuple[Role, Path]] = [
         (role, base / layout.folders["train" if role == "both" else role]) for role in roles[split]
     ]
-    missing = [folder.name for _, folder in folders if not folder.is_dir()]
+    missing = [folder.name for _, folder in folders if not os.path.isdir(folder)]
     if missing:
         raise FileNotFoundError(f"split {split!r} of {layout.name} lacks its folder {' and '.join(missing)} in {base}")
     return folders
@@ -118,4 +119,4 @@ def _of_benchmark(layout: Layout, base: Path, split: str) -> list[tuple[Role, Pa
 
 def _of_ones_own(layout: Layout, base: Path) -> list[str]:
     """Folders in which the layout finds a modality."""
-    return [name for name in subfolders(base) if layout.list_modalities(base / name)]
+    return [name for name in subfolders(base) if not is_result(base / name) and layout.list_modalities(base / name)]

@@ -7,6 +7,7 @@ The modalities are called RGB, NI and TI as everywhere. Neither set numbers its 
 Masks lie beside vis, ni and th, in a folder `mask` or `mask_<MODALITY>`.
 """
 
+import os
 import re
 from collections.abc import Collection
 from functools import partial
@@ -45,7 +46,7 @@ def list_identities(folder: Path) -> list[str]:
 def list_modalities(folder: Path) -> list[str]:
     """Modalities that some identity has."""
     identities = list_identities(folder)
-    return [name for name in MODALITIES if any((folder / one / FOLDER_OF[name]).is_dir() for one in identities)]
+    return [name for name in MODALITIES if any(os.path.isdir(folder / one / FOLDER_OF[name]) for one in identities)]
 
 
 def list_files(folder: Path, modality: str) -> dict[str, Source]:

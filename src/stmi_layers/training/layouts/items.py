@@ -1,12 +1,13 @@
 """Items of one folder of a split, as the names of its files tell them."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stmi_layers.training.images import SUFFIXES
-from stmi_layers.training.layouts.layout import Layout
+from stmi_layers.training.layouts.layout import Layout, refuse_unreadable
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Item, Role, Source, path_of
 
@@ -60,7 +61,7 @@ def read_fields(values: Mapping[str, str | None], where: str, *, named: bool) ->
     given = {name: value for name, value in values.items() if value}
     identity = given.pop("identity", None)
     fields: dict[str, Any] = {"identity": identity}
-    if identity is not None and re.fullmatch("-?(0|[1-9][0-9]*)" if named else "-?[0-9]+", identity):
+    if identity is not None and re.fullmatch(r"-?(0|[1-9][0-9]*)(\.0+)?" if named else "-?[0-9]+", identity):
         fields["identity"] = _number(identity, "identity", where)
     for name in NUMBERS:
         if name in given:
@@ -69,6 +70,7 @@ def read_fields(values: Mapping[str, str | None], where: str, *, named: bool) ->
 
 
 def _number(text: str, name: str, where: str) -> int:
+    text = re.sub(r"\.0+$", "", text)  # a column with missing values becomes one of floating numbers in other programs
     if not re.fullmatch("-?[0-9]+", text) or len(text.lstrip("-0")) > DIGITS:
         raise ValueError(f"{where}: {name} must be a whole number of at most {DIGITS} digits; received {text[:40]!r}")
     return int(text)
@@ -78,6 +80,7 @@ def _images(layout: Layout, folder: Path, modality: str) -> dict[str, Source]:
     there = layout.list_modalities(folder)
     if modality in there:
         return layout.list_files(folder, modality)
-    if (folder / modality).is_dir():
+    if os.path.isdir(folder / modality):
+        refuse_unreadable(folder / modality)
         raise FileNotFoundError(f"{folder}: {modality} holds no images ({' '.join(SUFFIXES)})")
     raise FileNotFoundError(f"{folder} has no modality folder {modality!r}; it has {', '.join(there) or 'none'}")

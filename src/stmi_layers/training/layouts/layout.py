@@ -15,6 +15,8 @@ MODALITIES = ("RGB", "NI", "TI")
 # Folders that systems leave behind, beside those whose names start with . @ $ or __
 SYSTEM = ("system volume information", "lost+found", "thumbs.db", "desktop.ini", "recycler", "#recycle", "#snapshot")
 ARRAY = ".npy"
+# Files that tell a folder of results inside a set: of a run, of an index, of an inspection.
+RESULTS = ("checkpoint.pt", "extraction.json", "contact_sheet.png")
 _SPLIT = re.compile("(train|training|test|testing|val|valid|validation|query|gallery)(_[0-9]+)?")
 
 
@@ -75,16 +77,33 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
+def refuse_unreadable(folder: Path) -> None:
+    """Refuse a folder that this user may not list or enter.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
 def is_mask_folder(name: str) -> bool:
     """Tell whether a folder holds masks rather than a modality."""
     return name == "mask" or name.startswith("mask_")
 
 
+def is_result(folder: Path) -> bool:
+    """Tell whether a folder holds what commands of this project have written, and so is not part of the set."""
+    return any(os.path.isfile(folder / name) for name in RESULTS)
+
+
 def holds_images(folder: Path) -> bool:
-    """Tell whether the name of some entry of a folder is that of an image."""
+    """Tell whether the name of some entry of a folder is that of an image, and the folder holds no results."""
     try:
         with os.scandir(folder) as entries:
-            return any(is_image(entry.name) for entry in entries)
+            return any(is_image(entry.name) for entry in entries) and not is_result(folder)
     except OSError:
         return False
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from stmi_layers.training.layouts.layout import ARRAY, is_image, is_mask_folder, is_system
+from stmi_layers.training.layouts.layout import ARRAY, is_image, is_mask_folder, is_result, is_system
 
 # Files that belong beside images and are none.
 DOCUMENTS = (
@@ -48,13 +48,29 @@ def unread_images(folders: Collection[Path], used: Collection[Path]) -> dict[Pat
     return {folder: count for folder, count in counts.items() if count}
 
 
-def all_folders(base: Path) -> list[Path]:
-    """The folder of a set and all below, without those of systems."""
+def all_folders(base: Path, *, depth: int = DEPTH, unreadable: list[Path] | None = None) -> list[Path]:
+    """The folder of a set and all below, each once, links followed, without those of systems and of results.
+
+    Args:
+        base: the folder.
+        depth: levels below it.
+        unreadable: takes the folders that cannot be read.
+    """
     found: list[Path] = []
-    for place, folders, _ in os.walk(base):
-        found.append(Path(place))
-        too_deep = len(found[-1].relative_to(base).parts) >= DEPTH
-        folders[:] = [] if too_deep else sorted(name for name in folders if not is_system(name))
+    known: set[tuple[int, int]] = set()  # a link may lead back
+
+    def note(error: OSError) -> None:
+        if unreadable is not None:
+            unreadable.append(Path(os.fsdecode(error.filename)))
+
+    for place, folders, _ in os.walk(base, onerror=note, followlinks=True):
+        state = os.stat(place)
+        new = (state.st_dev, state.st_ino) not in known and (not found or not is_result(Path(place)))
+        known.add((state.st_dev, state.st_ino))
+        if new:
+            found.append(Path(place))
+        too_deep = len(Path(place).relative_to(base).parts) >= depth
+        folders[:] = sorted(name for name in folders if not is_system(name)) if new and not too_deep else []
     return found
 
 

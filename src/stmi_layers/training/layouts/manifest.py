@@ -21,7 +21,7 @@ from stmi_layers.training.layouts.items import read_fields
 from stmi_layers.training.layouts.layout import in_order
 from stmi_layers.training.messages import printable, shorten
 from stmi_layers.training.record import Item, Role
-from stmi_layers.training.tables import Rows, read_csv, read_parquet
+from stmi_layers.training.tables import Rows, is_there, read_csv, read_parquet
 
 NAMES = ("manifest.csv", "manifest.parquet")
 COLUMNS = "split, identity, one per modality with paths, optionally item, camera, view, scene, mask, caption"
@@ -32,8 +32,8 @@ RESERVED = ("item", "identity", "camera", "view", "scene", "split", "mask", "cap
 def find_manifest(root: Path) -> Path | None:
     """The manifest that a path is, or that its folder holds."""
     if root.suffix.lower() in (".csv", ".parquet", ".pq"):
-        return root if root.is_file() else None
-    return next((root / name for name in NAMES if (root / name).is_file()), None)
+        return root if is_there(root) else None
+    return next((root / name for name in NAMES if os.path.isdir(root) and is_there(root / name)), None)
 
 
 def found_manifest(file: Path) -> FoundSet:

@@ -7,6 +7,7 @@ A split is the folder of its name, or the only one named <split>_<number>, as tr
 once; a set that has the folders `query` and `gallery` in its place keeps them apart.
 """
 
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -27,7 +28,7 @@ RULE = "<identity>_cam<camera>[_...] with two numbers, as 000028_cam1_0_02"
 
 def is_rgbnt201(root: Path, modalities: Collection[str]) -> bool:
     """Tell whether the folder of 171 identities for training is there."""
-    return (root / "train_171").is_dir()
+    return os.path.isdir(root / "train_171")
 
 
 def is_folder_set(root: Path, modalities: Collection[str]) -> bool:

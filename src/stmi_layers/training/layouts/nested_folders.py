@@ -8,6 +8,7 @@ cam<number>, as 0001_cam2, tells the camera. Masks lie where a modality would, i
 the two rules applies is told by the folders' names: one has to be that of a split, and some those of modalities.
 """
 
+import os
 import re
 from collections.abc import Callable, Collection
 from functools import partial
@@ -18,6 +19,7 @@ from stmi_layers.training.layouts.layout import (
     holds_images,
     in_order,
     is_mask_folder,
+    is_result,
     is_split,
     list_images,
     subfolders,
@@ -55,12 +57,14 @@ def _modality_first(folder: Path, modality: str) -> list[Path]:
 
 
 def _identity_first(folder: Path, modality: str) -> list[Path]:
-    return [folder / identity / modality for identity in subfolders(folder) if (folder / identity / modality).is_dir()]
+    return [
+        folder / identity / modality for identity in subfolders(folder) if os.path.isdir(folder / identity / modality)
+    ]
 
 
 def list_modality_first(folder: Path) -> list[str]:
     """Folders of a split with folders of images, masks aside."""
-    names = [name for name in subfolders(folder) if not is_mask_folder(name)]
+    names = [name for name in subfolders(folder) if not is_mask_folder(name) and not is_result(folder / name)]
     return in_order(name for name in names if any(map(holds_images, _modality_first(folder, name))))
 
 
@@ -69,6 +73,7 @@ def list_identity_first(folder: Path) -> list[str]:
     below = {
         name: None
         for identity in subfolders(folder)
+        if not is_result(folder / identity)
         for name in subfolders(folder / identity)
         if not is_mask_folder(name) and holds_images(folder / identity / name)
     }
