@@ -20,7 +20,8 @@ def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str | 
     Args:
         ranges: counts that become black and white in deep images, by modality.
         modalities: names of the images of an item.
-        masks: "classical" for those made on the fly, "none" and "ones" for nothing to outline; else those in files.
+        masks: "classical" for those made on the fly; those of SAM, "none" and "ones" are not outlined; else those in
+            files.
     """
     bounds = [ranges.get(name) for name in modalities]
 
@@ -29,7 +30,7 @@ def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str | 
         if masks == "classical":
             made = _made(images)
             return images, [None if image is None else made for image in images]
-        if masks in ("none", "ones"):
+        if masks in ("sam2", "sam3", "none", "ones"):
             return images, [None] * len(images)
         return images, [None if path is None or not path.is_file() else read_mask(path) for path in item.masks]
 

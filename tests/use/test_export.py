@@ -14,9 +14,10 @@ import tyro
 from torch import nn
 
 from examples import export
-from examples.exported import Serving, examples_of, open_onnx, open_openvino, open_pt2, program_of, write_onnx
+from examples.exported import open_onnx, open_openvino, open_pt2, program_of, write_onnx
 from examples.quantised import quantise
 from examples.restore import load_model
+from examples.serving import Serving, examples_of
 from examples.train import train
 from sets import tiny
 from stmi_layers.training import Machine, describe, load_split, protocol_for, score
