@@ -92,7 +92,10 @@ def _maker(arguments: Arguments, loaded: Loaded, device: torch.device) -> Maker 
 
 @dataclass(frozen=True)
 class Notes:
-    """What a search has to know of an extraction to treat its queries alike; paths are absolute."""
+    """What a search has to know of an extraction to treat its queries alike; paths are absolute.
+
+    `seen` are the masks that the model was given, which those of the training stand in for where `masks` is None.
+    """
 
     checkpoint: str
     method: str
@@ -101,6 +104,7 @@ class Notes:
     modality: str | None
     modalities: tuple[str, ...]
     masks: Policy | None
+    seen: str
     segmentation: Segmentation
     ranges: Mapping[str, Range]
 
@@ -116,6 +120,7 @@ def notes_of(arguments: Arguments, loaded: Loaded) -> dict[str, Any]:
         modality=arguments.modality,
         modalities=data.modalities,
         masks=arguments.masks,
+        seen=policy_of(data, arguments.masks),
         segmentation=arguments.segmentation.anywhere(),
         ranges=data.ranges,
     )
@@ -131,8 +136,9 @@ def read_notes(shards: Shards) -> Notes:
     try:
         return from_dict(Notes, shards.record.notes)
     except ValueError as error:
+        reason = str(error).partition(". It was")[0]
         raise ValueError(
-            f"{shards.folder} must be an index of examples.extract, of this version: {error}. Extract again"
+            f"{shards.folder} must be an index of examples.extract, of this version; {reason}. Extract again"
         ) from error
 
 

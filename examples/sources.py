@@ -10,6 +10,7 @@
 | `a.jpg b.jpg` | each is an item of one modality |
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,10 +92,13 @@ def _of_set(root: Path, modalities: Sequence[str], split: str, captions: bool) -
     splits = list(found.splits) if split == ALL else [split]
     some = False
     for name in splits:
-        there = [one for one in modalities if one in found.list_modalities(name)]
+        have = found.list_modalities(name)
+        there = [one for one in modalities if one in have]
         if not there:
             continue
         some = True
+        if unread := [one for one in have if one not in modalities]:
+            warnings.warn(f"{root}: {name} also has {', '.join(unread)}, which the model does not read", stacklevel=2)
         options = {"captions": "optional" if captions else "off", "missing_modality": "absent"}
         for item in list_items(root, name, there, **options):  # pyright: ignore[reportArgumentType]
             yield spread(item, there, modalities)

@@ -89,7 +89,7 @@ def main(arguments: Arguments) -> list[dict[str, Any]]:
     note = (
         f"{len(queries)} queries against {shards.starts[-1]} entries of {arguments.index}, by {name}, {arguments.kind}"
     )
-    draw = pictures(notes.ranges, notes.modalities, arguments.masks or notes.masks)
+    draw = pictures(notes.ranges, notes.modalities, arguments.masks or notes.seen)
     page = out / "matches.html"
     write_page(page, queries[:shown], matches[:shown], notes.modalities, draw, note=note)
     print(as_table(queries, matches, shown=shown))

@@ -105,6 +105,17 @@ def test_a_manifest_is_read_and_its_missing_files_are_named(data: Path, checkpoi
     run(extract, *arguments, tmp_path / "b")
 
 
+def test_modalities_that_the_model_lacks_are_said(data: Path, checkpoint: Path, tmp_path: Path):
+    names = ["split,RGB,XX", f"test,{data}/test/RGB/000005_cam1_0_00.png,{data}/test/NI/000005_cam1_0_00.png"]
+    (tmp_path / "m.csv").write_text("\n".join(names))
+    arguments = ["--checkpoint", checkpoint, "--images", tmp_path / "m.csv", "--masks", "none", "--out", tmp_path]
+    with pytest.warns(UserWarning, match=r"m\.csv: test also has XX, which the model does not read"):
+        run(extract, *arguments)
+    (tmp_path / "m.csv").write_text("\n".join(names).replace("RGB,XX", "YY,XX"))
+    with pytest.raises(FileNotFoundError, match=r"m\.csv has no modality of the model, RGB, NI; it has \['XX', 'YY'\]"):
+        run(extract, *arguments[:-1], tmp_path / "other")
+
+
 def test_masks_are_given_made_or_left_out(data: Path, checkpoint: Path, tmp_path: Path):
     shutil.copytree(data / "test" / "RGB", tmp_path / "images" / "RGB")
     arguments = ["--checkpoint", checkpoint, "--images", tmp_path / "images"]
@@ -134,7 +145,7 @@ def test_a_model_for_masks_is_asked_for_every_item(data: Path, checkpoint: Path,
     # Queries are treated as the index was.
     found = run(search, "--index", tmp_path / "sam3", "--query", data / "test", "--out", tmp_path)
     assert len(found) == 20
-    with pytest.raises(ValueError, match=r"another extraction; choose another folder:\n  notes: "):
+    with pytest.raises(ValueError, match=r"another extraction \(mask_prompt person -> bus\); choose another folder"):
         run(extract, *arguments, *model[:-1], "bus", "--out", tmp_path / "sam3")
 
 
@@ -190,7 +201,7 @@ def test_images_that_cannot_be_described_are_refused(images, message, data: Path
 
 
 def test_the_same_folder_is_not_used_for_other_images(index: Path, data: Path, checkpoint: Path):
-    with pytest.raises(ValueError, match=r"another extraction; choose another folder:\n  notes: .*'test'"):
+    with pytest.raises(ValueError, match=r"another extraction \(split test -> train\); choose another folder"):
         run(extract, "--checkpoint", checkpoint, "--images", data, "--split", "train", "--out", index)
 
 
