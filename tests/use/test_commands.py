@@ -282,6 +282,11 @@ def test_other_models_are_refused_by_name(index: Path, data: Path, other_checkpo
         run(search, "--index", tmp_path, "--query", out)
     with pytest.raises(ValueError, match=r"query must name images to look up, or kind an index"):
         run(search, "--index", index)
+    record = json.loads((out / "extraction.json").read_text())
+    del record["notes"]["seen"]
+    (out / "extraction.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"examples\.extract, of this version; .* that lacks seen\. Extract again"):
+        run(search, "--index", out, "--query", data / "test")
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])

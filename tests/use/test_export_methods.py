@@ -10,13 +10,28 @@ import torch
 from examples import export, exported
 from examples.exported import open_onnx
 from examples.methods import METHODS
+from examples.quantised import quantise
 from examples.restore import Loaded
 from examples.serving import Serving, example_of
-from method_batches import SIZE, WORDS, without_zeros
+from method_batches import SIZE, WORDS, random_batch, small_model, without_zeros
 from sets import tiny
 from stmi_layers.training import Facts
 
 MODALITIES = ("RGB", "TI")
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch about its own quantisation
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_quantised_whole_in_torch(method: str):
+    model = without_zeros(small_model(method, 2)).eval()
+    batch = random_batch(4, 2, model=model)
+    small = quantise(model, batch)
+    assert any("quantized" in type(module).__module__ for module in small.modules())
+    with torch.no_grad():
+        expected, found = model(batch).features, small(batch).features
+    assert not torch.equal(expected[next(iter(expected))], found[next(iter(found))])
+    for name, value in expected.items():
+        assert torch.cosine_similarity(value, found[name]).min() > 0.95, name
 
 
 @pytest.mark.slow

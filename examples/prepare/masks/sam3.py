@@ -72,9 +72,9 @@ class Sam3:
         pictures = [image.convert("RGB") for image in images]
         answers = zip(*(self._ask(pictures, word) for word in self.words), strict=True)
         scores, masks, boxes = (torch.cat(parts, dim=1) for parts in answers)
-        for image, *things in zip(pictures, scores, masks, boxes, strict=True):
-            found = distinct(*things[:2], self.least)
-            yield self._choose(image, found, *things[1:]), len(found)
+        for image, score, mask, box in zip(pictures, scores, masks, boxes, strict=True):
+            found = distinct(score, mask, self.least)
+            yield self._choose(image, found, mask, box), len(found)
 
     def _ask(self, pictures: list[Image.Image], word: str) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, masks and boxes of all things that could be one of the name."""

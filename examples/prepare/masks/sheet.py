@@ -22,7 +22,7 @@ OUTLINE = (255, 214, 10)
 def draw_sheet(path: Path, entries: Sequence[Entry], title: str, settings: Settings) -> Path:
     """Draw each entry as its images with the outline of the mask, and below them the foreground alone."""
     lines = 1 + max(len(entry.doubts) for entry in entries)
-    bounds = [settings.ranges.get(name) for name in settings.modalities]
+    bounds: list[Range | None] = [settings.ranges.get(name) for name in settings.modalities]
     cells = [_draw_cell(entry, bounds, LINE * lines + GAP) for entry in entries]
     wide = max(cell.width for cell in cells) + 3 * GAP
     columns = max(1, WIDTH // wide)
