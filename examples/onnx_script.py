@@ -10,18 +10,18 @@ from PIL import Image, ImageOps
 files = dict(text.split("=", 1) for text in sys.argv[2:])
 session = onnxruntime.InferenceSession(sys.argv[1])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["stmi-layers"])
-names, (height, width) = facts["modalities"], facts["preprocessing"]["size"]
-size, images = (width, height), np.zeros((1, len(names), 3, height, width), np.float32)
-masks = np.ones((1, len(names), height, width), bool)  # all is foreground
+names, shape = facts["modalities"], facts["preprocessing"]["size"]
+size, ranges = tuple(shape[::-1]), facts["preprocessing"]["ranges"]
+images = np.zeros((1, len(names), 3, *shape), np.float32)
+masks = np.ones((1, len(names), *shape), bool)  # all is foreground
 present = np.array([[name in files for name in names]])
-for place in np.flatnonzero(present):
-    image = ImageOps.exif_transpose(Image.open(files[names[place]]))
-    if image.mode[0] in "IF":  # deep: Pillow alone would clip its counts
-        low, high = facts["preprocessing"]["ranges"][names[place]]
-        counts = (np.asarray(image, float) - low) / (high - low)
-        image = Image.fromarray((counts.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+for name in {*names} & {*files}:
+    image = ImageOps.exif_transpose(Image.open(files[name]))
+    assert (image.mode[0] in "IF") == (name in ranges), "16 bits: one channel, a range"
+    if name in ranges:
+        image = Image.fromarray(np.uint8(np.interp(image, ranges[name], (0.5, 255.5))))
     image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    images[0, place] = np.asarray(image).transpose(2, 0, 1) / 255
+    images[0, names.index(name)] = np.asarray(image).transpose(2, 0, 1) / 255
 if "mask" in files:
     masks[:] = np.asarray(Image.open(files["mask"]).convert("L").resize(size, 0)) > 127
 inputs = {"images": images, "masks": masks, "present": present}

@@ -151,6 +151,10 @@ def test_the_script_prepares_images_as_the_trainer_does(tmp_path: Path):
     assert sample.masks is not None
     expected = [*sample.images.flatten().tolist(), *sample.masks.flatten().tolist(), 1, 1, 2]
     np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-6)
+    refused = subprocess.run(
+        [*map(str, command), f"TI={files['RGB']}"], capture_output=True, text=True, env=environment
+    )
+    assert "16 bits: one channel, a range" in refused.stderr
 
 
 def describe_one(model: Any, dataset: Any) -> np.ndarray:
