@@ -12,23 +12,11 @@ from typing import Any, Literal
 import tyro
 
 from examples import cli
-from examples.exported import (
-    Example,
-    Serving,
-    check_numbers,
-    examples_of,
-    has_openvino,
-    metadata_of,
-    open_onnx,
-    open_openvino,
-    open_pt2,
-    score_file,
-    write_onnx,
-    write_pt2,
-    write_test_vector,
-)
+from examples.export_checks import check_numbers, score_file, write_test_vector
+from examples.exported import has_openvino, metadata_of, open_onnx, open_openvino, open_pt2, write_onnx, write_pt2
 from examples.quantised import quantise_onnx
 from examples.restore import Computer, load_model
+from examples.serving import Example, Serving, examples_of
 from stmi_layers.training.files import scratch_beside
 
 

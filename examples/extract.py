@@ -17,8 +17,10 @@ import tyro
 
 from examples import cli
 from examples.images import Images, Policy, policy_of
+from examples.listing import Listing, write_listing
+from examples.masking import Maker, Segmentation, maker_of
 from examples.restore import Computer, Loaded, load_model
-from examples.sources import ALL, Listing, list_sources, write_listing
+from examples.sources import ALL, list_sources
 from stmi_layers.training.distributed import by_first, join, lock, num_processes, rank
 from stmi_layers.training.extraction import extract
 from stmi_layers.training.settings import Range, from_dict, to_dict
@@ -43,8 +45,9 @@ class Arguments:
     split: str = ALL
     """Split of a set; all of them by default."""
     masks: Policy | None = None
-    """The given masks, masks made on the fly by the classical method, all foreground ("ones"), or none; by default
-    as the model was trained."""
+    """The given masks, masks made on the fly by the classical method, SAM 2 or SAM 3, all foreground ("ones"), or none;
+    by default as the model was trained."""
+    segmentation: tyro.conf.OmitArgPrefixes[Segmentation] = field(default_factory=Segmentation)
     descriptors: tuple[str, ...] = ()
     """Descriptors to keep: features of the model, several joined as in U+T, or all; by default the model's headline."""
     shard_size: int = 4096
@@ -67,7 +70,7 @@ def describe_images(arguments: Arguments, loaded: Loaded, device: torch.device, 
         items = Listing(listing)
         return extract(
             loaded.model,
-            Images(items, loaded.run.data, arguments.masks),
+            Images(items, loaded.run.data, arguments.masks, _maker(arguments, loaded, device)),
             arguments.out,
             device=device,
             descriptors=arguments.descriptors,
@@ -82,9 +85,20 @@ def describe_images(arguments: Arguments, loaded: Loaded, device: torch.device, 
         )
 
 
+def _maker(arguments: Arguments, loaded: Loaded, device: torch.device) -> Maker | None:
+    if arguments.masks not in ("sam2", "sam3"):
+        return None
+    if arguments.machine.workers:
+        raise ValueError(f"workers must be 0 for masks {arguments.masks}: its model is in one process (--workers)")
+    return maker_of(arguments.segmentation, arguments.masks, loaded.run.data, device=str(device))
+
+
 @dataclass(frozen=True)
 class Notes:
-    """What a search has to know of an extraction to treat its queries alike; paths are absolute."""
+    """What a search has to know of an extraction to treat its queries alike; paths are absolute.
+
+    `seen` are the masks that the model was given, which those of the training stand in for where `masks` is None.
+    """
 
     checkpoint: str
     method: str
@@ -93,6 +107,8 @@ class Notes:
     modality: str | None
     modalities: tuple[str, ...]
     masks: Policy | None
+    seen: str
+    segmentation: Segmentation
     ranges: Mapping[str, Range]
 
 
@@ -107,6 +123,8 @@ def notes_of(arguments: Arguments, loaded: Loaded) -> dict[str, Any]:
         modality=arguments.modality,
         modalities=data.modalities,
         masks=arguments.masks,
+        seen=policy_of(data, arguments.masks),
+        segmentation=arguments.segmentation.anywhere(),
         ranges=data.ranges,
     )
     return to_dict(notes)
@@ -121,8 +139,9 @@ def read_notes(shards: Shards) -> Notes:
     try:
         return from_dict(Notes, shards.record.notes)
     except ValueError as error:
+        reason = str(error).partition(". It was")[0]
         raise ValueError(
-            f"{shards.folder} must be an index of examples.extract, of this version: {error}. Extract again"
+            f"{shards.folder} must be an index of examples.extract, of this version; {reason}. Extract again"
         ) from error
 
 

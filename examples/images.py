@@ -10,13 +10,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from examples.masking import Maker
 from examples.prepare.masks.classical import segment
-from examples.prepare.masks.regions import clean
+from examples.prepare.masks.regions import clean, stretch_mask
 from stmi_layers.training import Data, Item, MultiModalDataset
 from stmi_layers.training.dataset import Sample
 from stmi_layers.training.transforms import GREY
 
-Policy = Literal["given", "classical", "ones", "none"]
+Policy = Literal["given", "classical", "sam2", "sam3", "ones", "none"]
+MADE = ("classical", "sam2", "sam3")
 # Masks that a model may have been trained with, and what they come to in use.
 TRAINED = {"eroded": "given", "dilated": "given", "shuffled": "given"}
 WORKING_SIZE = (64, 64)
@@ -29,12 +31,15 @@ class Images(Dataset[Sample]):
         items: those of a listing.
         data: how the model was trained to see images.
         masks: policy for masks; None for that of the training.
+        maker: makes the mask of an item for the policies sam2 and sam3.
     """
 
-    def __init__(self, items: Sequence[Item], data: Data, masks: Policy | None = None) -> None:
+    def __init__(
+        self, items: Sequence[Item], data: Data, masks: Policy | None = None, maker: Maker | None = None
+    ) -> None:
         self.items, self.policy = items, masks
         self.masks = policy_of(data, masks)
-        self.data = data
+        self.data, self.maker = data, maker
         self._ranges = [data.ranges.get(name) for name in data.modalities]
 
     def __len__(self) -> int:
@@ -42,16 +47,21 @@ class Images(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         item = self.items[index]
-        if self.masks != "classical":
+        if self.masks not in MADE:
             return self._one(item, self.masks)[0]._replace(index=index)
         sample = self._one(replace(item, masks=(None,) * len(item.masks)), "none")[0]
-        mask = classical_mask(sample.images, sample.present)
+        mask = self._made(item, sample)
         trained = self.data.masks
         images, masks = sample.images, mask.expand(len(sample.images), -1, -1)
         if trained.startswith("blank"):
             images = images.where(masks[:, None] | ~sample.present[:, None, None, None], GREY)
         handed = None if trained in ("blank", "none") else masks
         return sample._replace(images=images, masks=handed, index=index)
+
+    def _made(self, item: Item, sample: Sample) -> Tensor:
+        if self.maker is None:
+            return classical_mask(sample.images, sample.present)
+        return torch.from_numpy(stretch_mask(self.maker(item), self.data.image_size))
 
     def _one(self, item: Item, masks: str) -> MultiModalDataset:
         return MultiModalDataset([item], self.data.image_size, masks=masks, ranges=self._ranges)  # pyright: ignore[reportArgumentType]
@@ -66,9 +76,10 @@ def policy_of(data: Data, masks: Policy | None) -> str:
     if masks is None or masks == "given":
         trained = TRAINED.get(data.masks, data.masks)
         return "given" if masks == "given" and trained in ("ones", "empty", "none") else trained
-    if masks != "classical" and data.masks.startswith("blank"):
+    if masks not in MADE and data.masks.startswith("blank"):
         raise ValueError(
-            f"masks must be given or classical for a model trained with masks={data.masks!r}; received {masks!r}"
+            f"masks must be given or one of {', '.join(MADE)} for a model trained with masks={data.masks!r}; received "
+            f"{masks!r}"
         )
     return masks
 

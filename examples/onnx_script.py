@@ -1,27 +1,31 @@
-"""python onnx_script.py model.onnx RGB=a.jpg TI=b.png mask=m.png"""
+"""python onnx_script.py model.onnx RGB=a.jpg TI=b.png mask=m.png camera=2"""
 
 import json
 import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 files = dict(text.split("=", 1) for text in sys.argv[2:])
 session = onnxruntime.InferenceSession(sys.argv[1])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["stmi-layers"])
-names, (height, width) = facts["modalities"], facts["preprocessing"]["size"]
-images = np.zeros((1, len(names), 3, height, width), np.float32)
-masks = np.ones((1, len(names), height, width), bool)  # all is foreground
+names, shape = facts["modalities"], facts["preprocessing"]["size"]
+size, ranges = tuple(shape[::-1]), facts["preprocessing"]["ranges"]
+images = np.zeros((1, len(names), 3, *shape), np.float32)
+masks = np.ones((1, len(names), *shape), bool)  # all is foreground
 present = np.array([[name in files for name in names]])
-for place in np.flatnonzero(present):
-    image = Image.open(files[names[place]]).convert("RGB")
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-    images[0, place] = pixels.transpose(2, 0, 1) / 255
+for name in {*names} & {*files}:
+    image = ImageOps.exif_transpose(Image.open(files[name]))
+    assert (image.mode[0] in "IF") == (name in ranges), "16 bits: one channel, a range"
+    if name in ranges:
+        image = Image.fromarray(np.uint8(np.interp(np.asarray(image), ranges[name], (0.5, 255.5))))
+    image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    images[0, names.index(name)] = np.asarray(image).transpose(2, 0, 1) / 255
 if "mask" in files:
-    mask = Image.open(files["mask"]).convert("L")
-    masks[:] = np.asarray(mask.resize((width, height), Image.Resampling.NEAREST)) > 127
+    masks[:] = np.asarray(Image.open(files["mask"]).convert("L").resize(size, 0)) > 127
 inputs = {"images": images, "masks": masks, "present": present}
+inputs["cameras"] = np.array([int(files.get("camera", -1))])
 inputs = {name: inputs[name] for name in facts["inputs"]}
-descriptors = np.asarray(session.run(facts["outputs"][:1], inputs)[0])  # of length 1
-print(json.dumps(descriptors[0].tolist()))
+vectors = np.asarray(session.run(facts["outputs"][:1], inputs)[0])  # of length 1
+print(json.dumps(vectors[0].tolist()))

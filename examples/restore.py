@@ -42,6 +42,8 @@ class OtherData:
     """Column in which a gallery entry has to equal the query to be a right answer."""
     drop: str | None = None
     """Column used with `match` to leave gallery entries out: an entry that equals the query in both is ignored."""
+    junk: tuple[int | str, ...] | None = None
+    """Identities of useless images, as -1 in Market-1501: neither right nor wrong, and no queries."""
     missing_modality: Literal["error", "absent", "skip"] | None = None
     """Policy for a sample that lacks an image in some modality."""
     damaged: Literal["error", "skip"] | None = None

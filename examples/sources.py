@@ -1,4 +1,4 @@
-"""Images to describe: a set in any layout, a manifest, a folder of images, or single files, listed once on disk.
+"""Images to describe: a set in any layout, a manifest, a folder of images, or single files.
 
 | what is given | what is read |
 |---|---|
@@ -10,34 +10,21 @@
 | `a.jpg b.jpg` | each is an item of one modality |
 """
 
-import hashlib
-import json
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from stmi_layers.training.files import write_whole
 from stmi_layers.training.images import SUFFIXES
 from stmi_layers.training.layouts import FOLDERS, find_set
 from stmi_layers.training.layouts.layout import is_split, list_images
 from stmi_layers.training.layouts.leftovers import all_folders, describe_counts, passed_over
 from stmi_layers.training.layouts.manifest import find_manifest
-from stmi_layers.training.messages import shorten
-from stmi_layers.training.record import Item, Source, files_of, item_of, plain_item
+from stmi_layers.training.record import Item, Source
 from stmi_layers.training.splits import list_items, shown, warn_of_passed_over
 
 ALL = "all"
 DEEPEST = 64  # levels of folders below a folder of images
-PROBLEMS = {
-    "blind": "items have no image in any modality of the model: {}",
-    "lost": "files are named and missing: {}",
-    "bare": "items lack a mask, which the model was trained with: {}; pass --masks classical to make masks on the fly, "
-    "--masks ones to take images whole, or --masks none",
-}
 
 
 def list_sources(
@@ -65,7 +52,7 @@ def list_sources(
         raise FileNotFoundError(f"images must be a folder, a manifest or files; there is nothing at {path}")
     if path.is_dir() and find_manifest(path) is None:
         if _is_split(path, modalities) and _is_labelled(path, modalities):
-            return _of_set(path.parent, modalities, path.name, captions)
+            return _of_set(path.resolve().parent, modalities, path.name, captions)
         if any((path / name).is_dir() for name in modalities):
             return _of_modality_folders(path, modalities)
         if not _is_set(path, modalities) and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
@@ -97,7 +84,7 @@ def _is_labelled(folder: Path, modalities: Sequence[str]) -> bool:
     try:
         there = [name for name in modalities if (folder / name).is_dir()]
         return not there or bool(
-            list_items(folder.parent, folder.name, there, captions="off", missing_modality="absent")
+            list_items(folder.resolve().parent, folder.name, there, captions="off", missing_modality="absent")
         )
     except ValueError:
         return False
@@ -108,10 +95,13 @@ def _of_set(root: Path, modalities: Sequence[str], split: str, captions: bool) -
     splits = list(found.splits) if split == ALL else [split]
     some = False
     for name in splits:
-        there = [one for one in modalities if one in found.list_modalities(name)]
+        have = found.list_modalities(name)
+        there = [one for one in modalities if one in have]
         if not there:
             continue
         some = True
+        if unread := [one for one in have if one not in modalities]:
+            warnings.warn(f"{root}: {name} also has {', '.join(unread)}, which the model does not read", stacklevel=2)
         options = {"captions": "optional" if captions else "off", "missing_modality": "absent"}
         items = list_items(root, name, there, **options)  # pyright: ignore[reportArgumentType]
         warn_of_passed_over(items, root)
@@ -215,92 +205,3 @@ def _of_files(images: Sequence[str], modalities: Sequence[str], modality: str | 
 
 def _stem(group: Mapping[str, Path]) -> str:
     return next(iter(group.values())).stem
-
-
-def write_listing(path: Path, items: Iterator[Item], modalities: Sequence[str], *, masks: bool) -> None:
-    """Write items as lines of JSON, absolute paths in them, and refuse what cannot be described.
-
-    Warns of modalities that some items have and others lack.
-
-    Args:
-        path: the file.
-        items: those to write, read one at a time.
-        modalities: those of the model, in its order.
-        masks: whether every image needs the file of its mask.
-
-    Raises:
-        ValueError: when there is no item, or files or masks are missing.
-    """
-    found: dict[str, list[str]] = {"blind": [], "lost": [], "bare": []}
-    counts = Counter[str]()
-
-    def note(kind: str, name: str) -> None:
-        counts[kind] += 1
-        found[kind] += [name] if counts[kind] <= 5 else []
-
-    with write_whole(path) as file:
-        for item in items:
-            counts["all"] += 1
-            counts.update(f"no {name}" for name, one in zip(modalities, item.images, strict=True) if one is None)
-            if not any(item.images):
-                note("blind", item.name)
-            for one in sorted(files_of(item)):
-                if not one.is_file():
-                    note("lost", str(one))
-            if masks and any(image and not mask for image, mask in zip(item.images, item.masks, strict=True)):
-                note("bare", item.name)
-            file.write(json.dumps(absolute(plain_item(item))).encode() + b"\n")
-        refuse(counts, found)
-    lacking = [f"{counts[f'no {name}']} no {name}" for name in modalities if 0 < counts[f"no {name}"] < counts["all"]]
-    if lacking:
-        warnings.warn(f"of {counts['all']} items some have no image in a modality: {', '.join(lacking)}", stacklevel=2)
-
-
-def refuse(counts: Mapping[str, int], found: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a listing without items, or with items that cannot be described."""
-    if not counts["all"]:
-        raise ValueError("images must name at least one image; received none")
-    for kind, say in PROBLEMS.items():
-        if counts[kind]:
-            more = f" and {counts[kind] - 5} more" if counts[kind] > 5 else ""
-            raise ValueError(f"{counts[kind]} {say.format(shorten(found[kind]) + more)}")
-
-
-def absolute(values: dict) -> dict:
-    """Plain values of an item with absolute paths, so that an index can be used from anywhere."""
-
-    def whole(value):
-        if isinstance(value, list):
-            return [str(Path(value[0]).absolute()), *value[1:]]
-        return None if value is None else str(Path(value).absolute())
-
-    return values | {name: [whole(one) for one in values[name]] for name in ("images", "masks")}
-
-
-class Listing(Sequence[Item]):
-    """Items in a file of `write_listing`; 8 bytes of memory per item."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            starts = np.cumsum(np.fromiter((len(line) for line in file), np.int64))
-        self._starts = np.concatenate([[0], starts])
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def __getitem__(self, index) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
-        row = range(len(self))[index]
-        start, stop = int(self._starts[row]), int(self._starts[row + 1])
-        with self.path.open("rb") as file:  # a file that processes shared would share its place
-            file.seek(start)
-            line = file.read(stop - start)
-        try:
-            return item_of(json.loads(line))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{self.path} must hold an item per line; line {row + 1} is none: {error!r}") from error
-
-    def digest(self) -> str:
-        """Digest of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]

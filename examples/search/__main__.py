@@ -17,6 +17,7 @@ from examples import cli
 from examples.extract import Arguments as ExtractArguments
 from examples.extract import describe_images, read_notes
 from examples.images import Policy
+from examples.masking import Segmentation
 from examples.restore import Computer, load_model
 from examples.search.matches import Rules, as_json, as_table, find_matches, first_right, to_tensor
 from examples.search.page import write_page
@@ -61,6 +62,7 @@ class Arguments:
     """Split of a set of queries."""
     masks: Policy | None = None
     """Masks of the queries; by default as those of the index."""
+    segmentation: tyro.conf.OmitArgPrefixes[Segmentation] = field(default_factory=Segmentation)
     page: int = 50
     """Queries on the page and in the table; matches.json has all."""
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
@@ -87,7 +89,7 @@ def main(arguments: Arguments) -> list[dict[str, Any]]:
     note = (
         f"{len(queries)} queries against {shards.starts[-1]} entries of {arguments.index}, by {name}, {arguments.kind}"
     )
-    draw = pictures(notes.ranges, notes.modalities, arguments.masks or notes.masks)
+    draw = pictures(notes.ranges, notes.modalities, arguments.masks or notes.seen)
     page = out / "matches.html"
     write_page(page, queries[:shown], matches[:shown], notes.modalities, draw, note=note)
     print(as_table(queries, matches, shown=shown))
@@ -129,6 +131,7 @@ def _describe_queries(shards: Shards, name: str, arguments: Arguments) -> tuple[
             modality=arguments.modality,
             split=arguments.split,
             masks=arguments.masks or notes.masks,
+            segmentation=arguments.segmentation if arguments.segmentation.mask_weights else notes.segmentation,
             descriptors=(name,),
             machine=arguments.machine,
         )

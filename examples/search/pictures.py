@@ -10,17 +10,19 @@ from PIL import Image
 
 from examples.images import classical_mask
 from examples.search.page import Draw, Picture
+from stmi_layers.training.dataset import FROM_FILES
 from stmi_layers.training.images import read_image, read_mask
 from stmi_layers.training.record import Item, Source
 
 
-def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str | None) -> Draw:
+def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str) -> Draw:
     """A function that reads the pictures of an item.
 
     Args:
         ranges: counts that become black and white in deep images, by modality.
         modalities: names of the images of an item.
-        masks: "classical" for those made on the fly, "none" and "ones" for nothing to outline; else those in files.
+        masks: those that the model was given. "classical" ones are made again, and those in files are read; others
+            are not outlined.
     """
     bounds = [ranges.get(name) for name in modalities]
 
@@ -29,7 +31,7 @@ def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str | 
         if masks == "classical":
             made = _made(images)
             return images, [None if image is None else made for image in images]
-        if masks in ("none", "ones"):
+        if masks not in FROM_FILES:
             return images, [None] * len(images)
         return images, [None if path is None or not path.is_file() else read_mask(path) for path in item.masks]
 

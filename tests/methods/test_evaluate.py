@@ -91,6 +91,8 @@ def test_own_columns_and_reranking_are_flags(plain: tuple[Path, Path], tmp_path:
     assert written["reranked"].keys() == written["descriptors"].keys()
     assert written["descriptors"]["U"]["mAP"] == metrics["U"].mAP
     assert (tmp_path / "retrieval.png").exists()
+    assert run(run_folder, "--junk", "3", "--out", tmp_path)["U"].num_queries == 8
+    assert "4 junk items ignored" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"identity, camera, session; received 'week'"):
         run(run_folder, "--drop", "week", "--out", tmp_path)
 

@@ -1,4 +1,4 @@
-"""Every method of the house keeps the contract: it trains, resumes, evaluates, misses modalities, exports."""
+"""Every method of the house keeps the contract: it trains, resumes, evaluates, misses modalities."""
 
 import copy
 import warnings
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from examples import cli
 from examples.compare import Offer
@@ -19,7 +18,6 @@ from method_batches import MODALITIES, one_row, random_batch, small_model, witho
 from processes import in_processes
 from sets import assert_same_weights, tiny, weights, write_set
 from stmi_layers.training import (
-    Batch,
     Data,
     Objective,
     ReIDModel,
@@ -162,36 +160,6 @@ def test_masks_steer_the_tower(method: str):
     with_masks, without = model(batch).features, model(batch._replace(masks=None)).features
     for name in with_masks:
         assert name == "T" or not torch.allclose(with_masks[name], without[name], atol=1e-4), name
-
-
-class AsTensors(nn.Module):
-    """A model as a function of tensors, which is how it is exported."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images, masks, present, texts) -> tuple[torch.Tensor, ...]:
-        nowhere = images.new_full(images.shape[:1], -1, dtype=torch.int64)
-        has_text = texts.flatten(1).any(dim=1)
-        batch = Batch(images, masks, present, nowhere, nowhere, nowhere, nowhere, texts, has_text, nowhere)
-        return tuple(self.model(batch).features.values())
-
-
-@pytest.mark.slow
-@every_method
-def test_it_exports_with_a_dynamic_batch_and_absent_modalities(method: str):
-    whole = small_model(method, 3)
-    model = AsTensors(whole).eval()
-    present = torch.tensor([[True, True, False], [True, False, True], [True, True, True]])
-    batch = random_batch(3, 3, present=present, model=whole)
-    arguments = (batch.images, batch.masks, present, batch.texts)
-    count = torch.export.Dim("count", min=2)
-    exported = torch.export.export(model, arguments, dynamic_shapes=({0: count},) * 4).module()
-    for size in (3, 2):
-        some = tuple(part[-size:] for part in arguments)
-        for one, other in zip(exported(*some), model(*some), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 RECIPES = [(method, name) for method in METHODS for name in load_method(method).recipes]

@@ -168,6 +168,8 @@ def test_measurements_counted_by_hand():
         (Quality(0.0, 0.0, 1.0, 1.0, 0.0), {"empty": 1.0}),
         (Quality(0.005, 0.0), {"small": 0.75}),
         (Quality(0.95, 0.8), {"fills the image": 0.5, "touches the border": 0.8}),
+        (Quality(0.3, 0.0, found=[1, 1]), {}),
+        (Quality(0.3, 0.0, found=[0, 4]), {"nothing found": 0.5, "several found": 0.75}),
         (Quality(0.3, 0.0, 0.25, 0.125, 0.5), {"modalities disagree": 0.75, "unstable": 0.875, "scattered": 0.5}),
     ],
 )
@@ -442,9 +444,9 @@ def test_the_sheet_shows_the_most_doubtful_first(root: Path, monkeypatch: pytest
     for name, one in quality.items():
         write_mask(root / "train" / "mask" / f"{name}.png", disc(), Note(make.build(settings(root))[1], one))
 
-    def remember(path: Path, entries: Sequence, title: str) -> Path:
+    def remember(path: Path, entries: Sequence, title: str, asked: Settings) -> Path:
         drawn.extend(entry.task.item.name for entry in entries)
-        return sheet.draw_sheet(path, entries, title)
+        return sheet.draw_sheet(path, entries, title, asked)
 
     monkeypatch.setitem(main.__globals__, "draw_sheet", remember)
     main(settings(root, sheet=2))
@@ -452,6 +454,14 @@ def test_the_sheet_shows_the_most_doubtful_first(root: Path, monkeypatch: pytest
     with Image.open(root / "mask_doubtful.png") as image:
         assert len(image.getcolors(image.width * image.height) or []) > 100
         assert sheet.OUTLINE in {colour for _, colour in image.getcolors(image.width * image.height) or []}
+
+
+def test_deep_images_are_shown_within_their_range(root: Path):
+    for path in (root / "train" / "NI").iterdir():
+        Image.fromarray(np.array(Image.open(path)).astype(np.uint16) + 7000).save(path)
+    main(settings(root, ranges={"NI": (7000.0, 7255.0)}, object_size=9.0))
+    with Image.open(root / "mask_doubtful.png") as image:
+        assert image.width > 100
 
 
 # Where true masks exist

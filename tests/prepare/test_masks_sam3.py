@@ -9,16 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
+from examples.masking import Segmentation, maker_of
 from examples.prepare.masks.__main__ import main
 from examples.prepare.masks.make import Settings
+from stmi_layers.training import Data
 from stmi_layers.training._torchvision import import_torchvision
+from stmi_layers.training.images import read_mask
+from stmi_layers.training.splits import list_items
 
 import_torchvision()
 transformers = pytest.importorskip("transformers", minversion="5")
 if not hasattr(transformers, "Sam3Model"):
     pytest.skip("transformers has no SAM 3", allow_module_level=True)
 
-from examples.prepare.masks.sam3 import Sam3  # noqa: E402
+from examples.prepare.masks.sam3 import Sam3, distinct  # noqa: E402
 
 SIDE, LENGTH = 56, 32  # the processor pads to 32 tokens
 
@@ -125,6 +129,17 @@ def test_of_several_things_one_is_chosen(weights: Path, several, scores, share):
     assert (found > 0.5).mean() == pytest.approx(share, abs=0.03)
 
 
+def test_several_names_are_looked_for_and_a_thing_of_two_names_counts_once(weights: Path):
+    segmenter = Sam3(weights, "car, truck,bus", several="largest")
+    assert segmenter.words == ["car", "truck", "bus"]
+    answers = iter([answer([0.1, 0.9, 0.1]), answer([0.1, 0.8, 0.7]), answer([0.2, 0.2, 0.2])])
+    segmenter.model = lambda **_: next(answers)
+    ((found, count),) = segmenter.look([Image.new("RGB", (80, 80))])
+    assert count == 2  # the thing in the middle by two names, and the one at the right
+    assert (found > 0.5).mean() == pytest.approx(2 / 8, abs=0.03)
+    assert distinct(torch.tensor([0.6, 0.9, 0.2]), torch.rand(1, 4, 4).expand(3, -1, -1), 0.5).tolist() == [1]
+
+
 def test_where_nothing_is_found_the_policy_says_what_comes(weights: Path):
     for nothing, level in (("empty", 0.0), ("whole", 1.0)):
         segmenter = Sam3(weights, "car", nothing=nothing)
@@ -141,6 +156,8 @@ def test_what_cannot_be_loaded_is_named(weights: Path, tmp_path: Path):
         Sam3(tmp_path / "nowhere", "car")
     with pytest.raises(ValueError, match=r"prompt must name what to look for; received ' '"):
         Sam3(weights, " ")
+    with pytest.raises(ValueError, match=r"prompt must name what to look for; received 'car,'"):
+        Sam3(weights, "car,")
     with pytest.raises(ValueError, match=r"several must be .*received 'all'"):
         Sam3(weights, "car", several="all")
     transformers.CLIPConfig().save_pretrained(tmp_path / "clip")
@@ -148,14 +165,34 @@ def test_what_cannot_be_loaded_is_named(weights: Path, tmp_path: Path):
         Sam3(tmp_path / "clip", "car")
 
 
-def test_a_run_with_sam3_names_what_is_empty(weights: Path, images: list[Image.Image], tmp_path: Path):
+def test_a_run_with_sam3_names_what_is_empty_and_where_there_were_several(
+    weights: Path, images: list[Image.Image], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "test" / "RGB").mkdir(parents=True)
     for number, image in enumerate(images):
         image.save(tmp_path / "test" / "RGB" / f"00000{number}_cam1_0_00.png")
     common = {"data": tmp_path, "modalities": ("RGB",), "splits": ("test",), "device": "cpu", "method": "sam3"}
     report = main(Settings(**common, weights=weights, prompt="person", least=1.0))
     assert report["method"].startswith("SAM 3, weights tiny-sam3, prompt 'person'")
-    assert [list(item["doubts"]) for item in report["items"]] == [["empty"]] * 2
+    assert [list(item["doubts"]) for item in report["items"]] == [["empty", "nothing found"]] * 2
+    assert [item["found"] for item in report["items"]] == [[0], [0]]
+    assert "doubts in test: empty 2, nothing found 2" in capsys.readouterr().out
+    report = main(Settings(**common, weights=weights, prompt="person", least=0.0, overwrite="own"))
+    several = [item["found"][0] for item in report["items"]]
+    assert max(several) > 1
+    expected = [pytest.approx(1 - 1 / count) if count > 1 else None for count in several]
+    assert [item["doubts"].get("several found") for item in report["items"]] == expected
+    # The same masks are made while images are described.
+    data = Data(tmp_path, ("RGB",), (16, 16))
+    make = maker_of(Segmentation(weights, "person", least=0.0), "sam3", data, device="cpu")
+    for item in list_items(tmp_path, "test", ("RGB",)):
+        (path,) = item.masks
+        assert path is not None
+        np.testing.assert_array_equal(make(item), read_mask(path))
+    with pytest.raises(ValueError, match=r"masks sam3 need --mask-weights, a local folder"):
+        maker_of(Segmentation(None, "person"), "sam3", data, device="cpu")
+    with pytest.raises(ValueError, match=r"masks sam3 need --mask-prompt, the name of the thing"):
+        maker_of(Segmentation(weights), "sam3", data, device="cpu")
     with pytest.raises(ValueError, match=r"method sam3 needs --weights"):
         main(Settings(**common, prompt="person"))
     with pytest.raises(ValueError, match=r"method sam3 needs --prompt, the name of the thing"):

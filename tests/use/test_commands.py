@@ -17,11 +17,11 @@ import tyro
 from PIL import Image
 
 from examples import extract
+from examples.listing import Listing
 from examples.restore import load_model
 from examples.search import __main__ as search
-from examples.sources import Listing
 from sets import save, tiny
-from stmi_layers.training import Machine, describe, load_split, open_shards
+from stmi_layers.training import Machine, MultiModalDataset, describe, load_split, open_shards, unlabelled
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,6 +105,17 @@ def test_a_manifest_is_read_and_its_missing_files_are_named(data: Path, checkpoi
     run(extract, *arguments, tmp_path / "b")
 
 
+def test_modalities_that_the_model_lacks_are_said(data: Path, checkpoint: Path, tmp_path: Path):
+    names = ["split,RGB,XX", f"test,{data}/test/RGB/000005_cam1_0_00.png,{data}/test/NI/000005_cam1_0_00.png"]
+    (tmp_path / "m.csv").write_text("\n".join(names))
+    arguments = ["--checkpoint", checkpoint, "--images", tmp_path / "m.csv", "--masks", "none", "--out", tmp_path]
+    with pytest.warns(UserWarning, match=r"m\.csv: test also has XX, which the model does not read"):
+        run(extract, *arguments)
+    (tmp_path / "m.csv").write_text("\n".join(names).replace("RGB,XX", "YY,XX"))
+    with pytest.raises(FileNotFoundError, match=r"m\.csv has no modality of the model, RGB, NI; it has \['XX', 'YY'\]"):
+        run(extract, *arguments[:-1], tmp_path / "other")
+
+
 def test_masks_are_given_made_or_left_out(data: Path, checkpoint: Path, tmp_path: Path):
     shutil.copytree(data / "test" / "RGB", tmp_path / "images" / "RGB")
     arguments = ["--checkpoint", checkpoint, "--images", tmp_path / "images"]
@@ -115,6 +126,27 @@ def test_masks_are_given_made_or_left_out(data: Path, checkpoint: Path, tmp_path
     found = [rows_of(tmp_path / policy) for policy in ("classical", "ones", "none")]
     assert not torch.allclose(found[0], found[1])
     assert not torch.allclose(found[1], found[2])
+
+
+def test_a_model_for_masks_is_asked_for_every_item(data: Path, checkpoint: Path, tmp_path: Path, monkeypatch):
+    """With the masks of the set as its answers, descriptors are those with given masks."""
+    arguments = ["--checkpoint", checkpoint, "--images", data, "--split", "test"]
+    with pytest.raises(ValueError, match=r"masks sam3 need --mask-weights, a local folder"):
+        run(extract, *arguments, "--masks", "sam3", "--mask-prompt", "person", "--out", tmp_path / "sam3")
+    with pytest.raises(ValueError, match=r"workers must be 0 for masks sam3: its model is in one process"):
+        run(extract, *arguments, "--masks", "sam3", "--workers", "2", "--out", tmp_path / "sam3")
+    centre = np.zeros((32, 32), bool)  # the masks of the set at twice their size
+    centre[8:24, 8:24] = True
+    monkeypatch.setattr(extract, "maker_of", lambda *_, **__: lambda item: centre)
+    model = ["--masks", "sam3", "--mask-weights", tmp_path, "--mask-prompt", "person"]
+    run(extract, *arguments, *model, "--out", tmp_path / "sam3")
+    run(extract, *arguments, "--out", tmp_path / "given")
+    torch.testing.assert_close(rows_of(tmp_path / "sam3"), rows_of(tmp_path / "given"))
+    # Queries are treated as the index was.
+    found = run(search, "--index", tmp_path / "sam3", "--query", data / "test", "--out", tmp_path)
+    assert len(found) == 20
+    with pytest.raises(ValueError, match=r"another extraction \(mask_prompt person -> bus\); choose another folder"):
+        run(extract, *arguments, *model[:-1], "bus", "--out", tmp_path / "sam3")
 
 
 def test_the_classical_method_finds_the_object_in_the_middle():
@@ -145,7 +177,11 @@ def test_deep_images_are_read_with_the_range_of_the_checkpoint(data: Path, tmp_p
     save(tmp_path / "flat.png", ((np.array(Image.open(file)).astype(float) - 7000) / 10).round().astype(np.uint8))
     with pytest.raises(ValueError, match=r"flat\.png cannot be read: has 8 bits per channel, and the range"):
         run(extract, *arguments[:3], f"NI={tmp_path / 'flat.png'}", "--out", tmp_path / "flat")
-    assert torch.isfinite(rows_of(tmp_path / "deep")).all()
+    # The range of the training, 10 counts a grey level: the same images with 8 bits, without a range.
+    loaded = load_model(tmp_path / "run" / "checkpoint.pt", machine=Machine(device="cpu"))
+    grey = unlabelled(["flat"], [[None, tmp_path / "flat.png"]])
+    expected = describe(loaded.model, MultiModalDataset(grey, (16, 16), masks="none"), device="cpu")
+    torch.testing.assert_close(rows_of(tmp_path / "deep"), expected[loaded.model.headline])
 
 
 @pytest.mark.parametrize(
@@ -165,7 +201,7 @@ def test_images_that_cannot_be_described_are_refused(images, message, data: Path
 
 
 def test_the_same_folder_is_not_used_for_other_images(index: Path, data: Path, checkpoint: Path):
-    with pytest.raises(ValueError, match=r"another extraction; choose another folder:\n  notes: .*'test'"):
+    with pytest.raises(ValueError, match=r"another extraction \(split test -> train\); choose another folder"):
         run(extract, "--checkpoint", checkpoint, "--images", data, "--split", "train", "--out", index)
 
 
@@ -246,6 +282,11 @@ def test_other_models_are_refused_by_name(index: Path, data: Path, other_checkpo
         run(search, "--index", tmp_path, "--query", out)
     with pytest.raises(ValueError, match=r"query must name images to look up, or kind an index"):
         run(search, "--index", index)
+    record = json.loads((out / "extraction.json").read_text())
+    del record["notes"]["seen"]
+    (out / "extraction.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"examples\.extract, of this version; .* that lacks seen\. Extract again"):
+        run(search, "--index", out, "--query", data / "test")
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 import tyro
+from PIL import Image
 from torch import nn
 
 from examples import export
-from examples.exported import Serving, examples_of, open_onnx, open_openvino, open_pt2, program_of, write_onnx
+from examples.exported import open_onnx, open_openvino, open_pt2, program_of, write_onnx
 from examples.quantised import quantise
 from examples.restore import load_model
+from examples.serving import Serving, examples_of
 from examples.train import train
 from sets import tiny
-from stmi_layers.training import Machine, describe, load_split, protocol_for, score
+from stmi_layers.training import Machine, MultiModalDataset, describe, load_split, protocol_for, score, unlabelled
 
 ROOT = Path(__file__).parents[2]
 CPU = Machine(device="cpu")
@@ -108,6 +111,50 @@ def test_the_script_of_the_docs_needs_no_torch(onnx_file: Path, checkpoint: Path
     silent.encode_captions(lambda captions: loaded.model.encode([()]))
     expected = describe_one(loaded.model, silent)
     np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-5)
+
+
+RUNTIME = """
+import numpy
+from types import SimpleNamespace
+
+class InferenceSession:
+    def __init__(self, path):
+        self.facts = open(path).read()
+
+    def get_modelmeta(self):
+        return SimpleNamespace(custom_metadata_map={"stmi-layers": self.facts})
+
+    def run(self, outputs, inputs):
+        return [numpy.concatenate([numpy.ravel(inputs[name]) for name in inputs])[None]]
+"""
+
+
+def test_the_script_prepares_images_as_the_trainer_does(tmp_path: Path):
+    """A thermal image of 16 bits, a photograph on its side, a mask and a camera; the "model" returns its inputs."""
+    (tmp_path / "onnxruntime.py").write_text(RUNTIME)
+    ranges = {"TI": [7000.0, 9000.0]}
+    facts = {"modalities": ["RGB", "TI"], "preprocessing": {"size": [8, 6], "ranges": ranges}, "outputs": ["U"]}
+    (tmp_path / "m").write_text(json.dumps({**facts, "inputs": ["images", "masks", "present", "cameras"]}))
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(6500, 9500, (20, 15)).astype(np.uint16)).save(tmp_path / "t.png")
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(random.integers(0, 256, (15, 20, 3), np.uint8)).save(tmp_path / "r.png", exif=turned)
+    Image.fromarray(np.where(random.random((20, 15)) < 0.5, 255, 0).astype(np.uint8)).save(tmp_path / "m.png")
+    files = {"RGB": tmp_path / "r.png", "TI": tmp_path / "t.png", "mask": tmp_path / "m.png", "camera": 2}
+    command = [sys.executable, ROOT / "examples" / "onnx_script.py", tmp_path / "m"]
+    command += [f"{name}={value}" for name, value in files.items()]
+    environment = {"PYTHONPATH": f"{tmp_path}:" + ":".join(filter(None, sys.path))}
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, env=environment)
+    item = replace(unlabelled(["x"], [[files["RGB"], files["TI"]]])[0], masks=(files["mask"],) * 2)
+    sample = MultiModalDataset([item], (8, 6), ranges=[None, (7000.0, 9000.0)])[0]
+    assert sample.masks is not None
+    expected = [*sample.images.flatten().tolist(), *sample.masks.flatten().tolist(), 1, 1, 2]
+    np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-6)
+    refused = subprocess.run(
+        [*map(str, command), f"TI={files['RGB']}"], capture_output=True, text=True, env=environment
+    )
+    assert "16 bits: one channel, a range" in refused.stderr
 
 
 def describe_one(model: Any, dataset: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from examples.search.matches import Match
 from examples.search.page import edge, write_page
+from examples.search.pictures import pictures
 from stmi_layers.training import Item
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -63,6 +64,21 @@ def test_an_outline_is_the_foreground_beside_background():
     assert outline.sum() == 8
     assert not outline[2, 2]
     assert not edge(np.ones((4, 4), bool)).any()
+
+
+def test_masks_are_outlined_where_the_model_was_given_them(tmp_path: Path):
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:12, 4:12] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    Image.new("RGB", (16, 16), (0, 90, 160)).save(tmp_path / "i.png")
+    shown = Item("x", None, (tmp_path / "i.png", None), (tmp_path / "m.png", None))
+    for policy in ("given", "eroded", "blank+given"):
+        images, (outlined, missing) = pictures({}, MODALITIES, policy)(shown)
+        assert (images[1], missing) == (None, None)
+        np.testing.assert_array_equal(outlined, mask > 0)
+    assert pictures({}, MODALITIES, "classical")(shown)[1][0] is not None
+    for policy in ("none", "ones", "sam3"):
+        assert pictures({}, MODALITIES, policy)(shown)[1] == [None, None]
 
 
 @pytest.fixture

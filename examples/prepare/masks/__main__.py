@@ -44,7 +44,8 @@ def _make(settings: Settings, out: Path) -> dict[str, Any]:
     sheet = out / f"{settings.folder}_doubtful.png"
     worst = rank_doubtful(entries)[: settings.sheet]
     if worst:
-        print(f"the {len(worst)} most doubtful: {draw_sheet(sheet, worst, f'Doubtful masks, by {method}')}")
+        drawn = draw_sheet(sheet, worst, f"Doubtful masks, by {method}", settings)
+        print(f"the {len(worst)} most doubtful: {drawn}")
     else:
         sheet.unlink(missing_ok=True)
     return report

@@ -44,7 +44,7 @@ class Settings:
     """Local folder with SAM 2 or SAM 3 and its processor; nothing is downloaded."""
     prompt: str = "composite"
     """Prompt of SAM 2 for the object: nearly the whole image as a "box", its centre as a "point", or both,
-    "composite". For SAM 3, the name of the thing: person, vehicle."""
+    "composite". For SAM 3, the name of the thing, or several with commas: person; "car, truck, bus"."""
     several: Several = "middle"
     """Where SAM 3 finds several things: the one nearest the middle, or the largest."""
     nothing: Nothing = "empty"
@@ -113,7 +113,7 @@ def check(settings: Settings) -> None:
             "thing is for --method sam3"
         )
     if settings.method == "sam3" and settings.prompt in get_args(Prompt):
-        raise ValueError("method sam3 needs --prompt, the name of the thing to look for, such as person or vehicle")
+        raise ValueError("method sam3 needs --prompt, the name of the thing, such as person, or 'car, truck, bus'")
     if not settings.splits or len(set(settings.splits)) < len(settings.splits):
         raise ValueError(f"splits must be different names, at least one; received {settings.splits}")
     if settings.batch_size < 1 or settings.sheet < 0:
@@ -223,13 +223,21 @@ def make(items: Sequence[Item], segmenter: Segmenter, settings: Settings) -> Ite
         [None if source is None else read_image(source, one) for source, one in zip(item.images, bounds, strict=True)]
         for item in items
     ]
-    maps = iter(segmenter([image for row in images for image in row if image is not None]))
+    maps = iter(_look(segmenter, [image for row in images for image in row if image is not None]))
     for row in images:
-        found = {name: next(maps) for name, image in zip(settings.modalities, row, strict=True) if image is not None}
-        size = found[next(iter(found)) if settings.source == VOTE else settings.source].shape
-        aligned = {name: stretch(probability, size) for name, probability in found.items()}
+        seen = {name: next(maps) for name, image in zip(settings.modalities, row, strict=True) if image is not None}
+        size = seen[next(iter(seen)) if settings.source == VOTE else settings.source][0].shape
+        aligned = {name: stretch(probability, size) for name, (probability, _) in seen.items()}
+        counts = [count for _, count in seen.values() if count is not None]
         together = np.stack(list(aligned.values()))
         used = together if settings.source == VOTE else aligned[settings.source][None]
         raw = vote(used)
         mask = clean(raw)
-        yield mask, measure_made(mask, together, raw, used.mean(axis=0))
+        yield mask, measure_made(mask, together, raw, used.mean(axis=0), counts or None)
+
+
+def _look(segmenter: Segmenter, images: Sequence[Image.Image]) -> list[tuple[Probability, int | None]]:
+    """Maps, each with the number of things that were found where the method counts them."""
+    if isinstance(segmenter, Sam3):
+        return list(segmenter.look(images))
+    return [(probability, None) for probability in segmenter(images)]

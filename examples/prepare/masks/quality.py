@@ -1,5 +1,6 @@
 """Quality of a mask without a true mask to compare with, and reasons to doubt it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ class Quality:
         agreement: mean intersection over union between the cleaned masks of all pairs of modalities; None with one.
         stability: area that stays foreground when a probability of 0.73 is asked for, over that with 0.27.
         removed: of the foreground before cleaning that was not in the largest region.
+        found: number of things that a method found which looks for them by name, one per modality that is there.
     """
 
     area: float
@@ -33,6 +35,7 @@ class Quality:
     agreement: float | None = None
     stability: float | None = None
     removed: float | None = None
+    found: Sequence[int] | None = None
 
 
 def measure(mask: Mask) -> Quality:
@@ -40,7 +43,9 @@ def measure(mask: Mask) -> Quality:
     return Quality(area=float(mask.mean()), border=float(frame_border(mask).mean()))
 
 
-def measure_made(mask: Mask, probabilities: Probability, raw: Mask, used: Probability) -> Quality:
+def measure_made(
+    mask: Mask, probabilities: Probability, raw: Mask, used: Probability, found: Sequence[int] | None = None
+) -> Quality:
     """Everything about a mask that has just been made.
 
     Args:
@@ -48,6 +53,7 @@ def measure_made(mask: Mask, probabilities: Probability, raw: Mask, used: Probab
         probabilities: of all modalities (modalities, height, width).
         raw: the mask before it was cleaned.
         used: the probability map that `raw` comes from: the mean over the modalities, or that of one.
+        found: see `Quality`.
     """
     shown = measure(mask)
     wide = int((used > UNSURE).sum())
@@ -57,6 +63,7 @@ def measure_made(mask: Mask, probabilities: Probability, raw: Mask, used: Probab
         agreement=mean_overlap([clean(one > 0.5) for one in probabilities]),
         stability=float((used > SURE).sum() / wide) if wide else 1.0,
         removed=float((raw & ~mask).sum() / raw.sum()) if raw.any() else 0.0,
+        found=found,
     )
 
 
@@ -66,6 +73,7 @@ def find_doubts(quality: Quality) -> dict[str, float]:
     >>> find_doubts(Quality(area=0.3, border=0.1, agreement=0.25))
     {'modalities disagree': 0.75}
     """
+    found = quality.found or [1]
     agreement, stability, removed = (
         default if value is None else value
         for value, default in ((quality.agreement, 1.0), (quality.stability, 1.0), (quality.removed, 0.0))
@@ -78,5 +86,7 @@ def find_doubts(quality: Quality) -> dict[str, float]:
         "modalities disagree": (1 - agreement) * (agreement < LEAST_AGREEMENT),
         "unstable": (1 - stability) * (stability < LEAST_STABILITY),
         "scattered": removed * (removed > MOST_REMOVED),
+        "nothing found": float(np.mean([count == 0 for count in found])),
+        "several found": 1 - 1 / max(1, *found),
     }
     return {reason: float(np.round(strength, 6)) for reason, strength in doubts.items() if strength > 0}

@@ -111,6 +111,8 @@ def write_report(path: Path, entries: Sequence[Entry], settings: Settings, metho
             "modalities disagree": f"agreement < {limits.LEAST_AGREEMENT}",
             "unstable": f"stability < {limits.LEAST_STABILITY}",
             "scattered": f"removed > {limits.MOST_REMOVED}",
+            "nothing found": "no thing of the name in a modality",
+            "several found": "more than one thing of the name in a modality",
         },
         "splits": {split: summarise(those) for split, those in splits.items()},
         "items": [_as_json(entry, settings) for entry in entries],

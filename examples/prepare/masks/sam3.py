@@ -3,7 +3,7 @@
 The published weights come under a licence of their own, Meta's SAM License, not under that of this repository.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from stmi_layers.training._torchvision import import_torchvision
 
 Several = Literal["largest", "middle"]
 Nothing = Literal["empty", "whole", "error"]
+SAME = 0.5  # intersection over union from which two masks are of one thing
 
 
 class Sam3:
@@ -25,7 +26,7 @@ class Sam3:
 
     Args:
         weights: folder with the model and its processor, as `save_pretrained` writes them. Nothing is downloaded.
-        prompt: name of the thing: person, vehicle, yellow bus ...
+        prompt: name of the thing: person, yellow bus ...; or several with commas, which cost a pass each.
         several: where there are several: the one with the largest mask, or the one whose box is nearest the middle.
         nothing: where there is none: no foreground, which the report names as empty; all of the image; or stop.
         least: score from which a thing counts as found.
@@ -49,7 +50,8 @@ class Sam3:
         check_choice("several", several, get_args(Several))
         check_choice("nothing", nothing, get_args(Nothing))
         check_probability("least", least)
-        if not prompt.strip():
+        self.words = [word.strip() for word in prompt.split(",")]
+        if not all(self.words):
             raise ValueError(f"prompt must name what to look for; received {prompt!r}")
         self.prompt, self.several, self.nothing, self.least = prompt, several, nothing, least
         self.device = torch.device(device)
@@ -60,21 +62,31 @@ class Sam3:
             f"of none {nothing}"
         )
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[Probability]:
         """One map per image, at its own size."""
+        return [probability for probability, _ in self.look(images)]
+
+    @torch.no_grad()
+    def look(self, images: Sequence[Image.Image]) -> Iterator[tuple[Probability, int]]:
+        """One map per image, at its own size, and the number of things that were found in it."""
         pictures = [image.convert("RGB") for image in images]
-        inputs = self.processor(images=pictures, text=[self.prompt] * len(pictures), return_tensors="pt")
+        answers = zip(*(self._ask(pictures, word) for word in self.words), strict=True)
+        scores, masks, boxes = (torch.cat(parts, dim=1) for parts in answers)
+        for image, score, mask, box in zip(pictures, scores, masks, boxes, strict=True):
+            found = distinct(score, mask, self.least)
+            yield self._choose(image, found, mask, box), len(found)
+
+    def _ask(self, pictures: list[Image.Image], word: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, masks and boxes of all things that could be one of the name."""
+        inputs = self.processor(images=pictures, text=[word] * len(pictures), return_tensors="pt")
         answer = self.model(**inputs.to(self.device))
         scores = answer.pred_logits.float().sigmoid()
         if answer.presence_logits is not None:
             scores = scores * answer.presence_logits.float().sigmoid()
-        parts = zip(pictures, scores, answer.pred_masks.float().sigmoid(), answer.pred_boxes.float(), strict=True)
-        return [self._choose(*one) for one in parts]
+        return scores, answer.pred_masks.float().sigmoid(), answer.pred_boxes.float()
 
-    def _choose(self, image: Image.Image, scores: Tensor, masks: Tensor, boxes: Tensor) -> Probability:
+    def _choose(self, image: Image.Image, found: Tensor, masks: Tensor, boxes: Tensor) -> Probability:
         """The map of one of the things that were found."""
-        found = (scores >= self.least).nonzero().flatten()
         if len(found) == 0:
             if self.nothing == "error":
                 raise ValueError(f"an image of {image.size} pixels shows no {self.prompt!r}; pass nothing='empty'")
@@ -88,6 +100,24 @@ class Sam3:
         size = (image.height, image.width)
         whole = F.interpolate(masks[best][None, None], size, mode="bilinear", align_corners=False)
         return whole[0, 0].cpu().numpy()
+
+
+def distinct(scores: Tensor, masks: Tensor, least: float) -> Tensor:
+    """Indices of the things with a score from `least` on, best first, each thing once, whatever names it goes by.
+
+    Args:
+        scores: in [0, 1], (things).
+        masks: probabilities (things height width).
+        least: least score.
+    """
+    shapes = masks.flatten(1) > 0.5
+    kept: list[int] = []
+    for thing in scores.argsort(descending=True, stable=True).tolist():
+        union = [(shapes[thing] | shapes[other]).sum() for other in kept]
+        shared = [(shapes[thing] & shapes[other]).sum() for other in kept]
+        if scores[thing] >= least and not any(a >= SAME * b > 0 for a, b in zip(shared, union, strict=True)):
+            kept.append(thing)
+    return torch.tensor(kept, dtype=torch.int64)
 
 
 def load(weights: Path) -> tuple[Any, Any]:

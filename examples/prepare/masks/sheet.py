@@ -7,20 +7,23 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from examples.prepare.masks.make import Settings
 from examples.prepare.masks.regions import Mask
 from examples.prepare.masks.report import Entry
 from stmi_layers.training.files import write_whole
 from stmi_layers.training.images import read_image, read_mask
+from stmi_layers.training.settings import Range
 from stmi_layers.training.transforms import erode
 
 HEIGHT, GAP, LINE, WIDTH = 96, 4, 14, 1400
 OUTLINE = (255, 214, 10)
 
 
-def draw_sheet(path: Path, entries: Sequence[Entry], title: str) -> Path:
+def draw_sheet(path: Path, entries: Sequence[Entry], title: str, settings: Settings) -> Path:
     """Draw each entry as its images with the outline of the mask, and below them the foreground alone."""
     lines = 1 + max(len(entry.doubts) for entry in entries)
-    cells = [_draw_cell(entry, LINE * lines + GAP) for entry in entries]
+    bounds: list[Range | None] = [settings.ranges.get(name) for name in settings.modalities]
+    cells = [_draw_cell(entry, bounds, LINE * lines + GAP) for entry in entries]
     wide = max(cell.width for cell in cells) + 3 * GAP
     columns = max(1, WIDTH // wide)
     tall = cells[0].height + 3 * GAP
@@ -35,13 +38,13 @@ def draw_sheet(path: Path, entries: Sequence[Entry], title: str) -> Path:
     return path
 
 
-def _draw_cell(entry: Entry, top: int) -> Image.Image:
+def _draw_cell(entry: Entry, bounds: Sequence[Range | None], top: int) -> Image.Image:
     mask = read_mask(entry.task.path)
     pictures = []
-    for source in entry.task.item.images:
+    for source, one in zip(entry.task.item.images, bounds, strict=True):
         if source is None:
             continue
-        image = read_image(source).convert("RGB")
+        image = read_image(source, one)
         size = (max(1, round(HEIGHT * image.width / image.height)), HEIGHT)
         pixels = np.array(image.resize(size, Image.Resampling.BILINEAR))
         shown = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))

@@ -85,13 +85,19 @@ def write_record(folder: Path, record: Extraction) -> None:
         write_text(path, json.dumps(new, indent=1) + "\n")
         return
     old = _read_json(path)
-    changed = [f"{name}: {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
+    changed = "; ".join(_changes(old, new))
     if changed:
-        raise ValueError(f"{folder} holds another extraction; choose another folder:\n  " + _lines(changed))
+        raise ValueError(f"{folder} holds another extraction ({changed}); choose another folder")
 
 
-def _lines(changes: Sequence[str]) -> str:
-    return "\n  ".join(change if len(change) < 400 else change[:400] + " ..." for change in changes)
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """What differs, entry by entry."""
+    for name in {**old, **new}:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _changes(before, after)
+        elif before != after:
+            yield f"{name} {str(before)[:200]} -> {str(after)[:200]}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

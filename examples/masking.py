@@ -1,0 +1,66 @@
+"""Masks that a method of `examples.prepare.masks` makes while images are described; nothing is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from examples.prepare.masks.make import Settings, build, check, make
+from examples.prepare.masks.sam3 import Nothing, Several
+from stmi_layers.training import Data
+from stmi_layers.training.record import Item
+
+# The mask of an item at the size of its first image.
+Maker = Callable[[Item], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Model for masks that are made on the fly."""
+
+    mask_weights: Path | None = None
+    """Local folder with SAM 2 or SAM 3, for --masks sam2 or sam3."""
+    mask_prompt: str | None = None
+    """For SAM 3 the name of the thing, as person, or several, as "car, truck, bus"; for SAM 2 box, point or composite,
+    its default."""
+    several: Several = "middle"
+    """Where SAM 3 finds several things: the one nearest the middle, or the largest."""
+    nothing: Nothing = "empty"
+    """Where SAM 3 finds none: an empty mask, all of the image, or stop."""
+    least: float = 0.5
+    """Score from which SAM 3 has found a thing."""
+
+    def anywhere(self) -> "Segmentation":
+        """The same with an absolute path, which another command in another folder can use."""
+        return replace(self, mask_weights=self.mask_weights and self.mask_weights.absolute())
+
+
+def maker_of(segmentation: Segmentation, method: Literal["sam2", "sam3"], data: Data, *, device: str) -> Maker:
+    """A function that makes the mask of an item from all of its images, as `examples.prepare.masks` does.
+
+    Raises:
+        FileNotFoundError: when the folder of the model, or a file in it, is missing.
+        ValueError: when the folder or the name of the thing is not stated, or the folder holds another model.
+    """
+    if segmentation.mask_weights is None:
+        raise ValueError(f"masks {method} need --mask-weights, a local folder with the model")
+    if method == "sam3" and segmentation.mask_prompt is None:
+        raise ValueError("masks sam3 need --mask-prompt, the name of the thing, such as person, or 'car, truck, bus'")
+    settings = Settings(
+        data=Path(),
+        modalities=data.modalities,
+        method=method,
+        weights=segmentation.mask_weights,
+        prompt=segmentation.mask_prompt or "composite",
+        several=segmentation.several,
+        nothing=segmentation.nothing,
+        least=segmentation.least,
+        ranges=data.ranges,
+        device=device,
+    )
+    check(settings)
+    segmenter, _ = build(settings)
+    return lambda item: next(make([item], segmenter, settings))[0]
