@@ -316,7 +316,7 @@ def test_a_preset_writes_table_and_figure_and_publishes_them(folder, trained, tm
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(folder, tmp_path, capsys, in_this_process):
     run, options = asked(folder, tmp_path, {"variants": ("baseline@UV", "baseline"), "seeds": (0,)})
-    with pytest.raises(ValueError, match=r"1 of 2 runs failed: baseline@UV/seed-0; .*the same command makes only these"):
+    with pytest.raises(ValueError, match=r"1 of 2 runs failed: baseline@UV/seed-0; .*same command makes only these"):
         compare.main(run, options)
     assert "baseline@UV/seed-0 failed: " in capsys.readouterr().err
     assert (tmp_path / "runs/baseline/seed-0/metrics.json").exists()

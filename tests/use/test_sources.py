@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.sources import Listing, list_sources, write_listing
+from examples.listing import Listing, write_listing
+from examples.sources import list_sources
 from sets import save
 
 MODALITIES = ("RGB", "TI")
