@@ -94,10 +94,11 @@ def test_distributed_data_parallel(tmp_path: Path):
     backbone, inputs = TokenBackbone(model), example(model)
     expected = gradients(model, backbone(*inputs))
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    parallel = DistributedDataParallel(backbone)  # kept: its hooks end with it
     try:
-        parallel = DistributedDataParallel(backbone)  # kept: its hooks end with it
         actual = gradients(model, parallel(*inputs))
     finally:
+        del parallel  # the last to let go of a group of gloo may wait for ever
         torch.distributed.destroy_process_group()
     torch.testing.assert_close(actual, expected)
 

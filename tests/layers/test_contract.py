@@ -295,12 +295,13 @@ def _one_of_two(results: str) -> None:
     layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
+    parallel = DistributedDataParallel(layer)
     try:
-        parallel = DistributedDataParallel(layer)
         parallel(*(item[2 * rank : 2 * rank + 2] for item in inputs)).square().sum().backward()
         if rank == 0:
             torch.save({name: value.grad for name, value in layer.named_parameters()}, results)
     finally:
+        del parallel  # the last to let go of a group of gloo may wait for ever
         torch.distributed.destroy_process_group()
 
 

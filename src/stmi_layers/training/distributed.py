@@ -5,7 +5,9 @@ to be switched on.
 """
 
 import atexit
+import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -51,8 +53,14 @@ def join(device: str) -> torch.device:
 
 
 def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    # The last error keeps its frames, and with them DistributedDataParallel. If that is the last to hold a group
+    # of gloo, it waits for threads that wait for it, and a process that failed never ends.
+    for name in ("last_exc", "last_value", "last_traceback"):
+        vars(sys).pop(name, None)
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def num_processes() -> int:
