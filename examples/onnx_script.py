@@ -14,18 +14,17 @@ names, shape = facts["modalities"], facts["preprocessing"]["size"]
 size, ranges = tuple(shape[::-1]), facts["preprocessing"]["ranges"]
 images = np.zeros((1, len(names), 3, *shape), np.float32)
 masks = np.ones((1, len(names), *shape), bool)  # all is foreground
-present = np.array([[name in files for name in names]])
 for name in {*names} & {*files}:
-    image = ImageOps.exif_transpose(Image.open(files[name]))
-    assert (image.mode[0] in "IF") == (name in ranges), "16 bits: one channel, a range"
-    if name in ranges:
-        image = Image.fromarray(np.uint8(np.interp(np.asarray(image), ranges[name], (0.5, 255.5))))
-    image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    images[0, names.index(name)] = np.asarray(image).transpose(2, 0, 1) / 255
+    view = ImageOps.exif_transpose(Image.open(files[name]))
+    assert (view.mode[0] in "IF") == (name in ranges), "16 bits: one channel, a range"
+    if span := ranges.get(name):
+        view = Image.fromarray(np.uint8(np.interp(np.array(view), span, (0.5, 255.5))))
+    view = view.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    images[0, names.index(name)] = np.asarray(view).transpose(2, 0, 1) / 255
 if "mask" in files:
     masks[:] = np.asarray(Image.open(files["mask"]).convert("L").resize(size, 0)) > 127
-inputs = {"images": images, "masks": masks, "present": present}
+inputs = {"images": images, "masks": masks}
+inputs["present"] = np.array([[name in files for name in names]])
 inputs["cameras"] = np.array([int(files.get("camera", -1))])
-inputs = {name: inputs[name] for name in facts["inputs"]}
-vectors = np.asarray(session.run(facts["outputs"][:1], inputs)[0])  # of length 1
-print(json.dumps(vectors[0].tolist()))
+found = session.run(facts["outputs"][:1], {n: inputs[n] for n in facts["inputs"]})
+print(json.dumps(np.asarray(found[0])[0].tolist()))  # of length 1

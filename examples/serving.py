@@ -52,8 +52,9 @@ class Serving(nn.Module):
         cameras = given.get("cameras", nowhere)
         batch = Batch(
             images=images,
-            masks=given.get("masks"),
-            present=given["present"],
+            # torch.export's files take any dtype without a word, and 255 is no Bool in them.
+            masks=given["masks"] != 0 if "masks" in given else None,
+            present=given["present"] != 0,
             labels=nowhere,
             cameras=cameras,
             views=nowhere,

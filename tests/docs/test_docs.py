@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import stmi_layers
+from examples.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -35,7 +36,8 @@ def shown_options() -> dict[str, set[str]]:
     text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
     options: dict[str, set[str]] = {}
     # Commands for all methods name one: its options are those of the method.
-    for module, rest in re.findall(r"-m ((?:examples|benchmarks)\.[\w.]+(?: stmi\b)?)([^`\n#]*)", text):
+    methods = "|".join(METHODS)
+    for module, rest in re.findall(rf"-m ((?:examples|benchmarks)\.[\w.]+(?: (?:{methods})\b)?)([^`\n#]*)", text):
         options.setdefault(module, set()).update(re.findall(r"(?<!\S)--[\w-]+", rest))
     return options
 

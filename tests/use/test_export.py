@@ -192,6 +192,8 @@ def test_pt2_takes_captions_as_inputs_and_has_no_modes(checkpoint: Path, tmp_pat
     names = json.loads(extra["metadata.json"])["inputs"]
     example = {name: torch.from_numpy(vector[f"input {name}"]) for name in names}
     np.testing.assert_allclose(open_pt2(out)(example)[0], vector["output U"], atol=1e-5)
+    grey = example | {"masks": 255 * example["masks"].to(torch.uint8), "present": example["present"].float()}
+    np.testing.assert_allclose(open_pt2(out)(grey)[0], vector["output U"], atol=1e-5)
 
 
 @pytest.mark.slow
