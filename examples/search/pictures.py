@@ -1,6 +1,7 @@
 """Pictures of items for the page: the images as they are, and the masks that the model was given."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str) -
             return images, [None if image is None else made for image in images]
         if masks not in FROM_FILES:
             return images, [None] * len(images)
-        return images, [None if path is None or not path.is_file() else read_mask(path) for path in item.masks]
+        return images, [_outline(path) for path in item.masks]
 
     return draw
 
@@ -44,8 +45,16 @@ def _read(source: Source | None, bounds: Any) -> Image.Image | None:
         return None
     try:
         return read_image(source, bounds)
-    except (OSError, ValueError):
+    except Exception:  # whatever a file that is damaged by now makes of a decoder
         return Image.new("RGB", (64, 64), (128, 128, 128))
+
+
+def _outline(path: Path | None) -> NDArray[np.bool_] | None:
+    """A mask; None where its file is gone."""
+    try:
+        return None if path is None else read_mask(path)
+    except Exception:
+        return None
 
 
 def _made(images: Sequence[Image.Image | None]) -> NDArray[np.bool_]:

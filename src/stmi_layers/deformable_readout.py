@@ -94,7 +94,7 @@ def _sample(maps: list[Tensor], positions: Iterable[Tensor], grid: tuple[int, in
 
 def _read(queries: Tensor, samples: Tensor, attention: Any, project: Any, present: Tensor | None) -> Tensor:
     keep = None if present is None else present[:, None].expand(-1, samples.shape[1], -1).flatten(1)
-    return zero_where_none(project(read_heads(queries, samples.flatten(1, 2), *attention, keep)), keep)
+    return zero_where_none(project(read_heads(queries, samples.flatten(1, 2), *attention, keep=keep)), keep)
 
 
 class DeformableReadout(nn.Module):

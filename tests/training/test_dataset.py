@@ -1,6 +1,7 @@
 """The dataset: joint geometry, masks, cache and reproducibility on painted sets, and real data when present."""
 
 import itertools
+import struct
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from painted_sets import MODALITIES, NAMES, SIZE, blob, captions_of, read, save, write_captions, write_painted
-from stmi_layers.training import IdentitySampler, Item
+from stmi_layers.training import IdentitySampler, Item, cache
 from stmi_layers.training.contract import Batch, Facts
 from stmi_layers.training.dataset import MultiModalDataset, Sample, collate, facts_of, load_split
 from stmi_layers.training.images import UnreadableError
@@ -364,6 +365,19 @@ def test_a_file_that_breaks_while_training_runs_is_one_line(root: Path, workers:
         list(DataLoader(dataset, 6, collate_fn=collate, num_workers=workers))
     assert str(caught.value).startswith(f"{path} cannot be read: ")
     assert "\n" not in str(caught.value)
+
+
+def test_whatever_a_decoder_makes_of_a_file_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise struct.error("unpack requires 4 bytes")
+
+    dataset = MultiModalDataset(read(root), SIZE)
+    monkeypatch.setattr(cache, "read_mask", fail)
+    with pytest.raises(UnreadableError, match=r"train_3/mask/.*\.png cannot be read: unpack requires 4 bytes"):
+        dataset[0]
+    monkeypatch.setattr(cache, "read_image", fail)
+    with pytest.raises(UnreadableError, match=r"train_3/RGB/.*\.png cannot be read: unpack requires 4 bytes"):
+        dataset[0]
 
 
 def test_a_split_loads_as_the_settings_say(root: Path) -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from examples.listing import Listing, write_listing
+from examples.search.pictures import pictures
 from examples.sources import list_sources
 from sets import save
+from stmi_layers.training import Item
 
 MODALITIES = ("RGB", "TI")
 
@@ -53,6 +55,16 @@ def test_links_to_folders_are_followed_once(tmp_path: Path):
     (tmp_path / "photos" / "drive").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "photos")
     assert listed(tmp_path / "photos", modality="RGB") == ["a", "drive/b"]
+
+
+def test_a_page_outlives_its_files(tmp_path: Path):
+    for name in ("image.png", "mask.png"):
+        (tmp_path / name).write_bytes(b"no image any more")
+    item = Item("a", None, (tmp_path / "image.png", None), (tmp_path / "mask.png", tmp_path / "gone.png"))
+    images, masks = pictures({}, MODALITIES, "given")(item)
+    assert images[0] is not None
+    assert (np.array(images[0]) == 128).all()
+    assert (images[1], masks) == (None, [None, None])
 
 
 def test_modalities_that_some_items_lack_are_counted(tmp_path: Path):

@@ -51,7 +51,7 @@ class Pixels:
         height, width = self.size
         try:
             resized = read_image(source, bounds).resize((width, height), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except Exception as error:  # whatever a damaged file makes of a decoder
             raise UnreadableError(f"{path_of(source)} cannot be read: {error}") from error
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
@@ -59,7 +59,7 @@ class Pixels:
         height, width = self.size
         try:
             mask = Image.fromarray(read_mask(path))
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except Exception as error:
             raise UnreadableError(f"{path} cannot be read: {error}") from error
         # Pillow takes the pixel at the centre; the "nearest" of torch would move a mask by half a pixel.
         return torch.from_numpy(np.array(mask.resize((width, height), Image.Resampling.NEAREST)))

@@ -58,6 +58,9 @@ class Look(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+NOTHING = Look("not looked at")
+
+
 def find_defect(source: Source, *, is_mask: bool = False, bounds: Range | None = None) -> str | None:
     """Find out why a file cannot be used; None when it can."""
     return look_at(source, is_mask=is_mask, bounds=bounds).defect
@@ -155,19 +158,23 @@ def check_files(
         quiet: without a progress bar.
         memory: folder of the memory; `stmi-layers/checked` among the user's caches by default.
     """
-    ranges = ranges or {}
+    ranges, looks = ranges or {}, dict[Path, Look]()
     sources = {path_of(source): (source, False) for source in images} | {path: (path, True) for path in masks}
     with _memory(root, memory) as known:
-        stamps = {path: _stamp(*one, ranges.get(path)) for path, one in sources.items()}
-        looks = {path: _recall(known.get(os.fsdecode(path)), stamp) for path, stamp in stamps.items()}
-        todo = [path for path, look in looks.items() if look is None]
+        todo: dict[Path, str] = {}
+        for path, (source, is_mask) in sources.items():
+            stamp = _stamp(source, path, is_mask, ranges.get(path))
+            looks[path] = _recall(known.get(os.fsdecode(path)), stamp) or NOTHING
+            if looks[path] is NOTHING:
+                todo[path] = stamp
         jobs = ((*sources[path], ranges.get(path)) for path in todo)
-        for path, look in zip(todo, _look_at_all(jobs, len(todo), root, workers, quiet=quiet), strict=True):
+        found = _look_at_all(jobs, len(todo), root, workers, quiet=quiet)
+        for (path, stamp), look in zip(todo.items(), found, strict=True):
             looks[path] = look
             known.pop(os.fsdecode(path), None)
             if look.defect is None:
-                known[os.fsdecode(path)] = " ".join([stamps[path], *map(str, look.size), *look.notes])
-    return {path: look for path, look in looks.items() if look is not None}
+                known[os.fsdecode(path)] = " ".join([stamp, *map(str, look.size), *look.notes])
+    return looks
 
 
 def _look_at_all(jobs: Iterable[Any], count: int, root: Path, workers: int, *, quiet: bool) -> Iterator[Look]:
@@ -179,10 +186,10 @@ def _look_at_all(jobs: Iterable[Any], count: int, root: Path, workers: int, *, q
         yield from tqdm(found, desc=f"checking {root}", total=count, unit="file", leave=False, disable=quiet)
 
 
-def _stamp(source: Source, is_mask: bool, bounds: Range | None) -> str:
+def _stamp(source: Source, path: Path, is_mask: bool, bounds: Range | None) -> str:
     """State of a file, and how it is read, as text without spaces that ends a check's being valid when it changes."""
     try:
-        found = os.stat(path_of(source))
+        found = os.stat(path)
     except OSError:
         return "absent"
     panels = source.count if isinstance(source, Panel) else 1
