@@ -18,12 +18,10 @@ TABLE = ROOT / "docs" / "tables" / "versions.md"
 VERSIONS = {"oldest": "torch==2.6.0", "newest": "torch"}
 # What tests/layers and the two conftest.py import; oracles from other libraries are skipped where they are missing.
 TOOLS = (
-    "torchvision",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "sybil>=8",
-    "numpy",
     "scikit-learn",
     "onnxscript",
 )
@@ -50,7 +48,7 @@ def environment(folder: Path, requirement: str) -> Path:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--upgrade", requirement, *TOOLS], check=True)
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", requirement, "-e", str(ROOT)], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", requirement, "-e", f"{ROOT}[training]"], check=True)
     return python
 
 
