@@ -16,6 +16,9 @@ import torch
 from benchmarks import (
     alignment,
     attention,
+    backbones,
+    checks,
+    data,
     deformable,
     experts,
     hypergraph,
@@ -24,14 +27,20 @@ from benchmarks import (
     metrics,
     model,
     permutation,
+    profiles,
     reallocation,
     report,
+    search,
     selection,
 )
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
 TOPICS = {
+    "backbones": backbones,
+    "model": model,
+    "data": data,
+    "checks": checks,
     "attention": attention,
     "reallocation": reallocation,
     "experts": experts,
@@ -43,7 +52,7 @@ TOPICS = {
     "losses": losses,
     "alignment": alignment,
     "metrics": metrics,
-    "model": model,
+    "search": search,
 }
 
 
@@ -66,6 +75,8 @@ def main() -> int:
     print(f"\n{report.table(results)}\n\n{len(results)} rows in {time.perf_counter() - start:.0f} s, written: {out}")
     if options.docs:
         report.write_docs(found, options.device)
+        if options.device == "cpu" and not options.only:
+            profiles.draw(report.DOCS)
     missed = report.missed(results)
     if options.check and missed:
         print("\nmissed targets:\n" + "\n".join(missed), file=sys.stderr)
