@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=TOPICS, help="measure these topics alone")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of torch, where a row asks for no number of its own")
-    parser.add_argument("--seconds", type=float, default=1.25, help="after this time a comparison begins no new turn")
+    parser.add_argument("--seconds", type=float, default=1.0, help="after this time a comparison begins no new turn")
     parser.add_argument("--turns", type=int, default=30, help="of a comparison, at most")
     parser.add_argument("--out", type=Path, help="JSON file; runs/benchmarks-DEVICE.json by default")
     parser.add_argument("--docs", action="store_true", help="write what was measured into docs/tables and docs/assets")

@@ -1,13 +1,16 @@
 """Vision transformers of timm with SFM, from images and masks to tokens, against the same networks without."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from benchmarks.attention import as_written
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers.backbones import TokenBackbone, modulate
 
@@ -57,10 +60,24 @@ class Pair:
         masks[:, 32:224, 32:96] = True
         calls: dict[str, Callable[[], Tensor]] = {
             self.name: lambda: self.plain(images),
-            "ours": lambda: torch.cat([part.flatten() for part in self.ours(images, masks)]),
+            "ours": lambda: _joined(self.ours(images, masks)),
         }
-        contenders = {name: Contender(partial(run, self, call)) for name, call in calls.items()}
+        # The features of forward passes are checked; the step computes the same ones.
+        expected = functools.cache(lambda: self._expected(images, masks)) if run is Pair.forward else None
+        contenders = {
+            name: Contender(partial(run, self, call), expected if name == "ours" else None)
+            for name, call in calls.items()
+        }
         return Comparison(f"SFM {self.name} at 256 x 128, {what}", contenders, (Target("time", limit),), threads)
+
+    def _expected(self, images: Tensor, masks: Tensor) -> Outputs:
+        """Return the tokens when attention computes its equations as they are written."""
+
+        def attention(*arguments: Tensor, scale: float) -> Tensor:
+            return as_written(*arguments)  # which has the same scale
+
+        with mock.patch("stmi_layers.backbones.mixin.modulated_attention", attention):
+            return self.forward(lambda: _joined(self.modules["ours"](images, masks)))
 
     def forward(self, call: Callable[[], Tensor]) -> Outputs:
         self._train(False)
@@ -77,3 +94,7 @@ class Pair:
         for module in self.modules.values():
             if module.training != mode:
                 module.train(mode)
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])

@@ -132,7 +132,7 @@ class TokenBackbone(nn.Module):
                 that is not modulated, or `cameras` to one without camera embedding.
         """
         modalities = images.shape[1] if images.dim() == 5 else 1
-        if (prompted := num_modalities(self._first_block())) not in (None, modalities):
+        if (prompted := num_modalities(self._blocks_of(self.tower.model)[0])) not in (None, modalities):
             raise ValueError(f"images must have the {prompted} modalities of the prompts; received {modalities}")
         flat = self._fitting(images.flatten(0, 1) if images.dim() == 5 else images)
         if foreground is not None and foreground.dim() > images.dim() - 1:
@@ -157,12 +157,9 @@ class TokenBackbone(nn.Module):
             raise ValueError(f"images must have 1 or {channels} channels; received {images.shape[1]}")
         return images.expand(-1, channels, -1, -1)
 
-    def _first_block(self) -> nn.Module:
-        """Return the block that tells of all: what `modulate` and `adapt` add is in every one of them."""
-        return self._blocks_of(self.tower.model)[0]
-
     def _foreground(self, masks: Tensor, modalities: int) -> Tensor:
-        if not any(isinstance(module, Modulated) for module in self._first_block().modules()):
+        first = self._blocks_of(self.tower.model)[0]  # what modulate adds is in every block
+        if not any(isinstance(module, Modulated) for module in first.modules()):
             raise ValueError("foreground needs a modulated model: call modulate(model), or leave foreground out")
         if masks.dim() == 4:
             masks = masks.flatten(0, 1)
