@@ -1,12 +1,11 @@
 """`typed`: shape, dtype and device checks at the public boundary, absent while a graph is captured.
 
 `jaxtyping` reads the shapes from the annotations and `beartype` checks them at every eager call. A call that is right
-is accepted before they run, in some 10 µs per layer (`python -m benchmarks --only checks`). They have the last word on
-all others. Inside `torch.compile`, `torch.export`, `torch.jit.trace` and the ONNX exporters the undecorated function runs,
-so that the checks neither break the graph nor end up in it. A checked function of this package calls others of this
-package without checks: a layer checks its arguments once. Set
-`JAXTYPING_DISABLE=1` before the import to switch the shape and dtype checks off; that all tensors share a device is
-checked all the same.
+is accepted before they run, in some 10 µs per layer (`python -m benchmarks --only checks`); on all others they have the
+last word. Inside `torch.compile`, `torch.export`, `torch.jit.trace` and the ONNX exporters the undecorated function
+runs, so that the checks neither break the graph nor end up in it. A checked function of this package calls others of
+this package without checks: a layer checks its arguments once. Set `JAXTYPING_DISABLE=1` before the import to switch
+the shape and dtype checks off; that all tensors share a device is checked all the same.
 """
 
 import functools
