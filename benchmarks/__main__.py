@@ -16,6 +16,9 @@ import torch
 from benchmarks import (
     alignment,
     attention,
+    backbones,
+    checks,
+    data,
     deformable,
     experts,
     hypergraph,
@@ -24,14 +27,20 @@ from benchmarks import (
     metrics,
     model,
     permutation,
+    profiles,
     reallocation,
     report,
+    search,
     selection,
 )
 from benchmarks.machine import describe
 from benchmarks.runner import Comparison, Measured, run
 
 TOPICS = {
+    "backbones": backbones,
+    "model": model,
+    "data": data,
+    "checks": checks,
     "attention": attention,
     "reallocation": reallocation,
     "experts": experts,
@@ -43,7 +52,7 @@ TOPICS = {
     "losses": losses,
     "alignment": alignment,
     "metrics": metrics,
-    "model": model,
+    "search": search,
 }
 
 
@@ -66,6 +75,8 @@ def main() -> int:
     print(f"\n{report.table(results)}\n\n{len(results)} rows in {time.perf_counter() - start:.0f} s, written: {out}")
     if options.docs:
         report.write_docs(found, options.device)
+        if options.device == "cpu" and not options.only:
+            profiles.draw(report.DOCS)
     missed = report.missed(results)
     if options.check and missed:
         print("\nmissed targets:\n" + "\n".join(missed), file=sys.stderr)
@@ -80,7 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=TOPICS, help="measure these topics alone")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of torch, where a row asks for no number of its own")
-    parser.add_argument("--seconds", type=float, default=1.25, help="after this time a comparison begins no new turn")
+    parser.add_argument("--seconds", type=float, default=1.0, help="after this time a comparison begins no new turn")
     parser.add_argument("--turns", type=int, default=30, help="of a comparison, at most")
     parser.add_argument("--out", type=Path, help="JSON file; runs/benchmarks-DEVICE.json by default")
     parser.add_argument("--docs", action="store_true", help="write what was measured into docs/tables and docs/assets")

@@ -41,7 +41,7 @@ def _comparison(problem: "Problem", threads: int | None, *, written: bool) -> Co
         "ours": problem.contender(problem.ours, exact=problem.written),
     }
     if problem.device == "cpu":
-        contenders["ours, widened"] = problem.contender(problem.widened, exact=problem.written)
+        contenders["ours, widened"] = problem.contender(problem.widened, exact=problem.written, turns=3)
     if written:
         turns = 1 if problem.tokens > 1000 else 3
         contenders["as written"] = problem.contender(problem.written, exact=problem.written, turns=turns)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-UNITS = {"time": "time", "memory": "memory", "error": "error", "MiB": "MiB above the inputs"}
+UNITS = {"time": "time", "memory": "memory", "error": "error", "MiB": "MiB above the inputs", "µs": "µs added"}
 
 
 def line(result: dict) -> str:
@@ -19,13 +19,15 @@ def table(results: Sequence[dict]) -> str:
     others = dict.fromkeys(
         name for result in results for name in result["contenders"] if name not in ("ours", result["against"])
     )
-    errors = any(target["quantity"] == "error" for result in results for target in result["targets"])
-    head = ["what", "ours", "target", "spread", *others, "memory", *(["error"] if errors else []), "against"]
-    rows = [_cells(result, others, errors) for result in results]
+    quantities = {target["quantity"] for result in results for target in result["targets"]}
+    further = [quantity for quantity in ("µs", "error") if quantity in quantities]
+    titles = [{"µs": "added"}.get(quantity, quantity) for quantity in further]
+    head = ["what", "ours", "target", "spread", *others, "memory", *titles, "against"]
+    rows = [_cells(result, others, further) for result in results]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def _cells(result: dict, others: Iterable[str], errors: bool) -> list[str]:
+def _cells(result: dict, others: Iterable[str], further: Iterable[str]) -> list[str]:
     contenders, targets = result["contenders"], {target["quantity"]: target for target in result["targets"]}
     ours, against = contenders["ours"], contenders[result["against"]]
     time = targets.get("time")
@@ -37,7 +39,7 @@ def _cells(result: dict, others: Iterable[str], errors: bool) -> list[str]:
         f"{ours['ratio_low']:.2f} to {ours['ratio_high']:.2f}",
         *(_ratio(contenders.get(name), name == result["against"]) for name in others),
         _figure(memory),
-        *([_figure(targets["error"]) if "error" in targets else ""] if errors else []),
+        *(_figure(targets[quantity]) if quantity in targets else "" for quantity in further),
         result["against"],
     ]
 
@@ -54,7 +56,7 @@ def _figure(measured: dict, *, limit: bool = True) -> str:
     """The figure, bold where it misses its target, and the target where there is one."""
     if measured["measured"] is None:
         return ""
-    unit = " MiB" if measured.get("quantity") == "MiB" else ""
+    unit = f" {measured['quantity']}" if measured.get("quantity") in ("MiB", "µs") else ""
     text = f"{measured['measured']:.{0 if unit else 2}f}{unit}"
     if "limit" not in measured:
         return text

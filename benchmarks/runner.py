@@ -26,6 +26,7 @@ class Contender:
         tolerance: greatest relative error of a result, as a ratio of Euclidean norms.
         turns: how often it is timed at most; slow references need no more than a few.
         warm_up: whether to call it once beforehand; a first call may compile or fill caches.
+        mebibytes: measures its memory in another way than by what torch holds during a call.
     """
 
     call: Callable[[], Outputs]
@@ -33,13 +34,15 @@ class Contender:
     tolerance: float = 1e-4
     turns: int | None = None
     warm_up: bool = True
+    mebibytes: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
 class Target:
     """Limit of the contender "ours": at most `limit`.
 
-    `quantity` is "time", "memory" or "error", each a ratio to the contender `against`, or "MiB", which is absolute.
+    `quantity` is "time", "memory" or "error", each a ratio to the contender `against`; "MiB", which is absolute; or
+    "µs", by which a call is longer than one of `against`.
     """
 
     quantity: str
@@ -54,9 +57,13 @@ class Target:
                 return ours.mebibytes / against.mebibytes
             case "MiB":
                 return ours.mebibytes
+            case "µs":
+                return 1000 * (ours.milliseconds - against.milliseconds)
             case "error" if ours.error is not None and against.error is not None:
                 return ours.error / against.error
-        raise ValueError(f"a target has a quantity of time, memory, MiB or error, both contenders checked; got {self}")
+        raise ValueError(
+            f"a target has a quantity of time, memory, MiB, µs or error, both contenders checked; got {self}"
+        )
 
 
 @dataclass(frozen=True)
@@ -116,9 +123,11 @@ class FirstCall(NamedTuple):
 
 def first_call(name: str, contender: Contender, device: str) -> FirstCall:
     """Measure the memory and check the results."""
+    held = contender.mebibytes() if contender.mebibytes is not None else None
     if contender.warm_up:
         contender.call()
     outputs, mebibytes, seconds = peak_memory(contender.call, device)
+    mebibytes = mebibytes if held is None else held
     error = None
     if contender.expected is not None:
         error = relative_error(outputs, contender.expected())

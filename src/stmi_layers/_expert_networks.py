@@ -71,8 +71,8 @@ class ExpertNetworks(nn.Module):
             rule = f"tokens must have one sequence or num_experts={self.num_experts}, of width dim={self.dim}"
             raise ValueError(f"{rule}; received shape {tuple(tokens.shape)}")
         rows = self._normalised(tokens.transpose(0, 1)).flatten(1, 2)
-        hidden = F.gelu(torch.baddbmm(self.expand_bias[:, None], rows, self.expand_weight.mT))
-        change = torch.baddbmm(self.contract_bias[:, None], hidden, self.contract_weight.mT)
+        hidden = F.gelu(torch.baddbmm(self.expand_bias[:, None], rows, self.expand_weight.transpose(1, 2)))
+        change = torch.baddbmm(self.contract_bias[:, None], hidden, self.contract_weight.transpose(1, 2))
         change = change.unflatten(1, (tokens.shape[0], tokens.shape[2])).transpose(0, 1)
         return (tokens + self.dropout(change)).to(tokens.dtype)
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+_NOTHING = nullcontext()
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Cast half precision to float32; leave float32 and float64 as they are."""
@@ -15,7 +17,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """Keep autocast from casting products back to half precision inside the block."""
-    return torch.autocast(tensor.device.type, enabled=False) if autocast_enabled(tensor) else nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False) if autocast_enabled(tensor) else _NOTHING
 
 
 def autocast_enabled(tensor: Tensor) -> bool:

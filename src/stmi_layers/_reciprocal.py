@@ -14,6 +14,7 @@ from torch import Tensor
 from stmi_layers._checks import check_choice, check_positive, check_probability
 from stmi_layers._precision import without_autocast
 from stmi_layers._ranking import centre_of, comparable, squared_norms
+from stmi_layers.kernels.ranking import smallest
 
 Reading = Literal["paper", "authors"]
 
@@ -69,27 +70,32 @@ def _squared_distance(rows: Tensor, columns: Tensor, norms: Tensor) -> Tensor:
 
 def _nearest(features: Tensor, norms: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
     """Return every entry and its `k` nearest others, and the distance of the farthest one, 1 where all are equal."""
-    entries = torch.arange(len(features), device=features.device)
-    near = entries.new_empty(len(features), 1 + min(k, len(features) - 1))
+    entries, k = torch.arange(len(features), device=features.device), min(k, len(features) - 1)
+    near = entries[:, None].repeat(1, 1 + k)  # the entry itself goes first, before others at distance zero
     radius = features.new_empty(len(features))
     for rows in entries.split(chunk_size):
-        distance = _squared_distance(features[rows], features, norms)
-        radius[rows] = distance.amax(dim=1)
-        distance.scatter_(1, rows[:, None], -1.0)  # the entry itself goes first, before others at distance zero
-        near[rows] = _smallest(distance, near.shape[1], entries)
+        own = features[rows].square().sum(dim=1, keepdim=True)
+        with without_autocast(features):
+            rough = torch.addmm(norms, features[rows], features.T, alpha=-2)
+        # Squared distances from numbers that lack the length of the entry itself: done to those alone that count.
+        radius[rows] = (rough.amax(dim=1, keepdim=True) + own).clamp_(min=0)[:, 0]
+        if k:
+            rough.scatter_(1, rows[:, None], torch.inf)
+            near[rows, 1:] = _smallest(rough, own, k, entries)
     return near, radius.where(radius > 0, 1.0)
 
 
-def _smallest(distance: Tensor, count: int, entries: Tensor) -> Tensor:
+def _smallest(rough: Tensor, own: Tensor, count: int, entries: Tensor) -> Tensor:
     """Return the places of the `count` smallest numbers of every row, those of equal ones by their order."""
-    value, place = distance.topk(count, dim=1, largest=False)
-    if int(distance.le(value[:, -1:]).sum(dim=1).amax()) > count:  # a tie with an entry that was left out
+    found = smallest(rough, count, lambda part: (part + own).clamp_(min=0))
+    if found is None:
         index_bits = (1 << (len(entries) - 1).bit_length()) - 1
         # The bits of a distance order as it does, and the index in the last ones settles ties. + 0.0 mends -0.0.
-        keys = distance.double().add_(0.0).view(torch.int64).bitwise_and_(~index_bits).bitwise_or_(entries)
+        keys = rough.add_(own).clamp_(min=0).double().add_(0.0).view(torch.int64)
+        keys = keys.bitwise_and_(~index_bits).bitwise_or_(entries)
         return keys.topk(count, dim=1, largest=False).values & index_bits
-    place, order = place.sort(dim=1)
-    return place.gather(1, value.gather(1, order).sort(dim=1, stable=True).indices)
+    value, place = found
+    return place.gather(1, value.sort(dim=1, stable=True).indices)
 
 
 def _mutual(near: Tensor, chunk_size: int) -> Tensor:

@@ -1,11 +1,11 @@
 """`typed`: shape, dtype and device checks at the public boundary, absent while a graph is captured.
 
-`jaxtyping` reads the shapes from the annotations and `beartype` checks them at every eager call, in 30 to 80 µs per
-layer (`python -m benchmarks.checks`). Inside `torch.compile`, `torch.export`, `torch.jit.trace` and the ONNX
-exporters the undecorated function runs, so that the checks neither break the graph nor end up in it. A checked
-function of this package calls others of this package without checks: a layer checks its arguments once. Set
-`JAXTYPING_DISABLE=1` before the import to switch the shape and dtype checks off; that all tensors share a device is
-checked all the same.
+`jaxtyping` reads the shapes from the annotations and `beartype` checks them at every eager call. A call that is right
+is accepted before they run, in some 10 µs per layer (`python -m benchmarks --only checks`); on all others they have the
+last word. Inside `torch.compile`, `torch.export`, `torch.jit.trace` and the ONNX exporters the undecorated function
+runs, so that the checks neither break the graph nor end up in it. A checked function of this package calls others of
+this package without checks: a layer checks its arguments once. Set `JAXTYPING_DISABLE=1` before the import to switch
+the shape and dtype checks off; that all tensors share a device is checked all the same.
 """
 
 import functools
@@ -16,8 +16,10 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from beartype import BeartypeConf, beartype
-from jaxtyping import jaxtyped
+from jaxtyping import config, jaxtyped
 from torch import Tensor
+
+from stmi_layers._acceptance import Acceptance, Sizes
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -69,15 +71,23 @@ def typed(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """
     checked = jaxtyped(typechecker=_check)(function)
     ours = function.__module__.startswith("stmi_layers.")
+    acceptance = functools.cache(lambda: Acceptance(function))
 
     @functools.wraps(function)
     def wrapper(*args: Params.args, **kwargs: Params.kwargs) -> Result:
         if capturing() or (ours and _thread.inside):
             return function(*args, **kwargs)
-        _check_devices(function, args, kwargs)
+        sizes: Sizes = {}
+        accepted = acceptance().arguments(args, kwargs, sizes)
+        if not accepted:
+            _check_devices(function, args, kwargs)
         outer, _thread.inside = _thread.inside, ours
         try:
-            return checked(*args, **kwargs)
+            if accepted:
+                result = function(*args, **kwargs)
+                if acceptance().result(result, sizes) or config.jaxtyping_disable:
+                    return result
+            return checked(*args, **kwargs)  # computes a doubtful result once more, for its message
         finally:
             _thread.inside = outer
 

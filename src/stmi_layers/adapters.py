@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stmi_layers._checks import check_choice, check_positive
+from stmi_layers._diagonal import on_diagonal
 from stmi_layers._precision import layer_norm
 from stmi_layers._typing import typed
 
@@ -225,7 +226,7 @@ class ResidualPrompts(nn.Module):
             own = self._carry(carried) + carried + own
         for prompts, network in zip(self.prompts[:, None].unbind(0), self.foreign, strict=True):
             others.append(prompts + network(prompts))
-        same = torch.eye(self.num_modalities, dtype=torch.bool, device=own.device)[..., None, None]
+        same = on_diagonal(self.num_modalities, own.device)[..., None, None]
         return torch.where(same, own[:, :, None], torch.cat(others)).flatten(2, 3)
 
     def _carry(self, carried: Tensor) -> Tensor:

@@ -122,12 +122,11 @@ def modulated_attention(
     if scale is not None and not scale > 0:
         rule = "scale must be above 0, for maximum and minimum of a row to keep their roles"
         raise ValueError(f"{rule}; received {scale}")
-    check_implementation(implementation)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    attend = implementation_for(implementation, query, key, value, alpha, beta)
     with without_autocast(query):
         if foreground is None:
             return F.scaled_dot_product_attention(query, key, value, scale=scale)
-        attend = implementation_for(implementation, query, key, value, alpha, beta)
         return attend(query, key, value, foreground, alpha, beta, scale)
 
 

@@ -219,7 +219,7 @@ class DeformableSampling(nn.Module):
         if min(grid) < self.kernel_size:
             rule = f"tokens must have kernel_size={self.kernel_size} rows and columns at least"
             raise ValueError(f"{rule}; received {grid[0]} x {grid[1]}")
-        mixed = F.gelu(self.windows(F.gelu(self.mix(tokens)).movedim(-1, 1))).movedim(1, -1)
+        mixed = F.gelu(self.windows(F.gelu(self.mix(tokens)).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         points = mixed.shape[1], mixed.shape[2]
         rows, columns = (
             self.offset_range * (size - 1) / (2 * max(count - 1, 1)) for size, count in zip(grid, points, strict=True)

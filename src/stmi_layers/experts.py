@@ -60,7 +60,8 @@ def feature_gates(
         query, features, query_weight, key_weight = (at_least_float32(part) for part in parts)
         query = (query @ query_weight.T).unflatten(1, (num_heads, -1))
         query = query * query.shape[2] ** -0.5
-        logits = torch.einsum("bhd, hdc -> bhc", query, key_weight.unflatten(0, (num_heads, -1))) @ features.mT
+        rows = torch.einsum("bhd, hdc -> bhc", query, key_weight.unflatten(0, (num_heads, -1)))
+        logits = rows @ features.transpose(1, 2)
         if present is None:
             return logits.softmax(dim=2)
         # Not -inf: a row of nothing but -inf is NaN, and so is its gradient.
@@ -182,7 +183,7 @@ class GatedExperts(nn.Module):
         experts = head_experts(features, self.expert_weight, self.expert_bias).flatten(1)
         keep = None if present is None else present.repeat_interleave(self.dim, dim=1)
         experts = batch_norm(self.norm_experts, experts, keep).unflatten(1, (self.num_features, self.num_heads, -1))
-        gated = (experts * gates.mT[..., None]).flatten(2).to(features.dtype)
+        gated = (experts * gates.transpose(1, 2)[..., None]).flatten(2).to(features.dtype)
         return gated if present is None else torch.where(present[..., None], gated, 0.0)
 
     @typed

@@ -6,12 +6,13 @@ Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from stmi_layers._checks import check_probability
 from stmi_layers._precision import without_autocast
-from stmi_layers._typing import typed
+from stmi_layers._typing import capturing, typed
 
 
 @typed
@@ -53,13 +54,21 @@ def token_foreground(
     if prefix_tokens < 0:
         raise ValueError(f"prefix_tokens must not be negative; received {prefix_tokens}")
     height, width = mask.shape[1:]
-    rows = _overlap(height, grid[0], mask.device)
-    columns = _overlap(width, grid[1], mask.device)
+    patches = (_covered(mask, grid) >= threshold * height * width).flatten(1)
+    return F.pad(patches, (prefix_tokens, 0), value=True)
+
+
+def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the foreground of every cell, (batch rows columns), where a pixel has the area of the grid's cells."""
+    (height, width), (rows, columns) = mask.shape[1:], grid
+    # A graph is captured for sizes of any kind.
+    if not capturing() and height % rows == 0 and width % columns == 0 and mask.numel():
+        levels = mask.view(torch.uint8) if mask.dtype == torch.bool else mask  # bytes add up faster
+        cells = levels.reshape(-1, rows, height // rows, columns, width // columns)
+        return cells.sum(dim=2, dtype=torch.float32).sum(dim=3) * (rows * columns)
     with without_autocast(mask):
-        covered = torch.einsum("rh, bhw, cw -> brc", rows, mask.float(), columns)
-    patches = (covered >= threshold * height * width).flatten(1)
-    prefix = patches.new_ones(patches.shape[0], prefix_tokens)
-    return torch.cat([prefix, patches], dim=1)
+        along_rows = _overlap(height, rows, mask.device) @ mask.float()
+        return along_rows @ _overlap(width, columns, mask.device).mT
 
 
 def _overlap(pixels: int, cells: int, device: torch.device) -> Tensor:

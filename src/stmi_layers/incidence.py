@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stmi_layers._checks import check_choice
+from stmi_layers._diagonal import on_diagonal
 from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
 
@@ -71,7 +72,7 @@ def similarity_incidence(
     else:
         # By matrix products, the default from 26 nodes on, the distance of close nodes would lose its digits.
         similar = torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist") <= threshold
-    incidence = similar | torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
+    incidence = similar | on_diagonal(nodes.shape[1], nodes.device)
     return incidence if present is None else incidence & present[:, :, None] & present[:, None, :]
 
 

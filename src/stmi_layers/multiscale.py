@@ -150,7 +150,9 @@ class SegmentationGuidedPooling(nn.Module):
         _check_grid(patches.shape[2], self.grid, self.scales)
         if present is not None:
             patches = torch.where(present[..., None, None], patches, 0.0)
-            mask = None if mask is None else mask.masked_fill(~present[..., None], 0)
+            if mask is not None:
+                there = present[..., None]
+                mask = mask & there if mask.dtype == torch.bool else mask.masked_fill(~there, 0)
         flat, flat_mask = patches.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
         pooled = [mask_pooled_cells(flat, flat_mask, self.grid, scale) for scale in self.scales]
         cells, shares = (torch.cat(parts, dim=1).unflatten(0, patches.shape[:2]) for parts in zip(*pooled, strict=True))

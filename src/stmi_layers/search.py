@@ -8,7 +8,7 @@ from stmi_layers._checks import check_positive
 from stmi_layers._precision import without_autocast
 from stmi_layers._ranking import Metric, centre_of, comparable, squared_norms
 from stmi_layers._typing import typed
-from stmi_layers.kernels.ranking import sort_keys
+from stmi_layers.kernels.ranking import smallest, sort_keys
 
 
 @typed
@@ -61,9 +61,16 @@ def nearest(
     for rows in torch.arange(len(query), device=query.device).split(chunk_size):
         centred = query[rows] - centre
         with without_autocast(query):
-            rough = torch.addmm(norms[:, None], gallery, centred.T, alpha=-2).T
-        found = sort_keys(rough).topk(k, dim=1, largest=False).indices.sort(dim=1).values
+            rough = torch.addmm(norms, centred, gallery.T, alpha=-2)
+        found = _smallest(rough, k)
         exact = torch.stack([(gallery[column] - centred).square().sum(dim=1) for column in found.unbind(dim=1)], dim=1)
         distances[rows], order = exact.sort(dim=1, stable=True)
         entries[rows] = found.gather(1, order)
     return entries, distances
+
+
+def _smallest(rough: Tensor, k: int) -> Tensor:
+    """Return the places of the `k` smallest numbers of every row, by place; of equal ones the first."""
+    if (found := smallest(rough, k)) is not None:
+        return found[1]
+    return sort_keys(rough).topk(k, dim=1, largest=False).indices.sort(dim=1).values

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from stmi_layers._diagonal import on_diagonal
 from stmi_layers._precision import at_least_float32, call_wide, is_plain, without_autocast
 from stmi_layers._typing import typed
 
@@ -56,7 +57,7 @@ def _highest(scores: Tensor, limit: int | Tensor) -> Tensor:
     last = (limit - 1).clamp(0, scores.shape[-1] - 1).expand(*scores.shape[:-1], 1)
     threshold = scores.sort(dim=-1, descending=True).values.gather(scores.ndim - 1, last)
     above, equal = scores > threshold, scores == threshold
-    first = equal.cumsum(dim=-1) <= limit - above.sum(dim=-1, keepdim=True)
+    first = equal.to(torch.int64).cumsum(dim=-1) <= limit - above.sum(dim=-1, keepdim=True)
     return (above | equal & first) & (limit > 0) & (scores > -math.inf)
 
 
@@ -94,7 +95,7 @@ def _across(scores: Tensor, num: int, present: Tensor | None) -> Tensor:
     batch, modalities, _, patches = scores.shape
     if present is None:
         present = scores.new_ones(batch, modalities, dtype=torch.bool)
-    other = ~torch.eye(modalities, dtype=torch.bool, device=scores.device)
+    other = ~on_diagonal(modalities, scores.device)
     seen = present[:, :, None] & present[:, None, :] & other
     ranked = scores.masked_fill(~seen[..., None], -math.inf).flatten(2)
     limit = num * (present.sum(dim=1) - 1)
@@ -104,12 +105,12 @@ def _across(scores: Tensor, num: int, present: Tensor | None) -> Tensor:
 def keep_count(keep: float, tokens: int) -> int:
     """Return how many of `tokens` to keep: `keep` itself as an int, or that share of them as a float, rounded up.
 
-    In whole numbers, so that an exported graph follows the number of tokens.
+    In whole numbers above 0, so that an exported graph follows the number of tokens: runtimes round others towards 0.
     """
     if isinstance(keep, int):
         return keep
     share = Fraction(keep).limit_denominator(1000)
-    return -(-tokens * share.numerator // share.denominator)
+    return (tokens * share.numerator + share.denominator - 1) // share.denominator
 
 
 class TokenSelection(nn.Module):
@@ -229,7 +230,7 @@ def _share_of_attention(scores: Tensor, present: Tensor | None) -> Tensor:
     if present is not None:
         scores = scores.masked_fill(~present[:, None, :, None], torch.finfo(scores.dtype).min)
     shares = scores.flatten(2).softmax(dim=-1).view_as(scores)
-    other = ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)[..., None]
+    other = ~on_diagonal(scores.shape[1], scores.device)[..., None]
     if present is not None:
         other = other & (present[:, :, None] & present[:, None, :])[..., None]
     return torch.where(other, shares, 0.0).sum(dim=1)

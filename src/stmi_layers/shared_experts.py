@@ -38,7 +38,7 @@ def token_gates(
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     with without_autocast(tokens):
-        return F.linear(*(at_least_float32(part) for part in (tokens, weight, bias))).softmax(dim=2).mT
+        return F.linear(*(at_least_float32(part) for part in (tokens, weight, bias))).softmax(dim=2).transpose(1, 2)
 
 
 class SharedExperts(nn.Module):
@@ -122,7 +122,7 @@ class SharedExperts(nn.Module):
 
     def _gates(self, tokens: Tensor) -> Tensor:
         """`token_gates` by the router."""
-        return call_wide(self.router, tokens).softmax(dim=2).mT
+        return call_wide(self.router, tokens).softmax(dim=2).transpose(1, 2)
 
     def _present(self, patches: Tensor, present: Tensor | None) -> Tensor:
         if patches.shape[3] != self.dim:

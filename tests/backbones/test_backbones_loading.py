@@ -4,7 +4,7 @@ import copy
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -192,7 +192,7 @@ def test_transformers_gives_the_modulated_weights_that_are_asked_for():
 def _sharded(mesh: Any) -> nn.Module:
     torch.manual_seed(0)
     model = TokenBackbone(build())
-    for block in model.tower.model.blocks:
+    for block in cast(Any, model.tower.model).blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model

@@ -66,8 +66,9 @@ def _listing(variant: Variant, folder: Path, random: Random) -> None:
 def _shard(variant: Variant, folder: Path, random: Random) -> None:
     path = random.choice(sorted((folder / "shards").iterdir()))
     with safe_open(path, "pt") as shard:
-        texts = {name: json.loads(text) for name, text in shard.metadata().items()}
-        tensors = {name: shard.get_tensor(name) for name in list(shard.keys())}
+        # In an order that does not change from process to process.
+        texts = {name: json.loads(text) for name, text in sorted(shard.metadata().items())}
+        tensors = {name: shard.get_tensor(name) for name in sorted(shard.keys())}
     name = next(iter(tensors))
     way = random.choice(("metadata", "metadata", "rows", "width", "kind", "name", "none"))
     if way == "metadata":

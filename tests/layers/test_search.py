@@ -11,6 +11,7 @@ from jaxtyping import TypeCheckError
 
 from case import unchecked
 from stmi_layers import nearest, rank_gallery
+from stmi_layers.kernels.ranking import smallest
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
@@ -82,3 +83,18 @@ def test_refused():
         nearest(gallery, gallery.index_fill(0, torch.tensor([2]), math.nan))
     with pytest.raises(TypeCheckError):
         nearest(gallery, torch.randn(4, 5))
+
+
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 12), st.sampled_from([2, 9, 10_000]), st.integers(0, 99))
+def test_smallest_numbers_by_groups(columns, rows, count, values, seed):
+    """Where it gives an answer it is that of a stable sort; it gives none where a tie leaves a choice."""
+    count = min(count, columns)
+    numbers = torch.randint(values, (rows, columns), generator=torch.Generator().manual_seed(seed)).float()
+    found = smallest(numbers, count)
+    ordered = numbers.sort(dim=1, stable=True)
+    if found is None:
+        assert count < columns
+        assert (ordered.values[:, count - 1] == ordered.values[:, count]).any()
+    else:
+        assert torch.equal(found[1], ordered.indices[:, :count].sort(dim=1).values)
+        assert torch.equal(found[0], numbers.gather(1, found[1]))

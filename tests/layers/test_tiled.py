@@ -17,6 +17,7 @@ from attention_problems import LAYOUTS, NAMES, assert_equal, problem, with_gradi
 from benchmarks.runner import peak_memory, threads
 from stmi_layers import SegmentationModulatedAttention, modulated_attention
 from stmi_layers.kernels import tiles
+from stmi_layers.kernels.sides import prepare
 
 
 @pytest.fixture(params=[1, tiles.TILE], ids=["long", "short"])
@@ -325,3 +326,10 @@ def test_second_derivative_names_the_way_out():
     )
     with pytest.raises(NotImplementedError, match=r'has no second derivative: .* implementation="dense"'):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mask_that_carries_its_sides(dtype):
+    *vectors, foreground, alpha, beta = problem(20, dtype=dtype)
+    expected = modulated_attention(*vectors, foreground.clone(), alpha, beta)
+    assert torch.equal(modulated_attention(*vectors, prepare(foreground), alpha, beta), expected)

@@ -1,6 +1,7 @@
 """Layers in the hands of other tools: tracing, FLOP counters, adapters, quantisation, import hooks."""
 
 import copy
+import io
 import subprocess
 import sys
 
@@ -25,6 +26,22 @@ def test_a_trace_holds_operators_of_torch_alone(name):
     traced = torch.jit.trace(layer, inputs)
     assert "stmi_layers::" not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(*inputs), layer(*inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in TRACED if "Alignment" not in name])  # losses stay at home
+def test_the_older_exporter_of_onnx_gives_files_that_run(name):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    case, file = CASES[name], io.BytesIO()
+    layer, inputs = case.build("cpu", torch.float32).eval(), case.inputs(Fixed(), 4)
+    torch.onnx.export(layer, tuple(inputs), file, dynamo=False)
+    session = runtime.InferenceSession(file.getvalue())
+    given = zip(session.get_inputs(), tensors_of(inputs, all_kinds=True), strict=True)
+    found = session.run(None, {one.name: value.numpy() for one, value in given})
+    for one, other in zip(found, tensors_of(layer(*inputs), all_kinds=True), strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), other, rtol=1e-3, atol=1e-4)
 
 
 def test_tiles_count_as_many_flops_as_the_dense_form(monkeypatch: pytest.MonkeyPatch):
@@ -73,12 +90,12 @@ def linear_of(layer: object) -> list[str]:
 LINEAR = [name for name, case in CASES.items() if linear_of(case.build("cpu", torch.float32))]
 
 
-def tensors_of(result: object) -> list[Tensor]:
-    """All floating tensors of a result, in order."""
+def tensors_of(result: object, *, all_kinds: bool = False) -> list[Tensor]:
+    """All floating tensors of a result, or all there are, in order."""
     if isinstance(result, Tensor):
-        return [result] if result.is_floating_point() else []
+        return [result] if all_kinds or result.is_floating_point() else []
     parts = result.values() if isinstance(result, dict) else result if isinstance(result, tuple | list) else ()
-    return [tensor for part in parts for tensor in tensors_of(part)]
+    return [tensor for part in parts for tensor in tensors_of(part, all_kinds=all_kinds)]
 
 
 @pytest.mark.parametrize("name", LINEAR)

@@ -9,10 +9,13 @@ import sys
 
 import pytest
 import torch
-from jaxtyping import Bool, Float, TypeCheckError
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import AnnotationError, Bool, Float, TypeCheckError, jaxtyped
 from torch import Tensor, nn
 
 from stmi_layers import typed
+from stmi_layers._acceptance import Acceptance
 
 
 @typed
@@ -187,3 +190,38 @@ assert token_foreground(mask.long(), [2, 2]).all()  # neither the dtype nor the 
         exec(program)
     environment = {**os.environ, "JAXTYPING_DISABLE": "1"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+ANNOTATIONS = [
+    Float[Tensor, "a b"],
+    Float[Tensor, "b a"] | Bool[Tensor, ""],
+    Bool[Tensor, " a"] | Float[Tensor, "a b"],
+    Float[Tensor, "#a 2*b"],
+    Float[Tensor, "*rest b"],
+    Float[Tensor, "... 3"],
+]
+shapes = st.lists(st.integers(1, 3), max_size=3)
+dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.bool, torch.int64])
+
+
+@given(st.lists(st.tuples(st.sampled_from(ANNOTATIONS), shapes, dtypes), min_size=1, max_size=3))
+def test_a_call_is_accepted_at_once_only_when_the_checks_pass(arguments):
+    values = [torch.zeros(shape, dtype=dtype) for _, shape, dtype in arguments]
+    names = ("x", "y", "z")[: len(values)]
+
+    def function(*values: Tensor) -> None: ...
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
+        for name, (annotation, *_) in zip(names, arguments, strict=True)
+    ]
+    function.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    accepted = Acceptance(function).arguments(tuple(values), {}, {})
+    with jaxtyped("context"):
+        try:
+            right = all(
+                isinstance(value, annotation) for value, (annotation, *_) in zip(values, arguments, strict=True)
+            )
+        except AnnotationError:  # arithmetic on the size of an axis that comes later
+            right = False
+    assert accepted == right

@@ -297,6 +297,10 @@ def test_results_inside_a_set_are_no_part_of_it(sound: Path) -> None:
         noise(sound / place / "figures" / "curves.png")
         (sound / place / "checkpoint.pt").write_text("")
     assert inspect_set(sound, quiet=True) == before
+    (sound / "test" / "checkpoint.pt").write_text("")  # of a run in a split, which stays one
+    found = inspect_set(sound, quiet=True)
+    assert found.splits == before.splits
+    assert found.problems == {"passed over": ["test: 1 .pt, not read as images"]}
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".pgm", ".jp2", ".JPEG", ".avif", ".gif"])

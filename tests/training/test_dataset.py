@@ -375,7 +375,7 @@ def test_whatever_a_decoder_makes_of_a_file_is_one_line(root: Path, monkeypatch:
     monkeypatch.setattr(cache, "read_mask", fail)
     with pytest.raises(UnreadableError, match=r"train_3/mask/.*\.png cannot be read: unpack requires 4 bytes"):
         dataset[0]
-    monkeypatch.setattr(cache, "read_image", fail)
+    monkeypatch.setattr(cache, "read_upright", fail)
     with pytest.raises(UnreadableError, match=r"train_3/RGB/.*\.png cannot be read: unpack requires 4 bytes"):
         dataset[0]
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stmi_layers.training._torchvision import tv_tensors, v2
 from stmi_layers.training.transforms import Augmentation, erase, move
 
 
@@ -63,3 +64,19 @@ def test_every_modality_is_erased_on_its_own(probability) -> None:
 def test_augmentation_errors(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Augmentation(**options)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_draws_are_those_of_torchvision(seed) -> None:
+    images, masks = torch.rand(2, 3, 24, 12), torch.rand(2, 24, 12) < 0.5
+    augmentation = Augmentation(erasing=0.7, padding=0.3)
+    padding = round(0.3 * (24 * 12) ** 0.5)
+    geometry = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop((24, 12), padding=padding)])
+    erasing = v2.RandomErasing(0.7, augmentation.erasing_area, augmentation.erasing_aspect, 0.5)
+    torch.manual_seed(seed)
+    expected, expected_masks = geometry(tv_tensors.Image(images), tv_tensors.Mask(masks))
+    expected = torch.stack([erasing(image) for image in expected.as_subclass(Tensor)])
+    generator = torch.Generator().manual_seed(seed)
+    moved, moved_masks, _ = move(images, masks, augmentation, generator=generator)
+    assert torch.equal(erase(moved, augmentation, generator=generator), expected)
+    assert torch.equal(moved_masks, expected_masks.as_subclass(Tensor))

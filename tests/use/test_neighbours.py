@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from stmi_layers.training import (
     open_shards,
     unlabelled,
 )
+from stmi_layers.training.files import locked
 from stmi_layers.training.neighbours import measure_recall
 from stmi_layers.training.shards import Extraction, Shards, shard_path, write_record, write_shard
 
@@ -128,6 +130,41 @@ def test_an_index_may_be_moved(kind, tmp_path: Path):
     expected = open_index(shards, "D", kind)[1](queries, 5)[0]
     shutil.move(tmp_path / "a", tmp_path / "b")
     assert torch.equal(open_index(open_shards(tmp_path / "b"), "D", kind)[1](queries, 5)[0], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_index_is_named(tmp_path: Path, kind: Any):
+    pytest.importorskip("faiss")
+    shards = write(tmp_path, vectors_of(100))
+    build_index(shards, "D", kind, queries=0)
+    folder = faiss_index.index_folder(shards, kind, "D")
+    rows, record = folder / "rows.faiss", folder / "index.json"
+    whole, said = rows.read_bytes(), record.read_text()
+    rows.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"rows\.faiss has not the size it was written with.*build it again"):
+        open_index(shards, "D", kind)
+    rows.write_bytes(bytes(len(whole)))
+    with pytest.raises(ValueError, match=r"rows\.faiss is damaged, or of another version of faiss; build it again"):
+        open_index(shards, "D", kind)
+    for text in ("{", "[]", said.replace('"rows"', '"lines"'), said.replace(': "D"', ": 3")):
+        record.write_text(text)
+        with pytest.raises(ValueError, match=r"index\.json is no record of an index of this version: .*Build it again"):
+            open_index(shards, "D", kind)
+    build_index(shards, "D", kind, queries=0)
+    assert open_index(shards, "D", kind)[0].rows == 100
+
+
+def test_an_index_is_built_by_one_process_at_a_time_where_there_is_room(tmp_path: Path, monkeypatch):
+    pytest.importorskip("faiss")
+    shards = write(tmp_path, vectors_of(100))
+    build_index(shards, "D", "exact")
+    with locked(tmp_path), pytest.raises(BlockingIOError, match="is in use by another run"):
+        build_index(shards, "D", "exact")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(ValueError, match=r"must have room for 0\.1 MB; its disk has 0\.0 MB left"):
+        build_index(shards, "D", "exact")
+    assert open_index(shards, "D", "exact")[0].rows == 100  # the one before is left
 
 
 def test_an_index_of_other_descriptors_is_refused(tmp_path: Path):

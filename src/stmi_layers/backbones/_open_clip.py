@@ -13,7 +13,7 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from stmi_layers.backbones.adapted import Adapted
-from stmi_layers.backbones.mixin import Modulated, ModulatedMultiheadAttention, refuse_multihead, split_heads
+from stmi_layers.backbones.mixin import Modulated, ModulatedMultiheadAttention, refuse_multihead, split_projections
 from stmi_layers.backbones.tower import (
     Colour,
     Grid,
@@ -51,8 +51,8 @@ class ModulatedAttention(Modulated, Attention):
         if foreground is None:
             return super().forward(x, attn_mask)
         self.refuse_dropout(self.attn_drop.p)
-        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        query, key, value = (split_heads(part, self.num_heads) for part in projected)
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = split_projections(projected, self.num_heads)
         attended = self.attend(self.ln_q(query), self.ln_k(key), value, foreground, self.scale)
         if self.head_scale is not None:
             attended = attended * self.head_scale.flatten().repeat_interleave(self.head_dim)

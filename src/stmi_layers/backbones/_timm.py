@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from stmi_layers.backbones.adapted import Adapted
-from stmi_layers.backbones.mixin import Modulated, split_heads
+from stmi_layers.backbones.mixin import Modulated, split_heads, split_projections
 from stmi_layers.backbones.tower import (
     Colour,
     Grid,
@@ -75,7 +75,7 @@ class _ModulatedRotary(_ModulatedTimm):
         if self.qkv is None:
             projections = (self.q_proj, self.k_proj, self.v_proj)
             return tuple(split_heads(layer(x), layer.out_features // self.head_dim) for layer in projections)
-        return tuple(split_heads(part, self.num_heads) for part in self.fused(x).chunk(3, dim=-1))
+        return split_projections(self.fused(x), self.num_heads)
 
     def fused(self, x: Tensor) -> Tensor:
         return self.qkv(x)
@@ -97,7 +97,7 @@ class ModulatedAttention(_ModulatedTimm, Attention):
         foreground, attn_mask = self.route(attn_mask)
         if foreground is None:
             return super().forward(x, attn_mask, is_causal)
-        query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
+        query, key, value = split_projections(self.qkv(x), self.num_heads)
         return self.finish(x, self.q_norm(query), self.k_norm(key), value, foreground, is_causal)
 
 

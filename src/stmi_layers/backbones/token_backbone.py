@@ -7,13 +7,14 @@ from einops import repeat
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from stmi_layers._typing import typed
+from stmi_layers._typing import capturing, typed
 from stmi_layers.backbones.adapted import num_modalities
 from stmi_layers.backbones.known_models import find_towers, load_family, unknown_model
 from stmi_layers.backbones.mixin import Modulated
 from stmi_layers.backbones.positions import GRID_NAME, resize_positions
 from stmi_layers.backbones.tower import Colour, Extra, Globals, Grid, Images, Masks, Patches, Tower
 from stmi_layers.foreground import token_foreground
+from stmi_layers.kernels.sides import prepare
 
 
 class TokenBackbone(nn.Module):
@@ -89,7 +90,9 @@ class TokenBackbone(nn.Module):
             raise TypeError(f"model must be a vision transformer; received {type(model)}: pass the {inside} inside it")
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must be above 0 and at most 1; received {threshold}")
-        self.tower: Tower = load_family(model).tower(model, projected)
+        family = load_family(model)
+        self.tower: Tower = family.tower(model, projected)
+        self._blocks_of = family.blocks
         self.dim, self.prefix_tokens = self.tower.dim, self.tower.prefix_tokens
         self.patch_size, self.projected, self.threshold = self.tower.patch_size, projected, threshold
         self.mean: Colour = self.tower.mean
@@ -129,7 +132,7 @@ class TokenBackbone(nn.Module):
                 that is not modulated, or `cameras` to one without camera embedding.
         """
         modalities = images.shape[1] if images.dim() == 5 else 1
-        if (prompted := num_modalities(self)) not in (None, modalities):
+        if (prompted := num_modalities(self._blocks_of(self.tower.model)[0])) not in (None, modalities):
             raise ValueError(f"images must have the {prompted} modalities of the prompts; received {modalities}")
         flat = self._fitting(images.flatten(0, 1) if images.dim() == 5 else images)
         if foreground is not None and foreground.dim() > images.dim() - 1:
@@ -139,6 +142,7 @@ class TokenBackbone(nn.Module):
         if extra is not None:
             extra = extra.flatten(0, 1) if images.dim() == 5 else extra
             mask = None if mask is None else torch.cat([mask, mask.new_ones(extra.shape[:2])], dim=1)
+        mask = mask if mask is None or capturing() else prepare(mask)
         patches, pooled = self.tower(flat, mask, self._offset(cameras, images.shape[0], modalities), extra)
         if images.dim() == 4:
             return patches, pooled
@@ -154,7 +158,8 @@ class TokenBackbone(nn.Module):
         return images.expand(-1, channels, -1, -1)
 
     def _foreground(self, masks: Tensor, modalities: int) -> Tensor:
-        if not any(isinstance(module, Modulated) for module in self.modules()):
+        first = self._blocks_of(self.tower.model)[0]  # what modulate adds is in every block
+        if not any(isinstance(module, Modulated) for module in first.modules()):
             raise ValueError("foreground needs a modulated model: call modulate(model), or leave foreground out")
         if masks.dim() == 4:
             masks = masks.flatten(0, 1)

@@ -26,6 +26,7 @@ Globals = Float[Tensor, "batch dim"] | Float[Tensor, "batch modalities dim"]
 class Tower(Protocol):
     """A vision transformer as tokens in and out: a module that holds the library's `model`."""
 
+    model: nn.Module
     dim: int
     width: int  # of the tokens inside the blocks; dim is that of the tokens returned
     channels: int

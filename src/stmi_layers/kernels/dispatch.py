@@ -22,13 +22,15 @@ FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float
     "triton": triton_modulated_attention,
 }
 
+NAMES = get_args(Implementation)
+
 # torch 2.6 cannot tell an export from a compilation: there the dense form serves both.
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def check_implementation(implementation: str) -> None:
     """Refuse the name of an implementation that does not exist."""
-    check_choice("implementation", implementation, get_args(Implementation))
+    check_choice("implementation", implementation, NAMES)
 
 
 def implementation_for(
@@ -74,6 +76,7 @@ def _transform(*tensors: Tensor) -> str:
         return ""
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func"
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    dual = forward_ad._current_level >= 0
+    if dual and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         return "forward-mode differentiation"
     return ""

@@ -5,6 +5,7 @@ A rank is one plus the better positives plus the negatives in front. `ranks_by_c
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -72,6 +73,41 @@ def ranks_by_selection(distance: Tensor, near: Tensor, entry: Tensor, positive: 
     rank = distance.new_full(there.shape, math.inf, dtype=torch.float64)
     rank[there] = (in_front + (nth + 1 - earlier[:, None])[there]).double()
     return rank
+
+
+def smallest(
+    distance: Tensor, count: int, monotone: Callable[[Tensor], Tensor] = lambda distance: distance
+) -> tuple[Tensor, Tensor] | None:
+    """Find the `count` smallest numbers of every row in little more than one pass over them.
+
+    A row is cut into groups. The smallest numbers lie in the groups that have the smallest minima, as many at most.
+
+    Args:
+        distance: numbers (rows columns), row by row in memory.
+        count: of them, from 1 to the number of columns.
+        monotone: what is done to numbers before they are compared; it keeps their order, or makes some equal.
+
+    Returns:
+        The numbers and their places, by place; None where a number that is left out equals the largest of them.
+    """
+    columns = distance.shape[1]
+    size = max(1, math.isqrt(columns // count))
+    groups = columns // size
+    minima = distance[:, : size * groups].unflatten(1, (size, groups)).amin(dim=1)
+    nearest = minima.topk(min(count, groups), dim=1, largest=False).indices
+    members = torch.arange(0, size * groups, groups, device=distance.device)
+    place = (nearest[:, :, None] + members).flatten(1)
+    rest = torch.arange(size * groups, columns, device=distance.device).expand(len(distance), -1)
+    place = torch.cat([place, rest], dim=1)
+    value = monotone(distance.gather(1, place))
+    found, slot = value.topk(count, dim=1, largest=False)
+    last = found[:, -1:]
+    equal = (value <= last).sum(dim=1) > count
+    equal |= (monotone(minima) <= last).sum(dim=1) > nearest.shape[1]
+    if equal.any():
+        return None
+    place, order = place.gather(1, slot).sort(dim=1)
+    return found.gather(1, order), place
 
 
 def sort_keys(distance: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from stmi_layers._precision import at_least_float32
 from stmi_layers.kernels import tiled_backward as tiled_backward  # registers the operator of the backward pass
@@ -28,19 +29,42 @@ def tiled_attention(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
     """Compute `modulated_attention` for CPU tensors: one operator to autograd and to `torch.compile`."""
-    tell_counters("tiled_attention")
-    return torch.ops.stmi_layers.tiled_attention(query, key, value, foreground, alpha, beta, scale)[0]
+    if _is_watched(query, key, value, alpha, beta):
+        tell_counters("tiled_attention")
+        return torch.ops.stmi_layers.tiled_attention(query, key, value, foreground, alpha, beta, scale)[0]
+    if not tiled_short.is_short(query):
+        return _attend(query, key, value, foreground, alpha, beta, scale)[0]
+    alpha, beta = _wide(alpha, query), _wide(beta, query)
+    return tiled_short.attend(query, key, value, foreground, alpha, beta, scale).transpose(1, 2)
+
+
+def _is_watched(*tensors: Tensor) -> bool:
+    """Tell whether anything has to see the operator: autograd, a graph being captured, a mode or subclass of torch.
+
+    Where nothing has to, its call would cost as much as a third of the attention of one image.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(tensor) not in (Tensor, Parameter) for tensor in tensors)
+        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    )
+
+
+def _wide(strength: Tensor, like: Tensor) -> Tensor:
+    """Return a strength in the precision of logits."""
+    return strength if strength.dtype is like.dtype is torch.float32 else strength.to(at_least_float32(like[:0]).dtype)
 
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The attended values, and the log-sum-exp of the rows that went through plain attention, in the samples' order."""
+    """The attended values, and the log-sum-exp of the rows: of all, or of those that went through plain attention."""
     batch, heads, tokens, head_dim = query.shape
-    alpha, beta = (strength.to(at_least_float32(query[:0]).dtype) for strength in (alpha, beta))
+    alpha, beta = _wide(alpha, query), _wide(beta, query)
     normaliser = alpha.new_zeros(batch, heads, tokens)
     if tiled_short.is_short(query):
-        result = tiled_short.attend(query, key, value, foreground, alpha, beta, scale)
+        result = tiled_short.attend(query, key, value, foreground, alpha, beta, scale, normaliser)
         return result.transpose(1, 2), normaliser
     result = value.new_empty(batch, tokens, heads, head_dim)  # tokens first, as plain attention lays it out
     # About two tiles of memory; half precision has its rows, keys, values and what they attend to in float32.
@@ -65,7 +89,7 @@ def _attend_foreground(rows: Tensor, keys: Tensor, values: Tensor, piece: Piece)
     tokens = keys.shape[1]
     buffer = new_buffer(rows, tokens)
     for head, row in tiles.cut(len(keys), len(rows), tokens):
-        of_rows, modulation = rows[row, head].transpose(0, 1), piece.modulation.of_heads(head)
+        of_rows, modulation = rows[row, head].transpose(0, 1), piece.modulation(head)
         tile = torch.bmm(of_rows, keys[head].mT, out=tile_in(buffer, head, row, tokens))
         modulation.apply(tile, tile.amax(dim=-1, keepdim=True), tile.amin(dim=-1, keepdim=True), out=tile)
         sums = exponentials(tile)

@@ -52,7 +52,8 @@ def _differentiate(
     """Gradients of query, key and value, and of both strengths per head."""
     alpha, beta = alpha.to(normaliser.dtype), beta.to(normaliser.dtype)
     if tiled_short.is_short(query):
-        return tiled_short.differentiate(gradient, query, key, value, foreground, alpha, beta, scale)
+        saved = foreground, alpha, beta, result, normaliser, scale
+        return tiled_short.differentiate(gradient, query, key, value, *saved)
     batch, heads, tokens, head_dim = query.shape
     of_query = query.new_empty(batch, tokens, heads, head_dim)
     of_key, of_value = (of.new_empty(of.shape) for of in (key, value))
@@ -60,15 +61,15 @@ def _differentiate(
     for piece in pieces(query, foreground, alpha, beta, scale, most=tiles.TILE):
         of, split = (piece.sample, piece.heads), piece.split
         rows, incoming = take_rows(query[of], piece.order), take_rows(gradient[of], piece.order)
+        attended = take_rows(result[of], piece.order)
         vectors = _Vectors(rows * piece.factor, wide_rows(key[of]), wide_rows(value[of]))
         to = _Vectors(*(torch.zeros_like(tensor) for tensor in vectors))
         if split < tokens:
-            attended = take_rows(result[of], piece.order[split:])
-            _add_background(to, vectors, incoming[split:], attended, normaliser[of][:, split:])
+            _add_background(to, vectors, incoming[split:], attended[split:], normaliser[of][:, split:])
             # The factor of a background row falls with beta.
             of_beta[piece.heads] -= scale * (rows[split:] * to.rows[split:]).sum(dim=0).sum(dim=1)
         if split > 0:
-            to_alpha, to_beta = _add_foreground(to, vectors, incoming[:split], piece)
+            to_alpha, to_beta = _add_foreground(to, vectors, incoming[:split], attended[:split], piece)
             of_alpha[piece.heads] += to_alpha
             of_beta[piece.heads] += to_beta
         put_rows(of_query[piece.sample, :, piece.heads], to.rows.mul_(piece.factor), piece.place)
@@ -103,15 +104,19 @@ def _add_background(to: _Vectors, vectors: _Vectors, incoming: Tensor, attended:
     to.values.add_(to_values[0])
 
 
-def _add_foreground(to: _Vectors, vectors: _Vectors, incoming: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
+def _add_foreground(
+    to: _Vectors, vectors: _Vectors, incoming: Tensor, attended: Tensor, piece: Piece
+) -> tuple[Tensor, Tensor]:
     """With `incoming` of the foreground rows; return the gradients that the strengths have from them, per head."""
     _, keys, values = vectors
     heads, tokens, _ = keys.shape
     of_alpha, of_beta = keys.new_zeros(heads), keys.new_zeros(heads)
     buffers = [new_buffer(incoming, tokens) for _ in range(3)]
     for head, row in tiles.cut(heads, len(incoming), tokens):
-        rows, gradient, to_rows = (of[row, head].transpose(0, 1) for of in (vectors.rows, incoming, to.rows))
-        modulation = piece.modulation.of_heads(head)
+        rows, gradient, found, to_rows = (
+            of[row, head].transpose(0, 1) for of in (vectors.rows, incoming, attended, to.rows)
+        )
+        modulation = piece.modulation(head)
         logits, weights, delta = (tile_in(buffer, head, row, tokens) for buffer in buffers)
         torch.bmm(rows, keys[head].mT, out=logits)
         maximum, minimum = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
@@ -119,9 +124,8 @@ def _add_foreground(to: _Vectors, vectors: _Vectors, incoming: Tensor, piece: Pi
         weights.div_(tiles.exponentials(weights))
         to.values[head].baddbmm_(weights.mT, gradient)
         torch.bmm(gradient, values[head].mT, out=delta)
-        softmax_backward(delta, weights)
-        both = 1 - modulation.outward
-        to_strengths = modulation_backward(delta, logits, (maximum, minimum), modulation, both, scratch=weights)
+        softmax_backward(delta, weights, gradient, found)
+        to_strengths = modulation_backward(delta, logits, (maximum, minimum), modulation, scratch=weights)
         of_alpha[head] += to_strengths[0]
         of_beta[head] += to_strengths[1]
         to_rows.copy_(torch.bmm(delta, keys[head]))

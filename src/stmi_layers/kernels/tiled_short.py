@@ -11,6 +11,11 @@ from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
 from stmi_layers.kernels import tiles
+from stmi_layers.kernels.sides import sides_of
+
+# Samples share a tile up to this part of it. More would cost copies of their queries, keys and values, which a tile of
+# one sample does without.
+SHARED = 1 / 16
 
 
 def is_short(query: Tensor) -> bool:
@@ -24,37 +29,61 @@ class Pairs:
 
     def __init__(self, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float) -> None:
         """`alpha` and `beta` hold one strength for all heads or one for each."""
-        self.foreground, self.scale = foreground.to(alpha.dtype)[:, None, :, None], scale
-        self.alpha, self.beta = (scale * strength[:, None, None] for strength in (alpha, beta))
+        self.sides, self.scale = sides_of(foreground, alpha.dtype), scale
+        one = len(alpha) == len(beta) == 1  # a number saves calls
+        strengths = ((of.item() if one else of[:, None, None]) for of in (alpha, beta))
+        self.alpha, self.beta = (scale * strength for strength in strengths)
 
-    def of(self, part: slice) -> tuple[tiles.Modulation, Tensor]:
-        """Return the modulation of a slice of samples, and a mask: 1 where row and column are in the foreground."""
-        foreground = self.foreground[part]
-        both = foreground * foreground.mT
+    def of(self, part: slice) -> tiles.Modulation:
+        """Return the modulation of a slice of samples."""
+        rows, outward, both = (side[part] for side in self.sides)
         slope = (both * (self.beta - self.alpha)).add_(self.scale - self.beta)
-        return tiles.Modulation(self.alpha, self.beta, slope, foreground - both), both
+        return tiles.Modulation(self.alpha, self.beta, slope, outward, rows)
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    foreground: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    scale: float,
+    normaliser: Tensor | None = None,
 ) -> Tensor:
-    """The attended values, tokens before heads; `alpha` and `beta` hold one strength for all heads or one for each."""
+    """The attended values, tokens before heads; `alpha` and `beta` hold one strength for all heads or one for each.
+
+    The log-sum-exp of every row, batch heads tokens, goes into `normaliser`, where there is one.
+    """
     batch, heads, tokens, head_dim = query.shape
     result = value.new_empty(batch, tokens, heads, head_dim)
     pairs = Pairs(foreground, alpha, beta, scale)
-    for part, (logits,) in _parts(query, buffers=1):
-        _attend_some(query[part], key[part], value[part], pairs.of(part)[0], logits, out=result[part].transpose(1, 2))
+    for part, (logits,) in _parts(query, alpha.dtype, buffers=1):
+        log_sums = None if normaliser is None else normaliser[part]
+        rows, keys, values = (_flat(tensor[part]) for tensor in (query, key, value))
+        _attend_some(rows, keys, values, pairs.of(part), logits, log_sums, out=result[part].transpose(1, 2))
     return result
 
 
 def _attend_some(
-    query: Tensor, key: Tensor, value: Tensor, modulation: tiles.Modulation, logits: Tensor, *, out: Tensor
+    rows: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    modulation: tiles.Modulation,
+    logits: Tensor,
+    log_sums: Tensor | None,
+    *,
+    out: Tensor,
 ) -> None:
     """Attend for the samples of a tile. A function frees its memory before the next tile is computed."""
-    tile = torch.bmm(_flat(query), _flat(key).mT, out=logits.flatten(0, 1))
+    tile = torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
     modulation.apply(logits, logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True), out=logits)
-    sums = tiles.exponentials(logits)
-    torch.div(torch.bmm(tile, _flat(value)).unflatten(0, out.shape[:2]), sums, out=out)
+    greatest = logits.amax(dim=-1, keepdim=True)
+    sums = logits.sub_(greatest).exp_().sum(dim=-1, keepdim=True)
+    logits.div_(sums)
+    _put_product(out, tile, values)
+    if log_sums is not None:
+        log_sums.copy_(greatest.add_(sums.log_())[..., 0])
 
 
 def differentiate(
@@ -65,39 +94,38 @@ def differentiate(
     foreground: Tensor,
     alpha: Tensor,
     beta: Tensor,
+    result: Tensor,
+    normaliser: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, and of both strengths per head."""
-    batch, heads, tokens, head_dim = query.shape
-    to_query = query.new_empty(batch, tokens, heads, head_dim)
-    to_key, to_value = (of.new_empty(of.shape) for of in (key, value))
+    batch, heads, tokens, _ = query.shape
+    to = [of.new_empty(batch, tokens, heads, of.shape[-1]).transpose(1, 2) for of in (query, key, value)]
     to_alpha, to_beta = alpha.new_zeros(heads), alpha.new_zeros(heads)
     pairs = Pairs(foreground, alpha, beta, scale)
-    for part, (logits, weights, delta) in _parts(query, buffers=3):
+    for part, (logits, weights, delta) in _parts(query, alpha.dtype, buffers=3):
         rows, keys, values, incoming = (_flat(tensor[part]) for tensor in (query, key, value, gradient))
-        modulation, both = pairs.of(part)
+        modulation = pairs.of(part)
         torch.bmm(rows, keys.mT, out=logits.flatten(0, 1))
-        maximum, minimum = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
-        modulation.apply(logits, maximum, minimum, out=weights)
-        weights.div_(tiles.exponentials(weights))
-        _put_product(to_value[part], weights.flatten(0, 1).mT, incoming)
-        torch.bmm(incoming, values.mT, out=delta.flatten(0, 1))
-        tiles.softmax_backward(delta, weights)
-        of_strengths = tiles.modulation_backward(delta, logits, (maximum, minimum), modulation, both, scratch=weights)
+        extrema = logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True)
+        modulation.apply(logits, *extrema, out=weights).sub_(normaliser[part, ..., None]).exp_()
+        _put_product(to[2][part], weights.flatten(0, 1).mT, incoming)
+        of_logits = torch.bmm(incoming, values.mT, out=delta.flatten(0, 1))
+        tiles.softmax_backward(delta, weights, incoming, _flat(result[part]))
+        of_strengths = tiles.modulation_backward(delta, logits, extrema, modulation, scratch=weights)
         to_alpha += of_strengths[0]
         to_beta += of_strengths[1]
-        of_logits = delta.flatten(0, 1)
-        to_query[part] = torch.bmm(of_logits, keys).unflatten(0, (-1, heads)).transpose(1, 2)
-        _put_product(to_key[part], of_logits.mT, rows)
-    return to_query.transpose(1, 2), to_key, to_value, scale * to_alpha, scale * to_beta
+        _put_product(to[0][part], of_logits, keys)
+        _put_product(to[1][part], of_logits.mT, rows)
+    to_query, to_key, to_value = to
+    return to_query, to_key, to_value, scale * to_alpha, scale * to_beta
 
 
-def _parts(query: Tensor, buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    """As many samples at once as fit into a tile, and tiles for them: samples heads tokens tokens."""
+def _parts(query: Tensor, dtype: torch.dtype, buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Samples that share a tile, and tiles for them: samples heads tokens tokens."""
     batch, heads, tokens, _ = query.shape
-    most = min(batch, max(1, tiles.TILE // max(heads * tokens**2, 1)))
-    wide = at_least_float32(query[:0])
-    room = [wide.new_empty(most, heads, tokens, tokens) for _ in range(buffers)]
+    most = min(batch, max(1, int(SHARED * tiles.TILE) // max(heads * tokens**2, 1)))
+    room = [query.new_empty(most, heads, tokens, tokens, dtype=dtype) for _ in range(buffers)]
     for first in range(0, batch, max(most, 1)):
         part = slice(first, min(first + most, batch))
         yield part, [buffer[: part.stop - first] for buffer in room]
@@ -109,9 +137,8 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _put_product(target: Tensor, left: Tensor, right: Tensor) -> None:
-    """Write the product of matrices to where samples and heads are two axes, dense, of any precision."""
-    target = target.flatten(0, 1)
-    if target.dtype is left.dtype:
-        torch.bmm(left, right, out=target)
+    """Write the product of matrices to where samples and heads are two axes, of any layout and precision."""
+    if len(target) == 1 and target.dtype is left.dtype:
+        torch.bmm(left, right, out=target[0])
     else:
-        target.copy_(torch.bmm(left, right))
+        target.copy_(torch.bmm(left, right).unflatten(0, target.shape[:2]))

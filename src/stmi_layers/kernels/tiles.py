@@ -14,20 +14,21 @@ TILE = 2**19
 
 
 class Modulation(NamedTuple):
-    """Eq. 4-7 in closed form: a slope for every logit, and a constant for every row of the foreground."""
+    """Eq. 4-7 in closed form: a slope for every logit, and a constant for every row of the foreground.
 
-    alpha: Tensor  # heads 1 1
-    beta: Tensor  # heads 1 1
-    slope: Tensor  # broadcasts with the logits
-    outward: Tensor  # 1 where the constant counts: row in the foreground, column in the background; else 0
+    All fields broadcast with the logits, whose last axes are heads, rows and columns.
+    """
 
-    def of_heads(self, head: slice) -> "Modulation":
-        """Return the part of some heads."""
-        return Modulation(self.alpha[head], self.beta[head], self.slope[head], self.outward)
+    alpha: Tensor | float
+    beta: Tensor | float
+    slope: Tensor
+    outward: Tensor  # 1 in columns of the background, where the constant counts; else 0
+    rows: Tensor | None = None  # 1 in rows of the foreground, else 0; None where all are
 
     def apply(self, logits: Tensor, maximum: Tensor, minimum: Tensor, out: Tensor) -> Tensor:
         """Modulated logits, given the extrema of the rows."""
-        constant = torch.addcmul(self.beta * minimum, self.alpha, maximum, value=-1)
+        constant = (minimum * self.beta).sub_(maximum * self.alpha)
+        constant = constant if self.rows is None else constant.mul_(self.rows)
         return torch.mul(logits, self.slope, out=out).addcmul_(constant, self.outward)
 
 
@@ -40,7 +41,14 @@ class Piece(NamedTuple):
     place: Tensor  # of each token in that order
     split: int  # number of foreground tokens
     factor: Tensor  # tokens heads 1, in that order: of the rows of queries, before they meet the keys
-    modulation: Modulation  # of rows in the foreground: slope heads 1 tokens, outward tokens
+    alpha: Tensor  # heads 1 1
+    beta: Tensor  # heads 1 1
+    slope: Tensor  # heads 1 tokens; of rows in the foreground
+    outward: Tensor  # 1 tokens; 1 in the background, else 0
+
+    def modulation(self, head: slice) -> Modulation:
+        """Return how the foreground rows of some of the heads are modulated."""
+        return Modulation(self.alpha[head], self.beta[head], self.slope[head], self.outward)
 
 
 def pieces(
@@ -57,12 +65,10 @@ def pieces(
     slope = torch.addcmul(1 - alpha, background[:, None, None, :], alpha - beta)
     at_once = _even_heads(heads, most // (tokens * head_dim))
     for sample, split in enumerate(foreground.sum(dim=1).tolist()):
-        modulation = Modulation(alpha, beta, slope[sample], background[sample])
         for first in range(0, heads, at_once):
             some = slice(first, min(first + at_once, heads))
-            yield Piece(
-                sample, some, order[sample], place[sample], split, factor[sample, :, some], modulation.of_heads(some)
-            )
+            modulation = alpha[some], beta[some], slope[sample, some], background[sample, None]
+            yield Piece(sample, some, order[sample], place[sample], split, factor[sample, :, some], *modulation)
 
 
 def wide_rows(tensor: Tensor) -> Tensor:
@@ -131,18 +137,17 @@ def exponentials(logits: Tensor) -> Tensor:
     return logits.sum(dim=-1, keepdim=True)
 
 
-def softmax_backward(gradient: Tensor, weights: Tensor) -> None:
-    """Turn the gradient of the weights into that of their logits, in place."""
-    torch.ops.aten._softmax_backward_data.out(gradient, weights, -1, gradient.dtype, grad_input=gradient)
+def softmax_backward(gradient: Tensor, weights: Tensor, incoming: Tensor, attended: Tensor) -> None:
+    """Turn the gradient of the weights into that of their logits, in place.
+
+    The product of weights and their gradients over a row is that of what the row attended to and of its gradient.
+    """
+    inner = (incoming * attended).sum(dim=-1, keepdim=True)
+    gradient.sub_(inner.view(*gradient.shape[:-1], 1)).mul_(weights)
 
 
 def modulation_backward(
-    delta: Tensor,
-    logits: Tensor,
-    extrema: tuple[Tensor, Tensor],
-    modulation: Modulation,
-    both: Tensor,
-    scratch: Tensor,
+    delta: Tensor, logits: Tensor, extrema: tuple[Tensor, Tensor], modulation: Modulation, scratch: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Turn the gradient of modulated logits into that of the logits, in place; return those of the strengths per head.
 
@@ -151,16 +156,19 @@ def modulation_backward(
         logits: logits before the modulation, of the same shape.
         extrema: maximum and minimum of every row.
         modulation: slopes and constants.
-        both: 1 where row and column are in the foreground, else 0; broadcasts with the logits.
         scratch: room of the same shape, overwritten.
     """
     maximum, minimum = extrema
     others = [axis for axis in range(delta.dim()) if axis != delta.dim() - 3]
-    of_constant = torch.mul(delta, modulation.outward, out=scratch).sum(dim=-1, keepdim=True)
+    outward = modulation.outward
+    of_constant = torch.mul(delta, outward, out=scratch).sum(dim=-1, keepdim=True)
     products = torch.mul(delta, logits, out=scratch)
-    of_all, of_both = products.sum(dim=others), products.mul_(both).sum(dim=others)
-    of_alpha = -(of_constant * maximum).sum(dim=others) - of_both
-    of_beta = (of_constant * minimum).sum(dim=others) - (of_all - of_both)
+    of_all = products.sum(dim=-1, keepdim=True)
+    of_both = of_all - products.mul_(outward).sum(dim=-1, keepdim=True)
+    if modulation.rows is not None:
+        of_constant, of_both = of_constant * modulation.rows, of_both * modulation.rows
+    of_alpha = -(of_constant * maximum + of_both).sum(dim=others)
+    of_beta = (of_constant * minimum + of_both - of_all).sum(dim=others)
     delta.mul_(modulation.slope)
     add_to_extrema(delta, logits, maximum, -modulation.alpha * of_constant, scratch)
     add_to_extrema(delta, logits, minimum, modulation.beta * of_constant, scratch)

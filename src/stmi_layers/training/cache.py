@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stmi_layers.training.images import UnreadableError, read_image, read_mask
+from stmi_layers.training.images import UnreadableError, read_mask, read_upright
 from stmi_layers.training.record import Item, Source, path_of
 from stmi_layers.training.settings import Range
 
@@ -50,19 +50,21 @@ class Pixels:
     def _decode_image(self, source: Source, bounds: Range | None) -> Tensor:
         height, width = self.size
         try:
-            resized = read_image(source, bounds).resize((width, height), Image.Resampling.BILINEAR)
+            resized = read_upright(source, bounds).resize((width, height), Image.Resampling.BILINEAR)
         except Exception as error:  # whatever a damaged file makes of a decoder
             raise UnreadableError(f"{path_of(source)} cannot be read: {error}") from error
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+        # Three equal channels are made of one behind the resizing.
+        pixels = torch.from_numpy(np.array(resized))
+        return pixels.expand(3, -1, -1) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
     def _decode_mask(self, path: Path) -> Tensor:
         height, width = self.size
         try:
-            mask = Image.fromarray(read_mask(path))
+            mask = Image.fromarray(read_mask(path).view(np.uint8))
         except Exception as error:
             raise UnreadableError(f"{path} cannot be read: {error}") from error
         # Pillow takes the pixel at the centre; the "nearest" of torch would move a mask by half a pixel.
-        return torch.from_numpy(np.array(mask.resize((width, height), Image.Resampling.NEAREST)))
+        return torch.from_numpy(np.array(mask.resize((width, height), Image.Resampling.NEAREST))).bool()
 
 
 class _Block:

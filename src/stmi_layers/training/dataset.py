@@ -21,7 +21,7 @@ from stmi_layers.training.record import Item, joined, split_words
 from stmi_layers.training.seeds import derange, mix_seed
 from stmi_layers.training.settings import Data, Masks, Range
 from stmi_layers.training.splits import read_split, refuse_missing_masks
-from stmi_layers.training.transforms import GREY, Augmentation, dilate, erase, erode, move
+from stmi_layers.training.transforms import GREY, Augmentation, dilate, erase_, erode, move
 from stmi_layers.training.validation import training_items
 
 # Masks that are read from files; the others are made.
@@ -151,17 +151,15 @@ class MultiModalDataset(Dataset[Sample]):
         item = self.items[index]
         images, masks = self._read(index)
         present = torch.tensor([source is not None for source in item.images])
-        # The default generator of the CPU alone: torch.manual_seed would also reset those of the GPUs.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mix_seed(self.seed, int(self._epoch), index))
-            if self.augment is not None:
-                images, masks, _ = move(images, masks, self.augment)
-            images = images / 255
-            if self.masks.startswith("blank"):
-                images = images.where(masks[:, None], GREY)
-            if self.augment is not None:
-                images = erase(images, self.augment)
-        images = images.where(present[:, None, None, None], 0.0)
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, int(self._epoch), index))
+        if self.augment is not None:
+            images, masks, _ = move(images, masks, self.augment, generator=generator)
+        images = images.float().div_(255)
+        if self.masks.startswith("blank"):
+            images = images.where(masks[:, None], GREY)
+        images = images if self.augment is None else erase_(images, self.augment, generator)
+        if not present.all():
+            images = images.where(present[:, None, None, None], 0.0)
         if self.masks in ("ones", "empty"):
             masks = torch.full_like(masks, self.masks == "ones")
         return Sample(
@@ -181,7 +179,9 @@ class MultiModalDataset(Dataset[Sample]):
         """Bytes (modalities, 3, height, width), black where missing, and Bool masks, True where missing."""
         pairs = zip(self.items[index].images, self._ranges, strict=True)
         images = torch.stack([self._pixels.image(source, bounds) for source, bounds in pairs])
-        masks = torch.stack([self._pixels.mask(path) for path in self.items[self._mask_of[index]].masks])
+        paths = self.items[self._mask_of[index]].masks
+        distinct = {path: self._pixels.mask(path) for path in set(paths)}  # modalities may share a file
+        masks = torch.stack([distinct[path] for path in paths])
         if self.masks in ("eroded", "dilated"):
             masks = (erode if self.masks == "eroded" else dilate)(masks, round(min(self.size) / 16))
         return images, masks

@@ -26,21 +26,28 @@ def bits_of(image: ImageFile.ImageFile, path: Path) -> int:
     if image.mode.startswith("F"):
         return 32
     if image.format == "PNG":
-        return _read(path, 25)[24]
+        return _head(image, path, 25)[24]
     if image.format == "TIFF":
         return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))  # pyright: ignore[reportAttributeAccessIssue]
     if image.format == "PPM":
         return _maximum(image).bit_length()
     if image.format == "JPEG2000":
-        return _bits_of_jpeg2000(_read(path, 1 << 16))
+        return _bits_of_jpeg2000(_head(image, path, 1 << 16))
     if image.format == "AVIF":
-        return _bits_of_avif(_read(path, 1 << 16))
+        return _bits_of_avif(_head(image, path, 1 << 16))
     return 16 if image.mode.startswith("I") else 8
 
 
-def _read(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(count)
+def _head(image: ImageFile.ImageFile, path: Path, count: int) -> bytes:
+    """First bytes of the file, through the stream that is open already where there is one."""
+    if image.fp is None:
+        with path.open("rb") as file:
+            return file.read(count)
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(count)
+    image.fp.seek(place)
+    return head
 
 
 def _maximum(image: ImageFile.ImageFile) -> int:

@@ -58,7 +58,8 @@ def _leave() -> None:
     # The last error keeps its frames, and with them DistributedDataParallel. If that is the last to hold a group
     # of gloo, it waits for threads that wait for it, and a process that failed never ends.
     for name in ("last_exc", "last_value", "last_traceback"):
-        vars(sys).pop(name, None)
+        if hasattr(sys, name):
+            delattr(sys, name)
     gc.collect()
     dist.destroy_process_group()
 

@@ -36,6 +36,7 @@ PANEL_WIDTH = 256
 # Only after this all formats are known by name.
 Image.init()
 _KNOWN = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF and WebP are not in every build
+_ORIENTATION = 0x0112
 # Colours of a mask that differ by more than what JPEG makes of grey.
 GREY_TOLERANCE = 24
 # Floating numbers of a mask may lie this far outside of 0 ... 1, from rounding.
@@ -79,6 +80,14 @@ def _unknown(magic: bytes) -> str:
 def read_image(source: Source, bounds: Range | None = None) -> Image.Image:
     """Read an image upright, in colour and with 8 bits per channel; of a panel, its part of the file.
 
+    Takes and raises what [`read_upright`][stmi_layers.training.images.read_upright] does.
+    """
+    return read_upright(source, bounds).convert("RGB")
+
+
+def read_upright(source: Source, bounds: Range | None = None) -> Image.Image:
+    """Read an image upright with 8 bits per channel, "L" where the file is grey and "RGB" otherwise.
+
     Args:
         source: file, or panel of a file.
         bounds: lowest and highest count of a deep image, which become black and white; counts beyond are clipped to
@@ -99,10 +108,11 @@ def read_image(source: Source, bounds: Range | None = None) -> Image.Image:
         if bits <= 8 and bounds is not None:
             raise ValueError(f"has {bits} bits per channel, and the range of its modality is for deeper images")
         if bits <= 8:
-            image.load()
-            upright = upright_of(image).convert("RGB")
+            upright = upright_of(image)
     if bits > 8:
-        upright = Image.fromarray(scale_counts(read_counts(path, opened), bounds or "image")).convert("RGB")
+        upright = Image.fromarray(scale_counts(read_counts(path, opened), bounds or "image"))
+    if upright.mode not in ("L", "RGB"):
+        upright = upright.convert("RGB")
     if not isinstance(source, Panel):
         return upright
     width = upright.width // source.count
@@ -126,8 +136,9 @@ def scale_counts(counts: NDArray[Any], bounds: Range) -> NDArray[np.uint8]:
 
 
 def upright_of(image: Image.Image) -> Image.Image:
-    """The image as its orientation tag says it is to be shown."""
-    return ImageOps.exif_transpose(image)
+    """Return the image as its orientation tag says it is to be shown, decoded; the image itself where it is so."""
+    image.load()
+    return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -155,18 +166,21 @@ def read_levels(path: Path) -> NDArray[Any]:
         refuse_signed(image, bits)
         if bits > 8:
             raise ValueError(f"is a mask of {bits} bits per channel; write it with 8, 0 and 255")
-        image.load()
         upright = upright_of(image)
+    if upright.mode == "L" and "transparency" not in upright.info:
+        return np.array(upright)
     if upright.has_transparency_data:
         alpha = np.array(upright.convert("RGBA").getchannel("A"))
         if alpha.max() <= 127:
             raise ValueError("is a mask that is wholly transparent; write it as grey, 0 and 255")
         if alpha.min() <= 127:
             return alpha
-    colours = np.array(upright.convert("RGB")).astype(np.int16)
-    if (colours.max(axis=-1) - colours.min(axis=-1)).max() > GREY_TOLERANCE:
+    coloured = upright.convert("RGB")
+    red, green, blue = np.moveaxis(np.array(coloured), -1, 0)
+    most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    if (most - least).max() > GREY_TOLERANCE:
         raise ValueError("is a mask in colour, which says foreground in no way known; write it as grey, 0 and 255")
-    return np.array(upright.convert("RGB").convert("L"))
+    return np.array(coloured.convert("L"))
 
 
 def _array_levels(path: Path) -> NDArray[Any]:

@@ -112,6 +112,8 @@ def item_of(values: Mapping[str, Any]) -> Item:
     given = dict(values)
     images = tuple(_source(one) for one in given.pop("images"))
     masks = tuple(None if one is None else Path(one) for one in given.pop("masks"))
+    if len(images) != len(masks):
+        raise ValueError(f"item must have a mask, or none, per image; received {len(images)} and {len(masks)}")
     item = Item(given.pop("name"), given.pop("identity"), images, masks, captions=tuple(given.pop("captions")), **given)
     texts = (item.name, item.role, item.layout, *item.captions, *item.columns, *item.columns.values())
     numbers = (item.camera, item.view, item.scene)

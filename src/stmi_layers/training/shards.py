@@ -174,10 +174,13 @@ class Shards:
             if described != len(names):
                 raise ValueError(f"{described} descriptors must be of as many items; there are {len(names)}")
             rows = zip(*(columns[name] for name in FIELDS), strict=True)
-            return [
+            items = [
                 item_of({"name": name, **dict(zip(FIELDS, row, strict=True))})
                 for name, row in zip(names, rows, strict=True)
             ]
+            if len({len(item.images) for item in items}) > 1:
+                raise ValueError("items must have as many images as one another, None where one is missing")
+            return items
 
     def left_out(self) -> dict[str, str]:
         """Reasons by the names of the items that could not be read."""

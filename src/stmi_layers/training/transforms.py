@@ -1,14 +1,14 @@
 """Joint transforms: one geometry for all that belongs to a sample, one erasing for every modality."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
-from torch import Tensor
+from torch import Generator, Tensor
 
-from stmi_layers.training._torchvision import tv_tensors, v2
+import stmi_layers.training._torchvision  # noqa: F401  before timm and open_clip import what it mends
 
 GREY = 0.5
 
@@ -51,6 +51,7 @@ def move(
     augmentation: Augmentation,
     *,
     boxes: Float[Tensor, "boxes 4"] | None = None,
+    generator: Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Flip, pad and crop everything alike.
 
@@ -59,26 +60,85 @@ def move(
         masks: of all modalities.
         augmentation: says how far.
         boxes: left, top, right and bottom in pixels, right and bottom exclusive.
+        generator: source of the randomness; the global one by default. The draws are those of torchvision's flip and
+            crop.
 
     Returns:
         Images, masks and boxes. Boxes end where the crop does; one that has left it has no area any more.
     """
     height, width = images.shape[-2:]
     padding = round(augmentation.padding * (height * width) ** 0.5)
-    geometry = v2.Compose([v2.RandomHorizontalFlip(augmentation.flip), v2.RandomCrop((height, width), padding=padding)])
-    # Its constructor is __new__, which the type checker does not see behind the one of Tensor.
-    box_type: Any = tv_tensors.BoundingBoxes
-    corners = box_type(torch.zeros(0, 4) if boxes is None else boxes, format="XYXY", canvas_size=(height, width))
-    moved = geometry(tv_tensors.Image(images), tv_tensors.Mask(masks), corners)
-    images, masks, corners = (part.as_subclass(Tensor) for part in moved)
-    return images, masks, corners
+    flip = torch.rand(1, generator=generator).item() < augmentation.flip
+    down, right = (
+        int(torch.randint(2 * padding + 1, (), generator=generator)) - padding if padding else 0 for _ in range(2)
+    )
+    corners = torch.zeros(0, 4) if boxes is None else boxes.clone()
+    if flip:
+        corners[:, 0::2] = width - corners[:, [2, 0]]
+    corners[:, 0::2] = (corners[:, 0::2] - right).clamp(0, width)
+    corners[:, 1::2] = (corners[:, 1::2] - down).clamp(0, height)
+    return _window(images, flip, down, right), _window(masks, flip, down, right), corners
 
 
-def erase(images: Float[Tensor, "modalities channels height width"], augmentation: Augmentation) -> Tensor:
-    """Paint a rectangle of every modality grey (0.5), each with its own probability, place and shape."""
-    scale, ratio = augmentation.erasing_area, augmentation.erasing_aspect
-    one = v2.RandomErasing(augmentation.erasing, scale=scale, ratio=ratio, value=GREY)
-    return torch.stack([one(image) for image in images])
+def _window(tensor: Tensor, flip: bool, down: int, right: int) -> Tensor:
+    """The same size, flipped from left to right or not, begun `down` and `right` of its corner; 0 outside of it."""
+    rows, rows_to = _overlap(tensor.shape[-2], down)
+    columns, columns_to = _overlap(tensor.shape[-1], right)
+    if flip:
+        width = tensor.shape[-1]
+        columns = slice(width - columns.stop, width - columns.start)
+    part = tensor[..., rows, columns]
+    part = part.flip(-1) if flip else part
+    if not (down or right):
+        return part
+    moved = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+    moved[..., rows_to, columns_to] = part
+    return moved
+
+
+def _overlap(size: int, shift: int) -> tuple[slice, slice]:
+    """Where a line and the same line moved by `shift` overlap: in the old one, and in the new one."""
+    first, last = max(shift, 0), min(size, size + shift)
+    return slice(first, max(first, last)), slice(first - shift, max(first, last) - shift)
+
+
+def erase(
+    images: Float[Tensor, "modalities channels height width"],
+    augmentation: Augmentation,
+    *,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Paint a rectangle of every modality grey (0.5), each with its own probability, place and shape.
+
+    The draws are those of torchvision's `RandomErasing`, from the global generator by default.
+    """
+    return erase_(images.clone(), augmentation, generator)
+
+
+def erase_(images: Tensor, augmentation: Augmentation, generator: Generator | None = None) -> Tensor:
+    """Paint into `images` themselves."""
+    for image in images:
+        if torch.rand(1, generator=generator).item() < augmentation.erasing:
+            top, left, height, width = _rectangle(image.shape[-2:], augmentation, generator)
+            image[..., top : top + height, left : left + width] = GREY
+    return images
+
+
+def _rectangle(size: tuple[int, ...], augmentation: Augmentation, generator: Generator | None) -> tuple[int, ...]:
+    """Draw a rectangle inside the image: top, left, height, width; ten times too large a one, and it is empty."""
+    rows, columns = size
+    logarithms = torch.log(torch.tensor(augmentation.erasing_aspect)).tolist()
+    for _ in range(10):
+        area = rows * columns * torch.empty(1).uniform_(*augmentation.erasing_area, generator=generator).item()
+        aspect = torch.empty(1).uniform_(*logarithms, generator=generator).exp_().item()
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if height < rows and width < columns:
+            top, left = (
+                int(torch.randint(whole - part + 1, (1,), generator=generator))
+                for whole, part in ((rows, height), (columns, width))
+            )
+            return top, left, height, width
+    return 0, 0, 0, 0
 
 
 def dilate(

@@ -16,7 +16,7 @@ MODALITIES = ("RGB", "NI", "TI")
 SYSTEM = ("system volume information", "lost+found", "thumbs.db", "desktop.ini", "recycler", "#recycle", "#snapshot")
 ARRAY = ".npy"
 # Files that tell a folder of results inside a set: of a run, of an index, of an inspection.
-RESULTS = ("checkpoint.pt", "extraction.json", "contact_sheet.png")
+RESULTS = (("checkpoint.pt",), ("extraction.json",), ("counts.csv", "contact_sheet.png"))
 _SPLIT = re.compile("(train|training|test|testing|val|valid|validation|query|gallery)(_[0-9]+)?")
 
 
@@ -95,8 +95,13 @@ def is_mask_folder(name: str) -> bool:
 
 
 def is_result(folder: Path) -> bool:
-    """Tell whether a folder holds what commands of this project have written, and so is not part of the set."""
-    return any(os.path.isfile(folder / name) for name in RESULTS)
+    """Tell whether a folder holds what commands of this project have written, and so is not part of the set.
+
+    A folder with the name of a split is part of it whatever else it holds.
+    """
+    if is_split(folder.name):
+        return False
+    return any(all(os.path.isfile(folder / name) for name in names) for names in RESULTS)
 
 
 def holds_images(folder: Path) -> bool:

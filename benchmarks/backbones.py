@@ -1,0 +1,100 @@
+"""Vision transformers of timm with SFM, from images and masks to tokens, against the same networks without."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks.attention import as_written
+from benchmarks.runner import Comparison, Contender, Outputs, Target
+from stmi_layers.backbones import TokenBackbone, modulate
+
+SIZE = (256, 128)
+# Forward of one image, forward of eight, training step of eight.
+LIMITS = {"vit_small_patch16_224": (1.04, 1.03, 1.03), "vit_base_patch16_224": (1.02, 1.01, 1.01)}
+NAMES = {"vit_small_patch16_224": "ViT-S/16", "vit_base_patch16_224": "ViT-B/16"}
+COMPILED = ((1, 1.04), (8, 1.02))
+
+
+def comparisons(device: str) -> Iterator[Comparison]:
+    """Forward passes and training steps; and the smaller network compiled."""
+    for architecture, (single, forward, step) in LIMITS.items():
+        pair = Pair(architecture, device)
+        for batch, limit in ((1, single), (8, forward)):
+            yield pair.comparison(f"forward, batch {batch}", batch, Pair.forward, limit, threads=1)
+        yield pair.comparison("training step, batch 8", 8, Pair.step, step, threads=1)
+    pair = Pair("vit_small_patch16_224", device, compiled=True)
+    for batch, limit in COMPILED:
+        yield pair.comparison(f"compiled, forward, batch {batch}", batch, Pair.forward, limit, threads=2)
+
+
+class Pair:
+    """A network, and a copy with SFM in a `TokenBackbone`."""
+
+    def __init__(self, architecture: str, device: str, *, compiled: bool = False) -> None:
+        import timm
+
+        import stmi_layers.training._torchvision  # noqa: F401  timm imports torchvision
+
+        torch.manual_seed(0)
+        plain = timm.create_model(architecture, img_size=SIZE, num_classes=0).to(device)
+        ours = TokenBackbone(modulate(copy.deepcopy(plain)))
+        self.modules: dict[str, Any] = {"plain": plain, "ours": ours}
+        self.name, self.device = NAMES[architecture], device
+        self.plain: Any = plain.forward_features
+        self.ours: Any = ours
+        if compiled:
+            self.plain, self.ours = torch.compile(self.plain), torch.compile(ours)
+
+    def comparison(
+        self, what: str, batch: int, run: Callable[..., Outputs], limit: float, *, threads: int
+    ) -> Comparison:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(batch, 3, *SIZE, generator=generator).to(self.device)
+        masks = torch.zeros(batch, *SIZE, dtype=torch.bool, device=self.device)
+        masks[:, 32:224, 32:96] = True
+        calls: dict[str, Callable[[], Tensor]] = {
+            self.name: lambda: self.plain(images),
+            "ours": lambda: _joined(self.ours(images, masks)),
+        }
+        # The features of forward passes are checked; the step computes the same ones.
+        expected = functools.cache(lambda: self._expected(images, masks)) if run is Pair.forward else None
+        contenders = {
+            name: Contender(partial(run, self, call), expected if name == "ours" else None)
+            for name, call in calls.items()
+        }
+        return Comparison(f"SFM {self.name} at 256 x 128, {what}", contenders, (Target("time", limit),), threads)
+
+    def _expected(self, images: Tensor, masks: Tensor) -> Outputs:
+        """Return the tokens when attention computes its equations as they are written."""
+
+        def attention(*arguments: Tensor, scale: float) -> Tensor:
+            return as_written(*arguments)  # which has the same scale
+
+        with mock.patch("stmi_layers.backbones.mixin.modulated_attention", attention):
+            return self.forward(lambda: _joined(self.modules["ours"](images, masks)))
+
+    def forward(self, call: Callable[[], Tensor]) -> Outputs:
+        self._train(False)
+        with torch.inference_mode():
+            return (call(),)
+
+    def step(self, call: Callable[[], Tensor]) -> Outputs:
+        self._train(True)
+        loss = call().square().mean()
+        loss.backward()
+        return (loss.detach(),)
+
+    def _train(self, mode: bool) -> None:
+        for module in self.modules.values():
+            if module.training != mode:
+                module.train(mode)
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
