@@ -1,7 +1,8 @@
 """The tests of the layers against both ends of the promised versions of torch: `make test-versions`.
 
 Each version gets an environment of its own under build/versions, with a few gigabytes of wheels. The table of results
-goes into docs/tables/versions.md. pip takes its indices from its own configuration, such as `PIP_EXTRA_INDEX_URL`.
+goes into docs/tables/versions.md. `python -m tests.versions oldest` repeats one of them. pip takes its indices from its
+own configuration, such as `PIP_EXTRA_INDEX_URL`.
 """
 
 import os
@@ -9,6 +10,7 @@ import platform
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,13 +29,14 @@ TOOLS = (
 )
 
 
-def main() -> int:
-    """Run every version, write the table, and return 1 when a test failed."""
+def main(names: Collection[str]) -> int:
+    """Run the versions of these names, write the table of all, and return 1 when a test failed."""
     rows, failed = [], False
     for name, requirement in VERSIONS.items():
-        python = environment(FOLDER / name, requirement)
         report = FOLDER / f"{name}.xml"
-        run_tests(python, report)
+        python = environment(FOLDER / name, requirement)
+        if name in names or not report.exists():
+            run_tests(python, report)
         row, bad = summary(version_of(python), report)
         rows.append(row)
         failed |= bad
@@ -101,4 +104,4 @@ def table(rows: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:] or tuple(VERSIONS)))

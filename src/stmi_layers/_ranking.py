@@ -11,6 +11,7 @@ from stmi_layers._checks import check_choice
 from stmi_layers.kernels.ranking import positive_ranks
 
 Metric = Literal["euclidean", "cosine"]
+METRICS = get_args(Metric)  # torch 2.6 cannot trace the question
 
 
 class Positives:
@@ -91,7 +92,7 @@ def check_groups(query_groups: Tensor | None, gallery_groups: Tensor | None) -> 
 
 def comparable(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """Return both without gradient, in at least float32, of unit length for the cosine; refuse what is not finite."""
-    check_choice("metric", metric, get_args(Metric))
+    check_choice("metric", metric, METRICS)
     dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
     query, gallery = query.detach().to(dtype), gallery.detach().to(dtype)
     for name, features in (("query", query), ("gallery", gallery)):

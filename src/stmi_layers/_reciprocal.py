@@ -17,6 +17,7 @@ from stmi_layers._ranking import centre_of, comparable, squared_norms
 from stmi_layers.kernels.ranking import smallest
 
 Reading = Literal["paper", "authors"]
+READINGS = get_args(Reading)  # torch 2.6 cannot trace the question
 
 
 class _Rows(NamedTuple):
@@ -44,7 +45,7 @@ def reciprocal_distances(
     """Yield the distances of `k_reciprocal_rerank`, of `chunk_size` queries at a time."""
     check_positive(k1=k1, k2=k2, chunk_size=chunk_size)
     check_probability("weight", weight)
-    check_choice("reading", reading, get_args(Reading))
+    check_choice("reading", reading, READINGS)
     features = torch.cat(comparable(query, gallery, metric))
     if metric == "euclidean":
         features -= centre_of(features)

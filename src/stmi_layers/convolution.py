@@ -16,6 +16,7 @@ from stmi_layers._precision import without_autocast
 from stmi_layers._typing import typed
 
 Normalization = Literal["row", "symmetric", "none"]
+NORMALIZATIONS = get_args(Normalization)  # torch 2.6 cannot trace the question
 
 
 @typed
@@ -87,4 +88,4 @@ def _inverse(degree: Tensor) -> Tensor:
 
 def check_normalization(normalization: str) -> None:
     """Refuse an unknown `normalization`."""
-    check_choice("normalization", normalization, get_args(Normalization))
+    check_choice("normalization", normalization, NORMALIZATIONS)

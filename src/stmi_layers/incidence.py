@@ -20,6 +20,7 @@ from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
 
 Similarity = Literal["cosine", "euclidean"]
+SIMILARITIES = get_args(Similarity)  # torch 2.6 cannot trace the question
 
 
 @typed
@@ -118,7 +119,7 @@ def check_similarity(similarity: str, threshold: float) -> None:
     Raises:
         ValueError: naming the rule and what was received.
     """
-    check_choice("similarity", similarity, get_args(Similarity))
+    check_choice("similarity", similarity, SIMILARITIES)
     least = 0.0 if similarity == "euclidean" else -math.inf
     if not threshold >= least:
         raise ValueError(f"threshold must be at least {least} with {similarity} similarity; received {threshold}")

@@ -163,10 +163,12 @@ class TextModulatedExperts(nn.Module):
         self, patches: Tensor, text: Tensor | None, present: Tensor | None, has_text: Tensor | None
     ) -> Tensor:
         """The weights of `modulation`, with a single expert where all have the same."""
+        if text is not None:
+            text = self._known(text, has_text, present)
         with without_autocast(patches):
             products = torch.einsum("bmnd, md -> bmn", at_least_float32(patches), at_least_float32(self.route_weight))
             route = torch.sigmoid(products + self.route_bias[:, None])[:, None]
-            weights = route if text is None else route + self._mixture(patches, self._known(text, has_text, present))
+            weights = route if text is None else route + self._mixture(patches, text)
             if has_text is not None:
                 weights = torch.where(has_text[:, None, None, None], weights, route)
             return weights if present is None else torch.where(present[:, None, :, None], weights, 0.0)
@@ -183,7 +185,7 @@ class TextModulatedExperts(nn.Module):
             text = torch.where(has_text[:, None, None, None], text, 0.0)
         if present is not None:
             text = torch.where(present[:, None, :, None], text, 0.0)
-        return text if self.text_proj is None else self.text_proj(text)
+        return text if self.text_proj is None else call_wide(self.text_proj, text)
 
     def _mixture(self, patches: Tensor, text: Tensor) -> Tensor:
         """Compute what the texts add to the route, (batch experts modalities patches)."""

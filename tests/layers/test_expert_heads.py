@@ -83,7 +83,7 @@ def test_a_sample_without_any_modality_gives_zeros(head):
 @HEADS
 def test_compiles_and_exports_with_a_dynamic_batch(head):
     layer = head(3).eval()
-    program = torch.export.export(layer, batch_of(3, 3), dynamic_shapes=[{0: torch.export.Dim("batch")}] * 3)
+    program = torch.export.export(layer, batch_of(3, 3), dynamic_shapes=[{0: torch.export.Dim("batch", max=4096)}] * 3)
     compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=True)
     for size in (3, 5):
         example = batch_of(size, 3)
@@ -98,7 +98,7 @@ def test_onnx_with_a_dynamic_batch(head):
     pytest.importorskip("onnxscript")
     evaluator = pytest.importorskip("onnx.reference")
     layer = head(3).eval()
-    shapes = tuple({0: torch.export.Dim("batch", min=2)} for _ in range(3))
+    shapes = tuple({0: torch.export.Dim("batch", min=2, max=4096)} for _ in range(3))
     program = torch.onnx.export(layer, batch_of(3, 3), dynamo=True, dynamic_shapes=shapes, verbose=False)
     example = batch_of(5, 3)
     session = evaluator.ReferenceEvaluator(program.model_proto)
