@@ -67,9 +67,15 @@ def _look(model: STMI, batch: Batch) -> tuple[Tensor, ...]:
     assert model.reallocations is not None
     patches, globals_ = model.backbone(batch.images, batch.masks, batch.cameras)  # (b m n d), (b m d)
     prior = None if model.text_encoder is None else model.text_encoder(batch.texts, batch.has_text)
+    weights: list[Tensor] = []
+    # What STR is given may be more than the patches of the tower: a model of one's own can change them.
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, given: weights.append(layer.attention(*given)))
+        for layer in model.reallocations
+    ]
     tokens = model.semantic_tokens(patches, prior)  # (b m k d)
-    layers: Any = model.reallocations
-    weights = [layer.attention(of_one, prior) for layer, of_one in zip(layers, patches.unbind(1), strict=True)]
+    for hook in hooks:
+        hook.remove()
     fused = tokens if model.interaction is None else model.interaction(tokens, None)
     return patches, globals_, tokens, torch.stack(weights, 1), model.read(globals_, fused, None) - globals_
 
