@@ -68,11 +68,12 @@ def _look(model: STMI, batch: Batch) -> tuple[Tensor, ...]:
     patches, globals_ = model.backbone(batch.images, batch.masks, batch.cameras)  # (b m n d), (b m d)
     prior = None if model.text_encoder is None else model.text_encoder(batch.texts, batch.has_text)
     weights: list[Tensor] = []
+
     # What STR is given may be more than the patches of the tower: a model of one's own can change them.
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, given: weights.append(layer.attention(*given)))
-        for layer in model.reallocations
-    ]
+    def keep(layer: Any, given: Any) -> None:
+        weights.append(layer.attention(*given))
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in model.reallocations]
     tokens = model.semantic_tokens(patches, prior)  # (b m k d)
     for hook in hooks:
         hook.remove()
