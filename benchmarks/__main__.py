@@ -18,6 +18,7 @@ from benchmarks import (
     attention,
     backbones,
     checks,
+    compiled,
     data,
     deformable,
     experts,
@@ -38,6 +39,7 @@ from benchmarks.runner import Comparison, Measured, run
 
 TOPICS = {
     "backbones": backbones,
+    "compiled": compiled,
     "model": model,
     "data": data,
     "checks": checks,

@@ -5,7 +5,6 @@ method's defaults. With `--learning-rates`, the learning rate of a row is chosen
 table says by which rule, and how many values were tried. Finished runs are kept and not repeated.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Mapping
@@ -14,12 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from examples import cli, compare
-from examples.comparison_table import as_command, as_table, column_of
+from examples.comparison_missing import ASKS as MISSING
+from examples.comparison_missing import missing_columns, without_each
+from examples.comparison_table import column_of
+from examples.comparison_written import Table, write
 from examples.cost import ITEMS, cost_of
 from examples.entrants import Inputs, rows_of
 from examples.preset import Column, Result, Row
 from examples.run import Run
-from stmi_layers.training.files import write_text
 
 OWN_COLUMNS = {
     "epochs": Column(lambda run: run["epochs"], digits=0),
@@ -29,7 +30,8 @@ OWN_COLUMNS = {
     "MB per item": Column(lambda run: run["cost"]["megabytes"], digits=2),
 }
 SHOWN = ("mAP", "R1", "CPU minutes", *OWN_COLUMNS)
-PANELS = (("mAP", "R1"), ("CPU minutes",))
+# Columns that the table leaves to the rule above it where all rows have the same.
+SETTINGS = ("epochs", "learning rate")
 # Share of the training identities that learning rates are tried on, where the table itself is of the test split.
 TRIED_ON = 0.2
 Rows = Mapping[str, Run]
@@ -60,6 +62,9 @@ class Options:
     """Seeds; every row has a run with each."""
     jobs: int = 1
     """Runs at a time, each with `threads` CPU threads."""
+    missing: bool = False
+    """Score the runs without each modality in turn as well, in a table and a figure of their own, in
+    `methods-epochs-missing` or `methods-cpu-missing`."""
     docs: str = ""
     """Name of the set: copy the table to docs/tables and the figure to docs/assets/results."""
 
@@ -122,19 +127,25 @@ def fit_epochs(rows: Rows, results: Mapping[str, list[Result]], minutes: float) 
 
 def results_of(rows: Rows, options: Options) -> dict[str, list[Result]]:
     """Results of the rows by label, one per seed, with their learning rate and what describing an item costs."""
-    places = {
-        (label, seed): place(options, label, stage_of(run, options), f"seed-{seed}")
-        for label, run in rows.items()
-        for seed in options.seeds
+    places = {label: places_of(label, run, options) for label, run in rows.items()}
+    seeded = {
+        out: rows[label].changed({"seed": seed})
+        for label, of_row in places.items()
+        for seed, out in zip(options.seeds, of_row, strict=True)
     }
-    results = train_all({out: rows[label].changed({"seed": seed}) for (label, seed), out in places.items()}, options)
+    results = train_all(seeded, options)
     found: dict[str, list[Result]] = {}
     for label, run in rows.items():
         # One after the other, when no training disturbs the clock.
-        cost = cost_of(places[label, options.seeds[0]] / "checkpoint.pt", compare.quiet(run).machine)
+        cost = cost_of(places[label][0] / "checkpoint.pt", compare.quiet(run).machine)
         more = {"learning_rate": run.schedule.learning_rate, "cost": cost}
-        found[label] = [results[places[label, seed]] | more for seed in options.seeds]
+        found[label] = [results[out] | more for out in places[label]]
     return found
+
+
+def places_of(label: str, run: Run, options: Options) -> list[Path]:
+    """Folders of the runs of a row, one per seed."""
+    return [place(options, label, stage_of(run, options), f"seed-{seed}") for seed in options.seeds]
 
 
 def stage_of(run: Run, options: Options) -> str:
@@ -157,6 +168,8 @@ def train_all(runs: Mapping[Path, Run], options: Options) -> dict[Path, Result]:
 def rule_of(rows: Rows, results: Mapping[str, list[Result]], options: Options, budget: str) -> str:
     """Describe the settings common to all rows, the choices made, and the columns."""
     run, first = next(iter(rows.values())), next(iter(results.values()))[0]
+    rates = {row.schedule.learning_rate for row in rows.values()}
+    rate = f", learning rate {rates.pop():g}" if len(rates) == 1 else ""
     count, share = len(options.learning_rates), run.data.validation
     scored = f"{100 * share:g} % of the training identities, held out" if share else "the test split"
     if count:
@@ -168,10 +181,11 @@ def rule_of(rows: Rows, results: Mapping[str, list[Result]], options: Options, b
         )
     else:
         chosen = "No setting was tried: each row has its method's defaults."
+    items = min(ITEMS, int(first["cost"]["items"]))
     return (
-        f"Equal for all: {budget}. Scored on {scored} ({first['protocol']}). {chosen} CPU minutes are those of one "
-        f"training. Milliseconds of the processor and megabytes beside the weights are those of describing "
-        f"{min(ITEMS, int(first['cost']['items']))} items at once that are in memory."
+        f"Equal for all: {budget}{rate}. Scored on {scored} ({first['protocol']}). {chosen} CPU minutes are those of "
+        "one training. Milliseconds of the processor and megabytes beside the weights are those of describing "
+        f"{items} items at once that are in memory."
     )
 
 
@@ -186,31 +200,20 @@ def main(shared: Mapping[str, Any], options: Options) -> str:
         budget = f"{minutes:.3g} CPU minutes of training, as whole epochs at the speed measured over {budget}"
         rows = fit_epochs(rows, results, minutes)
         results = results_of(rows, options)
-    name = f"methods-{options.equal}"
-    rule = rule_of(rows, results, options, budget)
-    command = as_command(sys.argv[1:])
-    columns = {column: column_of(column, OWN_COLUMNS) for column in SHOWN}
-    text = "\n\n".join([rule, as_table("method", columns, results), "Made by", command]) + "\n"
-    folder = options.out / name
-    write_text(folder / "table.md", text)
-    runs = [
-        {"label": label, "seed": seed, "result": result}
-        for label, of_label in results.items()
-        for seed, result in zip(options.seeds, of_label, strict=True)
-    ]
-    content = {"title": "Methods", "asks": rule, "command": sys.argv[1:], "runs": runs}
-    write_text(folder / "table.json", json.dumps(content, indent=2) + "\n")
-    from examples.comparison_figure import draw
-
-    of_set, seeds = options.docs or shared["data"].root.name, len(options.seeds)
-    panels = [{column: column_of(column, OWN_COLUMNS) for column in panel} for panel in PANELS]
-    of_seeds = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    title = f"Methods at equal {options.equal} ({of_set}), {of_seeds}"
-    figures = draw(results, panels, folder / "figure", title=title, axis="method", sweep=False)
-    if options.docs:
-        compare.publish(folder, f"{options.docs}-{name}")
-    print(text, *figures, sep="\n")
-    return text
+    rule, texts = rule_of(rows, results, options, budget), []
+    shown = {name: column_of(name, OWN_COLUMNS) for name in SHOWN}
+    equal = {name for name in SETTINGS if len({shown[name].value(runs[0]) for runs in results.values()}) == 1}
+    columns = {name: column for name, column in shown.items() if name not in equal}
+    name, title = f"methods-{options.equal}", f"equal {'CPU minutes' if options.equal == 'cpu' else 'epochs'}"
+    texts.append(write(Table(name, title, rule, columns), results, options))
+    if options.missing:
+        for label, run in rows.items():
+            checkpoints = [out / "checkpoint.pt" for out in places_of(label, run, options)]
+            results[label] = without_each(compare.quiet(run), checkpoints, results[label])
+        columns = missing_columns(next(iter(rows.values())).data.modalities)
+        table = Table(f"{name}-missing", f"{title}, a modality missing at test", MISSING, columns)
+        texts.append(write(table, results, options))
+    return "\n".join(texts)
 
 
 def command() -> None:

@@ -53,11 +53,11 @@ def as_table(axis: str, columns: Mapping[str, Column], rows: Mapping[str, Sequen
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± standard deviation; the mean alone of one value or of equal ones."""
+    """Mean ± standard deviation, in one piece; the mean alone of one value or of equal ones."""
     if not values:
         return "-"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation else "")
+    return f"{statistics.mean(values):.{digits}f}" + (f"\xa0±\xa0{deviation:.{digits}f}" if deviation else "")
 
 
 def as_command(arguments: Sequence[str]) -> str:

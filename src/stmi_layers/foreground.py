@@ -14,6 +14,9 @@ from stmi_layers._checks import check_probability
 from stmi_layers._precision import without_autocast
 from stmi_layers._typing import capturing, typed
 
+# Resampling may raise a probability a little above 1; counts of 255 lie far beyond.
+LARGEST = 1.5
+
 
 @typed
 def token_foreground(
@@ -31,7 +34,8 @@ def token_foreground(
     a pixel counts with the share of it that lies in the patch. The area is exact for boolean masks below 16 megapixels.
 
     Args:
-        mask: foreground per pixel; True, or the probability between 0 and 1 (not checked).
+        mask: foreground per pixel; True, or the probability between 0 and 1. Values of 255 are refused on a CPU; on
+            a GPU they are not looked at, because reading them would make the host wait.
         grid: rows and columns of patches, as in `(height // patch, width // patch)`.
         threshold: share of a patch's area from which on it is foreground, in (0, 1].
         prefix_tokens: number of class and register tokens in front of the patches; they are foreground always.
@@ -40,7 +44,7 @@ def token_foreground(
         True for foreground; the prefix first, then the patches row by row.
 
     Raises:
-        ValueError: when `threshold`, `grid` or `prefix_tokens` is out of range.
+        ValueError: when `threshold`, `grid`, `prefix_tokens` or, on a CPU, `mask` is out of range.
 
     Examples:
         >>> mask = torch.tensor([[[True, True, False, False], [True, False, False, False]]])
@@ -53,6 +57,7 @@ def token_foreground(
         raise ValueError(f"grid must count at least one row and one column of patches; received {grid}")
     if prefix_tokens < 0:
         raise ValueError(f"prefix_tokens must not be negative; received {prefix_tokens}")
+    _check_values(mask)
     height, width = mask.shape[1:]
     patches = (_covered(mask, grid) >= threshold * height * width).flatten(1)
     return F.pad(patches, (prefix_tokens, 0), value=True)
@@ -69,6 +74,16 @@ def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     with without_autocast(mask):
         along_rows = _overlap(height, rows, mask.device) @ mask.float()
         return along_rows @ _overlap(width, columns, mask.device).mT
+
+
+def _check_values(mask: Tensor) -> None:
+    """Refuse floating counts of 0 to 255 where nothing has to wait for them and no graph is built of them."""
+    if type(mask) is not Tensor or not (mask.is_cpu and mask.is_floating_point()) or mask.numel() == 0:
+        return
+    if capturing() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return
+    if (most := mask.detach().max().item()) > LARGEST:
+        raise ValueError(f"mask must lie in [0, 1]; received values up to {most:g}. Pass mask > 127 for 0 and 255")
 
 
 def _overlap(pixels: int, cells: int, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import reference
 from stmi_layers import MaskPerturbation, perturb_background, token_foreground
@@ -104,6 +105,21 @@ def test_flips_and_transposition_commute_with_the_token_grid(mask, grid, thresho
     for axes in ((1,), (2,), (1, 2)):
         assert torch.equal(tokens(mask.flip(axes), *grid), original.flip(axes))
     assert torch.equal(tokens(mask.mT, grid[1], grid[0]), original.mT)
+
+
+def test_counts_of_255_are_refused_where_nothing_waits_for_them():
+    mask = torch.zeros(2, 4, 4)
+    mask[1, 0, 0] = 1.1  # what resampling makes of 1
+    assert token_foreground(mask, (2, 2)).shape == (2, 5)
+    mask[1, 0, 0] = 255
+    with pytest.raises(ValueError, match=r"mask must lie in \[0, 1\]; received values up to 255.*mask > 127"):
+        token_foreground(mask, (2, 2))
+    over_samples = torch.func.vmap(lambda one: token_foreground(one[None], (2, 2))[0])(mask)
+    assert over_samples.shape == (2, 5)
+    compiled = torch.compile(lambda one: token_foreground(one, (2, 2)), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(mask), over_samples)
+    with FakeTensorMode() as mode:
+        assert token_foreground(mode.from_tensor(mask), (2, 2)).shape == (2, 5)
 
 
 @given(pixel_masks(), grids, eighths, st.integers(1, 4), st.integers(1, 4))

@@ -174,24 +174,36 @@ def test_a_rate_is_chosen_on_validation_identities_and_goes_to_the_tower_too(fol
 def test_a_comparison_is_written_whole_and_repeats_nothing(folder: Path, tmp_path: Path, monkeypatch, in_this_process):
     monkeypatch.setattr(sys, "argv", ["compare", "--preset", "methods", "--equal", "epochs"])
     monkeypatch.setattr(compare, "DOCS", tmp_path / "docs")
-    options = Options(tmp_path / "out", methods=("topreid", "cnn"), inputs=("images", "masks"), seeds=(0,), docs="tiny")
+    options = Options(
+        tmp_path / "out", methods=("topreid", "cnn"), inputs=("images", "masks"), seeds=(0,), docs="tiny", missing=True
+    )
     text = compare_methods.main(shared(folder), options)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    assert lines[0] == ["method", "by", *compare_methods.SHOWN]
-    assert [line[0] for line in lines[1:]] == ["topreid", "topreid + masks", "cnn", "cnn + masks"]
-    for line in lines[1:]:
-        assert all(float(cell) >= 0 for cell in line[2:]), line
-        assert line[5:7] == ["2", "0.0020"]  # epochs and learning rate
-    assert "Equal for all: 2 epochs. Scored on the test split (all query all, 20 against 20" in text
+    table, missing = lines[:5], lines[5:]
+    assert table[0] == [
+        "method",
+        "by",
+        *(name for name in compare_methods.SHOWN if name not in compare_methods.SETTINGS),
+    ]
+    assert missing[0] == ["method", "by", "mAP", "mAP without RGB", "mAP without NI"]
+    for part in (table, missing):
+        assert [line[0] for line in part[1:]] == ["topreid", "topreid + masks", "cnn", "cnn + masks"]
+        assert all(float(cell) >= 0 for line in part[1:] for cell in line[2:])
+    assert [line[2] for line in table] == [line[2] for line in missing]
+    assert any(line[2] != line[3] for line in missing[1:])
+    assert (
+        "Equal for all: 2 epochs, learning rate 0.002. Scored on the test split (all query all, 20 against 20" in text
+    )
     assert "No setting was tried: each row has its method's defaults." in text
     assert "python -m examples.compare --preset methods --equal epochs" in text
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out/runs").rglob("*.json")}
-    assert len(made) == 4 * 3  # metrics, settings, cost
+    assert len(made) == 4 * 5  # metrics, settings, cost, and scores without each modality
     assert compare_methods.main(shared(folder), options) == text
     assert {file: file.stat().st_mtime_ns for file in made} == made
-    assert (tmp_path / "docs/tables/results-tiny-methods-epochs.md").read_text() == text
+    published = [tmp_path / f"docs/tables/results-tiny-methods-epochs{more}.md" for more in ("", "-missing")]
+    assert "\n".join(file.read_text() for file in published) == text
     content = json.loads((tmp_path / "out/methods-epochs/table.json").read_text())
-    assert [run["label"] for run in content["runs"]] == [line[0] for line in lines[1:]]
+    assert [run["label"] for run in content["runs"]] == [line[0] for line in table[1:]]
     with pytest.raises(ValueError, match=r"made with other settings(.|\n)*weight_decay: 0.05 -> 0.01"):
         compare_methods.main(shared(folder, weight_decay=0.01), options)
 

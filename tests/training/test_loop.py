@@ -18,6 +18,7 @@ from sets import write_set
 from stmi_layers.training import Machine, Outputs, Schedule, load_split, read_checkpoint, save_checkpoint
 from stmi_layers.training.device import choose_device
 from stmi_layers.training.dropout import drop_modalities, modality_draws
+from stmi_layers.training.epoch import warn_of_batches
 from stmi_layers.training.files import locked
 from stmi_layers.training.optimisation import Ledger, build_optimizer, rate
 from toy_method.model import Toy
@@ -447,6 +448,14 @@ def test_machines_that_make_no_sense_are_refused(changes: dict):
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"device must be cpu or auto .* received 'cuda:1'"):
         choose_device("cuda:1")
+
+
+@pytest.mark.parametrize(("identities", "images"), [(2, 1), (1, 2)])
+def test_batches_without_triplets_are_warned_of(folder: Path, identities: int, images: int):
+    dataset = load_split(replace(DATA, root=folder), "train")
+    schedule = replace(SCHEDULE, identities_per_batch=identities, images_per_identity=images)
+    with pytest.warns(UserWarning, match=f"no triplets.*identities_per_batch={identities}, images_per_.*={images}"):
+        warn_of_batches(dataset, schedule)
 
 
 def test_identities_with_few_images_are_warned_of(folder: Path, tmp_path: Path):

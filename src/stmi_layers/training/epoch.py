@@ -1,4 +1,4 @@
-"""One epoch of training, and the warning of repeated images."""
+"""One epoch of training, and warnings of batches that teach less than they seem to."""
 
 import warnings
 from collections import Counter
@@ -64,8 +64,15 @@ def train_epoch(
     return {"loss": means.pop("loss"), "losses": means, "learning_rate": schedule.learning_rate * scale}
 
 
-def warn_of_repetition(dataset: MultiModalDataset, images_per_identity: int) -> None:
-    """Warn of identities that have fewer images than a batch takes of each."""
+def warn_of_batches(dataset: MultiModalDataset, schedule: Schedule) -> None:
+    """Warn of batches without triplets, and of identities that have fewer images than a batch takes of each."""
+    images_per_identity = schedule.images_per_identity
+    if images_per_identity == 1 or schedule.identities_per_batch == 1:
+        warnings.warn(
+            f"a batch has no triplets, so the triplet loss is 0: identities_per_batch={schedule.identities_per_batch}, "
+            f"images_per_identity={images_per_identity}. Take at least 2 of both",
+            stacklevel=2,
+        )
     counts = Counter(item.identity for item in dataset.items)
     few = [str(identity) for identity, count in counts.items() if count < images_per_identity]
     if few:

@@ -27,7 +27,7 @@ from stmi_layers.training.distributed import (
     restarted,
     share_buffers,
 )
-from stmi_layers.training.epoch import train_epoch, warn_of_repetition
+from stmi_layers.training.epoch import train_epoch, warn_of_batches
 from stmi_layers.training.evaluation import Collate, describe_encoded, encode_captions, score
 from stmi_layers.training.files import write_text
 from stmi_layers.training.norms import synchronised_norms
@@ -120,7 +120,7 @@ def _epochs(
     sampler = IdentitySampler(
         train.labels, schedule.identities_per_batch, schedule.images_per_identity, seed=schedule.seed
     )
-    warn_of_repetition(train, schedule.images_per_identity)
+    warn_of_batches(train, schedule)
     loader = DataLoader(
         train,
         batch_sampler=Share(sampler, rank(), num_processes()),

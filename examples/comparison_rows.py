@@ -1,0 +1,163 @@
+"""Picture of a comparison of methods: a line per method, a dot per seed, a colour and a shape per input.
+
+python -m examples.comparison_rows --tables runs/places runs/parcels --names places parcels --out runs/overview
+
+draws the mAP of several comparisons side by side, from the table.json that `python -m examples.compare --preset
+methods` writes.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from examples import cli
+from examples.comparison_figure import COLORS, follow_the_palette
+from examples.comparison_table import values_of
+from examples.preset import Column, Result
+from stmi_layers.training.files import write_whole
+
+# Inputs beside images, in the order of their lines, and their marks.
+MARKS = {"": "o", "masks": "s", "captions": "^", "masks + captions": "D"}
+# Inches per line, and per panel.
+LINE, PANEL = 0.13, 2.2
+# Columns that are drawn, by what is before " without ", and their units.
+DRAWN = {"mAP": "percent", "R1": "percent", "CPU minutes": "minutes"}
+
+
+class Panel(NamedTuple):
+    """Numbers of the seeds by label, under one title; panels of one unit have one scale."""
+
+    title: str
+    unit: str
+    values: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Several comparisons of methods in one picture."""
+
+    tables: tuple[Path, ...]
+    """Folders that hold a table.json each."""
+    names: tuple[str, ...]
+    """Title of each panel, in the same order."""
+    out: Path
+    """The figure, without suffix."""
+    scored: Literal["mAP", "R1"] = "mAP"
+    """Number that is shown."""
+    title: str = "Methods, a dot per seed"
+    """Title above all panels."""
+
+    def __post_init__(self) -> None:
+        if not self.tables or len(self.tables) != len(self.names):
+            raise ValueError(f"names must be as many as tables; received {len(self.names)} and {len(self.tables)}")
+
+
+def draw_rows(panels: Sequence[Panel], path: Path, *, title: str) -> list[Path]:
+    """Write PNG and SVG: a line per method, within it a line per input, a dot per seed and a stroke at their mean.
+
+    Args:
+        panels: what to show side by side; labels are "METHOD" or "METHOD + INPUTS".
+        path: of the figure, without suffix.
+        title: above it.
+    """
+    split = {label: label.partition(" + ")[::2] for panel in panels for label in panel.values}
+    methods = list(dict.fromkeys(method for method, _ in split.values()))
+    inputs = [one for one in MARKS if one in {more for _, more in split.values()}]
+    height = 1.5 + LINE * len(methods) * (len(inputs) + 0.6)
+    figure = Figure(figsize=(1.4 + PANEL * len(panels), height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for axis, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        own = [one for one in inputs if one in {split[label][1] for label in panel.values}]
+        for label, values in panel.values.items():
+            method, more = split[label]
+            _line(axis, methods.index(method) + _shift(own.index(more), len(own)), values, more)
+        axis.set_title(panel.title, fontsize=10)
+        axis.set(xlabel=panel.unit, ylim=(len(methods) - 0.5, -0.5))
+        axis.set_yticks(range(len(methods)), methods)
+        axis.grid(axis="x", color="#dddddd", linewidth=0.7)
+        for line in range(len(methods) - 1):
+            axis.axhline(line + 0.5, color="#dddddd", linewidth=0.7)
+        axis.set_axisbelow(True)
+    _scale(figure.axes, panels)
+    if len(inputs) > 1:
+        shown = [_mark(more) for more in inputs]
+        names = [f"with {more}" if more else "images alone" for more in inputs]
+        figure.legend(shown, names, loc="outside lower center", ncols=len(inputs), fontsize=9, frameon=False)
+    return _write(figure, path)
+
+
+def draw_columns(
+    columns: Mapping[str, Column], rows: Mapping[str, Sequence[Result]], path: Path, *, title: str
+) -> list[Path]:
+    """Draw the scores and the CPU minutes of a table, a panel per column."""
+    panels = [
+        Panel(name, DRAWN[kind], {label: values_of(column, runs) for label, runs in rows.items()})
+        for name, column in columns.items()
+        if (kind := name.partition(" without ")[0]) in DRAWN
+    ]
+    return draw_rows(panels, path, title=title)
+
+
+def _shift(index: int, count: int) -> float:
+    return 0.8 * ((index + 0.5) / count - 0.5)
+
+
+def _line(axis: Axes, place: float, values: Sequence[float], more: str) -> None:
+    color = COLORS[list(MARKS).index(more)]
+    style = {"color": color, "edgecolors": "black", "linewidths": 0.5}
+    axis.scatter(values, [place] * len(values), s=20, marker=MARKS[more], zorder=3, **style)
+    axis.scatter([statistics.mean(values)], [place], s=110, marker="|", color=color, linewidths=1.8, zorder=2)
+
+
+def _mark(more: str) -> Line2D:
+    color = COLORS[list(MARKS).index(more)]
+    return Line2D([], [], linestyle="none", marker=MARKS[more], color=color, markeredgecolor="black")
+
+
+def _scale(axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
+    """Start all panels at 0, and end those of one unit alike."""
+    for axis, panel in zip(axes, panels, strict=True):
+        alike = [other.values for other in panels if other.unit == panel.unit]
+        most = max(value for of_label in alike for values in of_label.values() for value in values)
+        axis.set_xlim(0, 1.06 * most or 1)
+
+
+def _write(figure: Figure, path: Path) -> list[Path]:
+    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    for file_path in paths:
+        # Names of parts and the date would otherwise differ from one drawing to the next.
+        metadata = {"Date": None} if file_path.suffix == ".svg" else None
+        with mpl.rc_context({"svg.hashsalt": "stmi"}), write_whole(file_path) as file:
+            figure.savefig(file, format=file_path.suffix[1:], dpi=110, metadata=metadata)
+    follow_the_palette(paths[1])
+    return paths
+
+
+def read_panel(folder: Path, name: str, scored: str) -> Panel:
+    """The scores of a comparison by label, in percent."""
+    values: dict[str, list[float]] = {}
+    for run in json.loads((folder / "table.json").read_text())["runs"]:
+        result: Result = run["result"]
+        values.setdefault(run["label"], []).append(100 * result["descriptors"][result["headline"]][scored])
+    return Panel(name, "percent", values)
+
+
+def main(arguments: Arguments) -> list[Path]:
+    """Draw the picture and print its files."""
+    named = zip(arguments.tables, arguments.names, strict=True)
+    panels = [read_panel(folder, name, arguments.scored) for folder, name in named]
+    paths = draw_rows(panels, arguments.out, title=arguments.title)
+    print(*paths, sep="\n")
+    return paths
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, __doc__, prog="python -m examples.comparison_rows")

@@ -1,0 +1,140 @@
+"""What the semantic tokens of a trained STMI tell of the images: `python -m examples.stmi.tokens --checkpoint FILE`.
+
+CHI compares tokens by their cosine. Where all tokens of all images are nearly one vector, that cosine says nothing of
+the images, whatever the threshold. The command measures how much varies, and how large hyperedges are with and
+without what all images have in common.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from einops import rearrange
+from torch import Tensor
+
+from examples import cli
+from examples.restore import Computer, restore
+from examples.stmi.model import STMI
+from stmi_layers import incidence_statistics, similarity_incidence
+from stmi_layers.training import Batch, collate
+
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+ITEMS = 64
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The tokens of a trained model on the split that its run was scored on."""
+
+    checkpoint: Path
+    """The checkpoint.pt of a run of STMI."""
+    machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
+
+
+@torch.no_grad()
+def measure(model: STMI, batches: list[Batch]) -> dict[str, Any]:
+    """Numbers of the tokens of all items together.
+
+    Returns:
+        `varies`: percent of the squared norm that is deviation from the mean over images, of patches at one place, of
+        class and of semantic tokens; `entropy`: that of the attention of STR in percent of a uniform one; `cosine` of
+        two semantic tokens of one modality and of two, and the same of their deviations from the mean; `edge_size`:
+        nodes in a hyperedge by threshold, of the tokens and of their deviations; `read`: percent of the variance of G
+        that what the readout adds to it has.
+    """
+    seen = [_look(model, batch) for batch in batches]
+    patches, globals_, tokens, weights, read = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    deviations = tokens - tokens.mean(0)
+    entropy = -(weights * weights.clamp(min=1e-12).log()).sum(-1).mean() / math.log(weights.shape[-1])
+    sizes = {threshold: [_edge_size(each, threshold) for each in (tokens, deviations)] for threshold in THRESHOLDS}
+    return {
+        "varies": {"patches": _varies(patches), "class": _varies(globals_), "semantic": _varies(tokens)},
+        "entropy": 100 * entropy.item(),
+        "cosine": {"tokens": _cosines(tokens), "deviations": _cosines(deviations)},
+        "edge_size": sizes,
+        "nodes": tokens.shape[1] * tokens.shape[2],
+        "read": 100 * (_variance(read) / _variance(globals_)).item(),
+    }
+
+
+def _look(model: STMI, batch: Batch) -> tuple[Tensor, ...]:
+    """Patches, class tokens, semantic tokens, weights of STR, and what the readout adds to the class tokens."""
+    assert model.reallocations is not None
+    patches, globals_ = model.backbone(batch.images, batch.masks, batch.cameras)  # (b m n d), (b m d)
+    prior = None if model.text_encoder is None else model.text_encoder(batch.texts, batch.has_text)
+    weights: list[Tensor] = []
+
+    # What STR is given may be more than the patches of the tower: a model of one's own can change them.
+    def keep(layer: Any, given: Any) -> None:
+        weights.append(layer.attention(*given))
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in model.reallocations]
+    tokens = model.semantic_tokens(patches, prior)  # (b m k d)
+    for hook in hooks:
+        hook.remove()
+    fused = tokens if model.interaction is None else model.interaction(tokens, None)
+    return patches, globals_, tokens, torch.stack(weights, 1), model.read(globals_, fused, None) - globals_
+
+
+def _variance(values: Tensor) -> Tensor:
+    return (values - values.mean(0)).square().sum()
+
+
+def _varies(values: Tensor) -> float:
+    return 100 * (_variance(values) / values.square().sum()).item()
+
+
+def _cosines(tokens: Tensor) -> list[float]:
+    """Mean cosine of two tokens of one modality, and of two of different ones."""
+    modalities, count = tokens.shape[1:3]
+    unit = F.normalize(rearrange(tokens, "b m k d -> b (m k) d"), dim=-1)
+    cosine = (unit @ unit.mT).mean(0)
+    modality = torch.arange(modalities).repeat_interleave(count)
+    same = modality[:, None] == modality
+    return [cosine[same & ~torch.eye(len(same), dtype=torch.bool)].mean().item(), cosine[~same].mean().item()]
+
+
+def _edge_size(tokens: Tensor, threshold: float) -> float:
+    incidence = similarity_incidence(tokens.flatten(1, 2), threshold)
+    return incidence_statistics(incidence, tokens.shape[1])[0].mean().item()
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The numbers in lines."""
+    varies = ", ".join(f"{name} {value:.3g} %" for name, value in found["varies"].items())
+    lines = [
+        f"varies between images: {varies}",
+        f"entropy of STR's attention: {found['entropy']:.2f} % of uniform",
+        f"variance of what U adds to G: {found['read']:.3g} % of that of G",
+        f"{'':34}{'tokens':>8}{'less their mean':>17}",
+    ]
+    pairs = {
+        f"cosine, {name} modality": [found["cosine"][kind][place] for kind in ("tokens", "deviations")]
+        for place, name in enumerate(("within a", "to another"))
+    }
+    pairs |= {f"hyperedge at {value:g}, of {found['nodes']} nodes": size for value, size in found["edge_size"].items()}
+    return "\n".join([*lines, *(f"{name:34}{one:8.2f}{other:17.2f}" for name, (one, other) in pairs.items())])
+
+
+def main(arguments: Arguments) -> dict[str, Any]:
+    """Print the numbers and write them to tokens.json beside the checkpoint."""
+    trained = restore(arguments.checkpoint, machine=arguments.machine.machine(quiet=True))
+    model, dataset = trained.model, trained.dataset
+    if not isinstance(model, STMI) or model.reallocations is None:
+        raise ValueError(f"checkpoint must be that of STMI with STR; received one of {trained.run.method}")
+    if any(image is None for item in dataset.items for image in item.images):
+        raise ValueError("items must have all modalities; received some without")
+    groups = [range(start, min(start + ITEMS, len(dataset))) for start in range(0, len(dataset), ITEMS)]
+    found = measure(model, [collate([dataset[index] for index in group]).to(trained.device) for group in groups])
+    print(as_text(found))
+    (arguments.checkpoint.parent / "tokens.json").write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+if __name__ == "__main__":
+    cli.run(main, Arguments, __doc__, prog="python -m examples.stmi.tokens")
