@@ -87,7 +87,7 @@ def draw_rows(panels: Sequence[Panel], path: Path, *, title: str) -> list[Path]:
             axis.axhline(line + 0.5, color="#dddddd", linewidth=0.7)
         axis.set_axisbelow(True)
     _scale(figure.axes, panels)
-    if len(inputs) > 1:
+    if inputs != [""]:
         shown = [_mark(more) for more in inputs]
         names = [f"with {more}" if more else "images alone" for more in inputs]
         figure.legend(shown, names, loc="outside lower center", ncols=len(inputs), fontsize=9, frameon=False)
