@@ -24,12 +24,12 @@ class Segmentation:
     mask_weights: Path | None = None
     """Local folder with SAM 2 or SAM 3, for --masks sam2 or sam3."""
     mask_prompt: str | None = None
-    """For SAM 3 the name of the thing, as person, or several, as "car, truck, bus"; for SAM 2 box, point or composite,
-    its default."""
+    """Prompt: for SAM 3 the name of a thing, as person, or several names, as "car, truck, bus"; for SAM 2 box, point or
+    composite, the default."""
     several: Several = "middle"
-    """Where SAM 3 finds several things: the one nearest the middle, or the largest."""
+    """Choice among several things that SAM 3 finds: the one nearest the middle, or the largest."""
     nothing: Nothing = "empty"
-    """Where SAM 3 finds none: an empty mask, all of the image, or stop."""
+    """Mask where SAM 3 finds nothing: empty, the whole image, or stop with an error."""
     least: float = 0.5
     """Score from which SAM 3 has found a thing."""
 

@@ -10,10 +10,18 @@ document$.subscribe(() => {
   });
 });
 
-// After a mark between words, and before the capital letter of the next word.
+// After a mark between words, and before the capital letter of the next word; not after the dashes of an option.
 function allowBreaks(code) {
   if (code.childElementCount > 0) return;
-  const parts = code.textContent.split(/(?<=[_./,=|\-])(?=\w)|(?<=[a-z])(?=[A-Z])/);
-  code.replaceChildren(...parts.flatMap((part, k) => (k ? [document.createElement("wbr"), part] : [part])));
+  const parts = code.textContent.split(/(?<=[_./,=|])(?=\w)|(?<=\w-)(?=\w)|(?<=[a-z])(?=[A-Z])/);
+  code.replaceChildren(...parts.flatMap((part, k) => [...(k ? [document.createElement("wbr")] : []), whole(part)]));
   code.classList.toggle("long", code.textContent.length > LONG);
+}
+
+function whole(part) {
+  if (!part.startsWith("--") || part.includes(" ")) return part;
+  const node = document.createElement("span");
+  node.className = "whole";
+  node.textContent = part;
+  return node;
 }

@@ -21,6 +21,6 @@ class Settings:
     centre_rate: float = 0.8
     """Share of the new mean in a moved centre of OCFR."""
     centre_start: Literal["mean", "zero"] = "mean"
-    """Where the centre of an identity starts: at the first mean, or at 0 as in the research code."""
+    """Start of the centre of an identity: its first mean, or 0 as in the research code."""
     supervision: Supervision = "joined"
     """Class tokens as one feature of all modalities, or as a feature per modality."""

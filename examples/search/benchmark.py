@@ -39,13 +39,13 @@ class Arguments:
     queries: int = 64
     """Queries that are timed, all at once and one by one."""
     spread: float = 0.7
-    """Length of what is added to a centre, which has length 1."""
+    """Length of the random vector added to a centre, which has length 1."""
     threads: int = 1
     """CPU threads."""
     kinds: tuple[str, ...] = KINDS
-    """Those to measure; "ours" needs no faiss."""
+    """Kinds of search to measure; "ours" needs no faiss."""
     only: str = ""
-    """Measure this kind in this process; the others are started by the command itself, so that memory is their own."""
+    """Measure this kind alone. The command starts itself so for every kind, to measure the memory of each."""
 
 
 def write_made_up(arguments: Arguments) -> Shards:

@@ -1,6 +1,7 @@
 """The interactive figures compute what the library computes, and pointer and keyboard both reach everything."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,13 @@ def test_weights_are_those_of_modulated_attention(
     torch.testing.assert_close(
         shown(sfm), expected(image, foreground, query, head, alpha, beta), atol=1e-4, rtol=0, check_dtype=False
     )
+    change = shown(sfm)[1, 1:] - shown(sfm)[0, 1:]
+    label = str(panel(sfm, "Modulated minus plain").get_by_role("img").get_attribute("aria-label"))
+    if change.abs().max() < 0.0004:
+        assert label.endswith("Both maps are equal.")
+    else:
+        signed = [float(number) for number in re.findall(r"([+-][\d.]+) points", label.replace("\u2212", "-"))]
+        assert signed == pytest.approx([100 * change.max().item(), 100 * change.min().item()], abs=0.06)
     on_foreground = shown(sfm)[:, 1:][:, foreground[1:]].sum(1) * 100
     note = sfm.locator(".try-note").inner_text()
     assert all(f"{share:.1f} %" in note for share in on_foreground.tolist())

@@ -1,5 +1,6 @@
 // The figure of SFM: paint a mask, choose a query, and compare plain with modulated attention.
 import { meanOfRows, weightsOfQuery } from "./attention.js";
+import { changeMap } from "./change.js";
 import { button, choice, decode, element, load, slider } from "./parts.js";
 import { paintable, patchGrid } from "./patches.js";
 
@@ -30,6 +31,7 @@ function figure(content, images, state, folder) {
   const mask = patchGrid("Mask: patches of the image", "group", content.grid, { itemRole: "button" });
   const plain = queryPanel("Plain attention: choose the query", content.grid, state, update);
   const modulated = queryPanel("Modulated attention: choose the query", content.grid, state, update);
+  const change = changeMap(content.grid, (token) => nameOf(token, content.grid));
   const note = element("p", { class: "try-note", "aria-live": "polite" });
   const shares = element("tbody");
   const weights = element("tbody");
@@ -49,6 +51,7 @@ function figure(content, images, state, folder) {
     showMask(mask, state, content.grid);
     plain.show(pair[0], most);
     modulated.show(pair[1], most);
+    change.show(pair);
     describe(pair, state, content.grid, { note, shares, weights });
   }
 
@@ -63,6 +66,7 @@ function figure(content, images, state, folder) {
     panel("Mask", mask.grid, "Press or draw; arrow keys and the space bar. Dark is background."),
     panel("Plain attention", plain.grid, "Press a patch, or use the arrow keys, to make it the query.", plain.token),
     panel("Modulated attention", modulated.grid, "The same query with the mask and the strengths.", modulated.token),
+    panel("Modulated minus plain", change.grid, "Orange patches gain attention, blue ones lose it.", change.extremes),
   ];
   const node = element(
     "div",

@@ -27,7 +27,7 @@ class Arguments:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Counts that become black and white in images of more than 8 bits, by modality, as TI 7012 9411 or TI image."""
     limit: int = 0
-    """Ask about so many items only, the first, to see what it costs; 0 for all."""
+    """Number of items to ask about, the first ones, to see what it costs; 0 for all."""
     overwrite: bool = False
     """Replace captions that this command has not written."""
 
@@ -37,12 +37,12 @@ class Arguments:
     """Ask for number plates and let them into the captions. Otherwise the model is told to write none, and what looks
     like one is left out; the raw answers stay as they came."""
     apart: bool = False
-    """Write a caption per modality, of several sentences, instead of one per item: what the modality shows, and where
-    it is not certain what the others show."""
+    """Write a caption per modality, of several sentences, instead of one per item: what the modality shows, and
+    what the others show where the modality is not certain."""
     min_confidence: float | None = None
-    """Values of less confidence count as unknown; by default none do, and with `apart` those below 0.5."""
+    """Confidence below which a value counts as unknown; by default 0, with `apart` 0.5."""
     again: tuple[Literal["refused", "invalid", "partial"], ...] = ()
-    """Ask these anew, once more each; their former answers stay in the file."""
+    """Kinds of answers to request once more; the former answers stay in the file."""
 
     base_url: str = ""
     """Address of an OpenAI-compatible server. The images are sent there, so there is no default, and OPENAI_BASE_URL is
@@ -52,7 +52,7 @@ class Arguments:
     local: Path | None = None
     """Folder of a vision-language model for transformers, instead of a server."""
     device: str = "cpu"
-    """Where the local model runs."""
+    """Device of the local model."""
     max_tokens: int = 1024
     """Tokens that the local model may write per answer."""
 
@@ -75,9 +75,9 @@ class Arguments:
     fields: str = '{"temperature": 0}'
     """Further fields of every request, as JSON: {"max_tokens": 800}."""
     input_price: float = 0.0
-    """Price of a million tokens read."""
+    """Price of a million tokens that the server reads."""
     output_price: float = 0.0
-    """Price of a million tokens written."""
+    """Price of a million tokens that the server writes."""
 
     def __post_init__(self) -> None:
         if (self.local is None) == (not self.base_url):

@@ -35,20 +35,20 @@ class Settings:
     data: tyro.conf.Positional[Path]
     """The data set, in any layout that the trainer reads."""
     modalities: tuple[str, ...] = ("RGB", "NI", "TI")
-    """Those to look at."""
+    """Modalities to look at."""
     splits: tuple[str, ...] = ("train", "test")
-    """Those to make masks for; the report covers them."""
+    """Splits to make masks for; the report covers them."""
     method: Literal["sam2", "sam3", "classical"] = "sam2"
-    """SAM 2 or SAM 3, which need --weights; or a fallback by colour and place, which needs and knows nothing."""
+    """SAM 2 or SAM 3, which need --weights; or a fallback by colour and place, which needs no weights."""
     weights: Path | None = None
     """Local folder with SAM 2 or SAM 3 and its processor; nothing is downloaded."""
     prompt: str = "composite"
     """Prompt of SAM 2 for the object: nearly the whole image as a "box", its centre as a "point", or both,
     "composite". For SAM 3, the name of the thing, or several with commas: person; "car, truck, bus"."""
     several: Several = "middle"
-    """Where SAM 3 finds several things: the one nearest the middle, or the largest."""
+    """Choice among several things that SAM 3 finds: the one nearest the middle, or the largest."""
     nothing: Nothing = "empty"
-    """Where SAM 3 finds none: an empty mask, which the report names; the whole image; or stop."""
+    """Mask where SAM 3 finds nothing: empty, which the report names; the whole image; or stop with an error."""
     least: float = 0.5
     """Score from which SAM 3 has found a thing."""
     margin: float = 0.05
@@ -58,21 +58,21 @@ class Settings:
     source: str = VOTE
     """"vote" of all modalities, or the one whose mask is taken; the others then only tell whether they agree."""
     out: Path | None = None
-    """Where to write instead of into the data set; masks that are there already are then compared with."""
+    """Folder to write to instead of the data set; the masks of the data set are then compared with the new ones."""
     folder: str = "mask"
     """"mask", common to all modalities, or "mask_<MODALITY>", for one."""
     overwrite: Literal["none", "own", "all"] = "none"
     """Masks to make again: those made by this command, or also those that were given, which are then lost."""
     missing_modality: Literal["error", "absent"] = "error"
-    """An image is missing in a modality: stop; or let the others of the item vote."""
+    """Policy for an item without an image in some modality: stop, or let its other images vote."""
     damaged: Literal["error", "skip"] = "error"
-    """A file cannot be decoded: stop; or leave its item out, with a warning that names the file."""
+    """Policy for files that cannot be decoded: stop, or leave their items out with a warning that names the files."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Counts that become black and white in images of more than 8 bits, by modality, as TI 7012 9411 or TI image."""
     batch_size: int = 8
     """Items at a time; each has an image per modality."""
     device: str = "auto"
-    """Where to compute: "auto" is CUDA when there is one."""
+    """Device of the model; "auto" takes CUDA when there is one."""
     sheet: int = 40
     """Doubtful masks to show in the picture, the most doubtful first."""
 

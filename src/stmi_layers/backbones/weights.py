@@ -68,9 +68,9 @@ def load_weights(
     [resized][stmi_layers.backbones.resize_positions]; floating numbers are converted to the dtype of the model. The
     checksums of an archive are compared first, and the model is changed only when everything fits.
 
-    No code from the file is run. Only a torch file can ask for that, with `trust_pickle`. Without it the promise rests,
-    for torch files, on torch's own `weights_only`, whose loader had a memory-safety flaw before torch 2.10: from
-    strangers prefer safetensors.
+    No code from the file is run, unless a torch file is read with `trust_pickle`. Without that option torch's own
+    `weights_only` keeps the promise for torch files, and its loader had a memory-safety flaw before torch 2.10.
+    Prefer safetensors for files of unknown origin.
 
     Args:
         model: built by open_clip, timm or transformers for the names in the file, before or after `modulate`, and

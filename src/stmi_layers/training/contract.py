@@ -59,7 +59,7 @@ class Batch(NamedTuple):
     indices: Int[Tensor, " batch"]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The same batch with all its tensors on `device`."""
+        """Return the same batch with all its tensors on `device`."""
         there = {name: part for name, part in self._asdict().items() if part is not None}
         return self._replace(**{name: part.to(device, non_blocking=non_blocking) for name, part in there.items()})
 

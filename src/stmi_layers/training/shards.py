@@ -91,7 +91,7 @@ def write_record(folder: Path, record: Extraction) -> None:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """What differs, entry by entry."""
+    """Name the entries that differ, with both values."""
     for name in {**old, **new}:
         before, after = old.get(name), new.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
