@@ -10,14 +10,15 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "versions"
 TABLE = ROOT / "docs" / "tables" / "versions.md"
-VERSIONS = {"oldest": "torch==2.6.0", "newest": "torch"}
+# Triton 3.2, which comes with torch 2.6, has an interpreter that fails with NumPy 2.4.
+VERSIONS = {"oldest": ("torch==2.6.0", "numpy<2.4"), "newest": ("torch",)}
 # What tests/layers and the two conftest.py import; oracles from other libraries are skipped where they are missing.
 TOOLS = (
     "pytest>=8",
@@ -32,9 +33,9 @@ TOOLS = (
 def main(names: Collection[str]) -> int:
     """Run the versions of these names, write the table of all, and return 1 when a test failed."""
     rows, failed = [], False
-    for name, requirement in VERSIONS.items():
+    for name, requirements in VERSIONS.items():
         report = FOLDER / f"{name}.xml"
-        python = environment(FOLDER / name, requirement)
+        python = environment(FOLDER / name, requirements)
         if name in names or not report.exists():
             run_tests(python, report)
         row, bad = summary(version_of(python), report)
@@ -45,13 +46,15 @@ def main(names: Collection[str]) -> int:
     return int(failed)
 
 
-def environment(folder: Path, requirement: str) -> Path:
+def environment(folder: Path, requirements: Sequence[str]) -> Path:
     """Return the Python of an environment with this package and one version of torch, made when it is not there."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--upgrade", requirement, *TOOLS], check=True)
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", requirement, "-e", f"{ROOT}[training]"], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--upgrade", *requirements, *TOOLS], check=True)
+    subprocess.run(
+        [str(python), "-m", "pip", "install", "--quiet", *requirements, "-e", f"{ROOT}[training]"], check=True
+    )
     return python
 
 
