@@ -3,6 +3,7 @@
 python -m benchmarks.profiles   # draw both into docs/assets/benchmarks
 """
 
+import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -126,4 +127,5 @@ def _figure(bars: dict[str, Shares], path: Path, ink: str) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__).parse_args()
     draw(DOCS)

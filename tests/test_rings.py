@@ -17,12 +17,14 @@ METHOD = "|".join(METHODS)
 
 # The first pattern that fits a module says what it may import of this project; its own package it always may.
 RULES = {
-    r"stmi_layers\._(typing|checks|precision)": r"stmi_layers\._(typing|checks|precision)",
+    r"stmi_layers\._(typing|acceptance|checks|precision)": r"stmi_layers\._(typing|acceptance|checks|precision)",
     r"stmi_layers\.training(\..*)?": r"stmi_layers(\..*)?",
     r"stmi_layers\.backbones(\..*)?": r"stmi_layers(?!\.training)(\..*)?",
     r"stmi_layers(\..*)?": r"stmi_layers(?!\.training|\.backbones)(\..*)?",
     r"examples\.towers(\..*)?": r"stmi_layers(\..*)?|examples\.optional",
     rf"examples\.({METHOD})\.figures(\..*)?": r"stmi_layers(\..*)?|examples\.(towers|figures)(\..*)?|examples\.restore",
+    # A command of one method.
+    rf"examples\.({METHOD})\.tokens": r"stmi_layers(\..*)?|examples\.(towers(\..*)?|cli|restore)",
     rf"examples\.({METHOD})(\..*)?": r"stmi_layers(\..*)?|examples\.towers(\..*)?|examples\.(optional|preset|recipe)",
     r"examples\.prepare(\..*)?": r"stmi_layers(\..*)?|examples(\.prepare(\..*)?|\.cli|\.optional|\.ranges)?",
     # Commands find a method by its name, when it is asked for.

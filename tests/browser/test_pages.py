@@ -49,7 +49,8 @@ CUT_OFF = """(laptop) => {
     const named = (kind, nodes) => nodes.map((node) =>
         `${kind}, ${node.scrollWidth} in ${node.clientWidth}: ${(node.textContent || node.src).trim().slice(0, 70)}`);
     const width = document.querySelector("article").clientWidth + 1;
-    const scrolls = (node) => node.closest(".md-typeset__scrollwrap, .try-scroll");
+    const scrolls = (node) => node.closest(".md-typeset__scrollwrap, .try-scroll, p:has(> img.wide)");
+    const beyondPage = (node) => node.offsetWidth > width && !scrolls(node);
     return [
         ...(laptop ? named("code", shown("pre > code").filter(beyond)) : []),
         ...named("formula", shown(".katex-display").filter(beyond)),
@@ -57,8 +58,8 @@ CUT_OFF = """(laptop) => {
             const lines = [...node.querySelectorAll(".katex-base")];
             return !lines.length || lines.some((line) => line.offsetWidth > node.clientWidth + 1);
         })),
-        ...named("picture", shown("img, article svg.figure").filter((node) => node.offsetWidth > width)),
-        ...named("table", shown("table").filter((node) => node.offsetWidth > width && !scrolls(node))),
+        ...named("picture", shown("img, article svg.figure").filter(beyondPage)),
+        ...named("table", shown("table").filter(beyondPage)),
     ];
 }"""
 SETTLED = """() => document.fonts.status === "loaded" && !document.querySelector(".arithmatex:not([data-formula])")

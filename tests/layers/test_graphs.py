@@ -45,7 +45,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[[int, int, str], Inpu
         attend,
         lambda b, n, device: (tensors(b, n, DIM, device=device), flags(b, n, device=device)),
     ),
-    "token_foreground": (foreground_of, lambda b, n, device: (tensors(b, 16, 8, device=device),)),
+    "token_foreground": (foreground_of, lambda b, n, device: (tensors(b, 16, 8, device=device).sigmoid(),)),
     "similarity_incidence": (
         lambda nodes, present: sl.similarity_incidence(nodes, 0.3, present=present),
         lambda b, n, device: (tensors(b, n, DIM, device=device), flags(b, n, device=device)),
