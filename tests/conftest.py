@@ -4,6 +4,9 @@ import os
 
 # Deterministic matrix products on CUDA ask for it, before torch is imported.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# A graph that was compiled before an operator changed its layout would be taken from the disk.
+os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
+os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 
 import pytest
 import torch

@@ -56,7 +56,7 @@ def _differentiate(
         return tiled_short.differentiate(gradient, query, key, value, *saved)
     batch, heads, tokens, head_dim = query.shape
     of_query = query.new_empty(batch, tokens, heads, head_dim)
-    of_key, of_value = (of.new_empty(of.shape) for of in (key, value))
+    of_key, of_value = (of.new_empty(batch, tokens, heads, head_dim).transpose(1, 2) for of in (key, value))
     of_alpha, of_beta = normaliser.new_zeros(heads), normaliser.new_zeros(heads)
     for piece in pieces(query, foreground, alpha, beta, scale, most=tiles.TILE):
         of, split = (piece.sample, piece.heads), piece.split
@@ -79,8 +79,10 @@ def _differentiate(
 
 def _shapes(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, ...]:
     batch, heads, tokens, head_dim = query.shape
-    of_query = query.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
-    of_key, of_value = (of.new_empty(batch, heads, tokens, head_dim) for of in (key, value))
+    # Tokens first, as plain attention lays them out.
+    of_query, of_key, of_value = (
+        of.new_empty(batch, tokens, heads, head_dim).transpose(1, 2) for of in (query, key, value)
+    )
     of_alpha, of_beta = (at_least_float32(query).new_empty(heads) for _ in range(2))
     return of_query, of_key, of_value, of_alpha, of_beta
 
