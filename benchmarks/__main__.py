@@ -76,7 +76,7 @@ def main() -> int:
     out.write_text(json.dumps(found, indent=1))
     print(f"\n{report.table(results)}\n\n{len(results)} rows in {time.perf_counter() - start:.0f} s, written: {out}")
     if options.docs:
-        report.write_docs(found, options.device)
+        report.write_docs(found, options.device, report.DOCS)
         if options.device == "cpu" and not options.only:
             profiles.draw(report.DOCS)
     missed = report.missed(results)

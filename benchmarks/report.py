@@ -78,7 +78,7 @@ def missed(results: Sequence[dict]) -> list[str]:
     ]
 
 
-def write_docs(found: dict, device: str, docs: Path = DOCS) -> None:
+def write_docs(found: dict, device: str, docs: Path) -> None:
     """Write the table of every topic that was measured into docs/tables, and with that of attention its plots."""
     from benchmarks import plots
 

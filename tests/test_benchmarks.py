@@ -25,7 +25,7 @@ def comparison(*targets: Target, ours: float = 1.0) -> Comparison:
 def main(monkeypatch: pytest.MonkeyPatch, folder: Path, item: Comparison, *options: str) -> int:
     out = folder / "found.json"
     monkeypatch.setattr(command, "TOPICS", {"losses": SimpleNamespace(comparisons=lambda device: [item])})
-    monkeypatch.setattr(report.write_docs, "__defaults__", (folder,))
+    monkeypatch.setattr(report, "DOCS", folder)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--seconds", "0", "--turns", "3", "--out", str(out), *options])
     return command.main()
 
@@ -56,7 +56,10 @@ def test_check_fails_when_a_target_is_missed(limit, status, monkeypatch, tmp_pat
 
 def test_docs_get_the_table_of_what_was_measured_alone(monkeypatch, tmp_path):
     (tmp_path / "tables").mkdir()
+    drawn: list[Path] = []
+    monkeypatch.setattr(command.profiles, "draw", drawn.append)
     assert main(monkeypatch, tmp_path, comparison(Target("time", 0.0)), "--docs") == 0
+    assert drawn == [tmp_path]
     (written,) = (tmp_path / "tables").iterdir()
     assert written.name == "benchmarks-cpu-losses.md"
     origin, _, head, _, row = written.read_text().splitlines()
