@@ -1,6 +1,7 @@
 """Time and memory of attention against the number of tokens and against the share of the foreground."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -38,9 +39,14 @@ def write(results: Sequence[dict], folder: Path, kind: str) -> dict[str, str]:
     return captions
 
 
-def _figure(results: Sequence[dict], axis: str, path: Path, ink: str) -> None:
+def styled(ink: str) -> AbstractContextManager[None]:
+    """Draw in one ink inside the block; parts of an SVG have the same names in every drawing."""
     inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    with plt.rc_context({"font.size": 9, "svg.hashsalt": "stmi-layers", **inked}):
+    return plt.rc_context({"font.size": 9, "svg.hashsalt": "stmi-layers", **inked})
+
+
+def _figure(results: Sequence[dict], axis: str, path: Path, ink: str) -> None:
+    with styled(ink):
         figure, panels = plt.subplots(2, 2, figsize=(8.4, 5.6), layout="constrained", sharex=True, squeeze=False)
         scales = {"xscale": "log", "yscale": "log"} if axis == "tokens" else {"ylim": (0, None)}
         for panel_row, (quantity, unit) in zip(panels, QUANTITIES.items(), strict=True):

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import data
 from benchmarks.backbones import NAMES, Pair
-from benchmarks.plots import INKS
+from benchmarks.plots import INKS, styled
 from benchmarks.report import DOCS
 from benchmarks.runner import threads
 
@@ -106,8 +106,7 @@ def _timed(spent: Shares, name: str, owner: type, attribute: str) -> Iterator[No
 
 
 def _figure(bars: dict[str, Shares], path: Path, ink: str) -> None:
-    inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    with plt.rc_context({"font.size": 9, "svg.hashsalt": "stmi-layers", **inked}):
+    with styled(ink):
         figure, panel = plt.subplots(figsize=(8.4, 2.6), layout="constrained")
         height = 0.8 / len(bars)
         for index, (name, shares) in enumerate(bars.items()):

@@ -4,13 +4,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.comparison_table import values_of
+from examples.figures.style import save
 from examples.preset import Column, Result
-from stmi_layers.training.files import write_text, write_whole
+from stmi_layers.training.files import write_text
 
 # Labels of more rows than these would run into each other.
 CROWD = 8
@@ -81,13 +81,14 @@ def draw(
             if len(rows) > CROWD:
                 panel.set_xticks(range(len(rows)), list(rows), rotation=40, ha="right", rotation_mode="anchor")
         panel.legend(fontsize=8, loc="best")
-    # Names of parts and the date would otherwise differ from one drawing to the next.
-    with mpl.rc_context({"svg.hashsalt": "stmi"}), write_whole(path.with_suffix(".svg")) as file:
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    follow_the_palette(path.with_suffix(".svg"))
-    with write_whole(path.with_suffix(".png")) as file:
-        figure.savefig(file, format="png", dpi=110)
-    return [path.with_suffix(".png"), path.with_suffix(".svg")]
+    return write_figure(figure, path)
+
+
+def write_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG and as SVG that follows the palette of a page; the path has no suffix."""
+    paths = save(figure, path.with_suffix(".png"), path.with_suffix(".svg"))
+    follow_the_palette(paths[1])
+    return paths
 
 
 def follow_the_palette(path: Path) -> None:

@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from examples import cli
-from examples.comparison_figure import COLORS, follow_the_palette
+from examples.comparison_figure import COLORS, write_figure
 from examples.comparison_table import values_of
 from examples.preset import Column, Result
-from stmi_layers.training.files import write_whole
 
 # Inputs beside images, in the order of their lines, and their marks.
 MARKS = {"": "o", "masks": "s", "captions": "^", "masks + captions": "D"}
@@ -91,7 +89,7 @@ def draw_rows(panels: Sequence[Panel], path: Path, *, title: str) -> list[Path]:
         shown = [_mark(more) for more in inputs]
         names = [f"with {more}" if more else "images alone" for more in inputs]
         figure.legend(shown, names, loc="outside lower center", ncols=len(inputs), fontsize=9, frameon=False)
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
 def draw_columns(
@@ -128,17 +126,6 @@ def _scale(axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
         alike = [other.values for other in panels if other.unit == panel.unit]
         most = max(value for of_label in alike for values in of_label.values() for value in values)
         axis.set_xlim(0, 1.06 * most or 1)
-
-
-def _write(figure: Figure, path: Path) -> list[Path]:
-    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file_path in paths:
-        # Names of parts and the date would otherwise differ from one drawing to the next.
-        metadata = {"Date": None} if file_path.suffix == ".svg" else None
-        with mpl.rc_context({"svg.hashsalt": "stmi"}), write_whole(file_path) as file:
-            figure.savefig(file, format=file_path.suffix[1:], dpi=110, metadata=metadata)
-    follow_the_palette(paths[1])
-    return paths
 
 
 def read_panel(folder: Path, name: str, scored: str) -> Panel:

@@ -1,6 +1,5 @@
 """Items listed once on disk, a line of JSON each, so that any number of them can be described in bounded memory."""
 
-import hashlib
 import json
 import warnings
 from collections import Counter
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stmi_layers.training.files import write_whole
+from stmi_layers.training.files import digest_of, write_whole
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Item, files_of, item_of, plain_item
 
@@ -106,5 +105,4 @@ class Listing(Sequence[Item]):
 
     def digest(self) -> str:
         """Digest of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return digest_of(self.path)

@@ -3,7 +3,6 @@
 python -m examples.robustness --checkpoint runs/NAME/checkpoint.pt --masks eroded --keep RGB NI
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from examples import cli
 from examples.preset import Result, Row
 from examples.restore import Computer, describe_test, restore
 from stmi_layers.training import Machine, score
-from stmi_layers.training.files import write_text
+from stmi_layers.training.files import digest_of, write_text
 from stmi_layers.training.report import as_numbers
 
 Masks = Literal["", "given", "ones", "empty", "eroded", "dilated", "shuffled"]
@@ -51,19 +50,12 @@ def score_under(checkpoint: Path, row: Row, machine: Machine) -> Result:
     """
     name = "-".join(["test", *([row.masks] if row.masks else []), *row.keep])
     kept = checkpoint.parent / "conditions" / f"{name}.json"
-    result, content = finished(kept), _digest(checkpoint)
+    # By its content a result is of this checkpoint, and of no earlier epoch.
+    result, content = finished(kept), digest_of(checkpoint) if checkpoint.is_file() else None
     if result is None or result.get("checkpoint") != content:
         result = {**_measure(checkpoint, row, machine), "checkpoint": content}
         write_text(kept, json.dumps(result, indent=2) + "\n")
     return result
-
-
-def _digest(checkpoint: Path) -> str | None:
-    """Digest of a checkpoint, by which a result is of this one and of no earlier epoch; None where there is none."""
-    if not checkpoint.is_file():
-        return None
-    with checkpoint.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _measure(checkpoint: Path, row: Row, machine: Machine) -> Result:

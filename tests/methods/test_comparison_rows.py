@@ -12,7 +12,7 @@ from examples.comparison_table import column_of
 
 def test_panels_of_a_unit_share_their_scale_and_lines_do_not_hide_each_other(tmp_path: Path, monkeypatch):
     figures = []
-    monkeypatch.setattr(comparison_rows, "_write", lambda figure, path: figures.append(figure) or [])
+    monkeypatch.setattr(comparison_rows, "write_figure", lambda figure, path: figures.append(figure) or [])
     values = {"stmi": [10.0, 12.0], "stmi + masks": [40.0, 41.0], "cnn": [20.0, 22.0]}
     panels = [
         Panel("a", "percent", values),

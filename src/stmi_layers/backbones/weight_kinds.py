@@ -19,24 +19,21 @@ def kind_of(path: Path) -> str:
     """
     with path.open("rb") as file:
         head = file.read(64)
-    # A safetensors file begins with the length of its JSON header.
-    if (path.suffix == ".safetensors" and not zipfile.is_zipfile(path)) or head[8:9] == b"{":
-        if head.startswith(b"version https://git-lfs"):
-            raise UnreadableError(_pointer(path))
-        return "safetensors"
-    if zipfile.is_zipfile(path):
-        return "zip"
     if head.startswith(b"version https://git-lfs"):
-        raise UnreadableError(_pointer(path))
+        raise UnreadableError(
+            f"{path} is a pointer of Git LFS in place of the weights: fetch the file itself, by git lfs pull"
+        )
+    is_zip = zipfile.is_zipfile(path)
+    # A safetensors file begins with the length of its JSON header.
+    if (path.suffix == ".safetensors" and not is_zip) or head[8:9] == b"{":
+        return "safetensors"
+    if is_zip:
+        return "zip"
     if head.startswith(b"PK"):
         raise UnreadableError(f"{path} is cut short: the end of the archive is missing. Take another copy")
     if not head.startswith((b"\x80", b"}")):  # of a pickle in any protocol that torch has written
         raise UnreadableError(f"{path} is damaged or no torch file: it begins with {head[:12]!r}")
     return "pickle"
-
-
-def _pointer(path: Path) -> str:
-    return f"{path} is a pointer of Git LFS in place of the weights: fetch the file itself, by git lfs pull"
 
 
 def shards_of(index: Path) -> dict[Path, list[str]]:

@@ -1,6 +1,7 @@
 """Output that is whole or absent, and folders that one run at a time may use."""
 
 import errno
+import hashlib
 import io
 import os
 import shutil
@@ -210,6 +211,12 @@ def refuse_full(folder: Path, needed: float, what: str = "") -> None:
         raise ValueError(
             f"{folder} must have room for {what}{needed / MEGABYTE:.1f} MB; its disk has {free / MEGABYTE:.1f} MB left"
         )
+
+
+def digest_of(path: Path) -> str:
+    """Digest of what a file holds, 16 letters."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def cannot_write(path: Path, error: OSError) -> ValueError:
