@@ -62,7 +62,9 @@ CUT_OFF = """(laptop) => {
         ...named("table", shown("table").filter(beyondPage)),
     ];
 }"""
+# Scripts put pictures into a page after it has loaded; one that cannot be shown is complete as well.
 SETTLED = """() => document.fonts.status === "loaded" && !document.querySelector(".arithmatex:not([data-formula])")
+    && [...document.images].every((image) => image.complete || image.loading === "lazy")
     && [...document.querySelectorAll("article table:not([class])")].every((table) => table.closest("[tabindex]"))"""
 
 
