@@ -26,6 +26,7 @@ function figure(content, samples, state, folder) {
   const numbers = element("dl", { class: "try-numbers" });
 
   function choose(i) {
+    if (state.node === i) return;
     state.node = i;
     update();
   }
@@ -127,7 +128,8 @@ function planeOf(names, modalityOf, choose) {
   };
   rove(nodes, step, choose);
   nodes.forEach((node, i) => {
-    for (const event of ["pointerenter", "click", "focus"]) node.addEventListener(event, () => choose(i));
+    // Moves alone: a page that scrolls under a resting pointer makes it enter a node, too.
+    for (const event of ["pointermove", "click", "focus"]) node.addEventListener(event, () => choose(i));
   });
   const legend = drawing("g", { class: "try-legend" });
   const count = modalityOf(names.length - 1) + 1;
