@@ -77,7 +77,8 @@ def _hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _distance_to(features: Tensor, partner: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(features - features.index_select(0, partner), dim=1)
+    # In place: a batch of temporaries less to write.
+    return torch.linalg.vector_norm(features.index_select(0, partner).sub_(features), dim=1)
 
 
 def _check_margin(margin: float | None) -> None:
