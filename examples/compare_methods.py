@@ -139,7 +139,7 @@ def results_of(rows: Rows, options: Options, asked: float | None = None) -> dict
     found: dict[str, list[Result]] = {}
     for label, run in rows.items():
         # One after the other, when no training disturbs the clock.
-        cost = cost_of(places[label][0] / "checkpoint.pt", compare.quiet(run).machine)
+        cost = cost_of(places[label][0] / "checkpoint.pt", run.quiet().machine)
         more = {"learning_rate": run.schedule.learning_rate, "cost": cost}
         found[label] = [results[out] | more for out in places[label]]
     return found
@@ -219,7 +219,7 @@ def main(shared: Mapping[str, Any], options: Options) -> str:
     if options.missing:
         for label, run in rows.items():
             checkpoints = [out / "checkpoint.pt" for out in places_of(label, run, options, asked)]
-            results[label] = without_each(compare.quiet(run), checkpoints, results[label])
+            results[label] = without_each(run.quiet(), checkpoints, results[label])
         columns = missing_columns(next(iter(rows.values())).data.modalities)
         table = Table(f"{name}-missing", f"{title}, a modality missing at test", MISSING, columns)
         texts.append(write(table, results, options))
