@@ -6,7 +6,6 @@ that an interrupted comparison continues where it stopped, and comparisons with 
 Without METHOD, all methods are compared under one protocol: `python -m examples.compare --preset methods`.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from examples.preset import Column, Preset, Result, Row
 from examples.robustness import finished, score_under
 from examples.run import Run, run_differences, run_of, settings_of
 from stmi_layers.training.files import write_text
+from stmi_layers.training.schedule import check_not_negative
 
 Key = tuple[str, int]
 Job = tuple[Run, list[Row]]
@@ -52,8 +52,14 @@ class Options:
     """Seeds; every variant has a run with each."""
     jobs: int = 1
     """Runs at a time, each with `threads` CPU threads."""
+    top: float = 0.0
+    """Upper end of the scale of mAP in the figure, in percent, so that figures of two sets can be compared by eye; 0
+    fits it to the numbers."""
     docs: str = ""
     """Name of the set: copy the table to docs/tables/results-NAME-PRESET.md and the figure to docs/assets/results."""
+
+    def __post_init__(self) -> None:
+        check_not_negative("top", self.top)
 
 
 class Offer:
@@ -174,7 +180,7 @@ def run_jobs(jobs: Mapping[Path, Job], workers: int, root: Path) -> dict[Path, l
     failed: list[str] = []
     # Spawned, because a forked process inherits torch's thread pool in an unusable state.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(run_one, quiet(run), out, rows): out for out, (run, rows) in jobs.items()}
+        futures = {pool.submit(run_one, run.quiet(), out, rows): out for out, (run, rows) in jobs.items()}
         for future in tqdm(as_completed(futures), total=len(futures), desc="runs"):
             out = futures[future]
             if (error := future.exception()) is None:
@@ -191,11 +197,6 @@ def run_jobs(jobs: Mapping[Path, Job], workers: int, root: Path) -> dict[Path, l
             "others are kept: after the cause is fixed, the same command makes only these"
         )
     return results
-
-
-def quiet(run: Run) -> Run:
-    """The run, without output."""
-    return dataclasses.replace(run, machine=dataclasses.replace(run.machine, quiet=True))
 
 
 def main(run: Run, options: Options) -> str:
@@ -222,7 +223,8 @@ def main(run: Run, options: Options) -> str:
 
     name, count = options.docs or run.data.root.name, len(options.seeds)
     title = f"{preset.title} ({name}), mean ± standard deviation of {count} seeds"
-    figures = draw(by_label, panels, folder / "figure", title=title, axis=preset.axis, sweep=preset.sweep)
+    shown = {"title": title, "axis": preset.axis, "sweep": preset.sweep, "top": options.top}
+    figures = draw(by_label, panels, folder / "figure", **shown)
     if options.docs:
         publish(folder, f"{options.docs}-{options.preset or 'variants'}")
     print(text, *figures, sep="\n")

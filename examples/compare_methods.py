@@ -5,6 +5,7 @@ method's defaults. With `--learning-rates`, the learning rate of a row is chosen
 table says by which rule, and how many values were tried. Finished runs are kept and not repeated.
 """
 
+import dataclasses
 import statistics
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from examples import cli, compare
 from examples.comparison_missing import ASKS as MISSING
 from examples.comparison_missing import missing_columns, without_each
+from examples.comparison_rates import Tries, best_rate, table_of_tries
 from examples.comparison_table import column_of
 from examples.comparison_written import Table, write
 from examples.cost import ITEMS, cost_of
@@ -78,10 +80,8 @@ class Options:
                 raise ValueError(f"{name} must be some, all different; received {getattr(self, name)}")
 
 
-def choose_rates(rows: Rows, options: Options) -> dict[str, Run]:
-    """The rows with the learning rate of the best mAP on validation identities, the first of equally good ones."""
-    if not options.learning_rates:
-        return dict(rows)
+def try_rates(rows: Rows, options: Options) -> Tries:
+    """Results of the rows at every learning rate, with the first seed, on validation identities."""
     tried = {
         (label, rate): with_rate(run, rate).changed(
             {"validation": run.data.validation or TRIED_ON, "seed": options.seeds[0]}
@@ -92,21 +92,17 @@ def choose_rates(rows: Rows, options: Options) -> dict[str, Run]:
     seed = f"seed-{options.seeds[0]}"
     places = {key: place(options, key[0], f"try-{key[1]:g}", seed) for key in tried}
     results = train_all({places[key]: run for key, run in tried.items()}, options)
-    best = {
-        label: max(options.learning_rates, key=lambda rate: headline_map(results[places[label, rate]]))
-        for label in rows
-    }
-    return {label: with_rate(run, best[label]) for label, run in rows.items()}
+    return {label: {rate: results[places[label, rate]] for rate in options.learning_rates} for label in rows}
 
 
 def with_rate(run: Run, rate: float) -> Run:
-    """The run with a learning rate of its new modules and of its tower, both of which start from scratch."""
-    return run.changed({"learning_rate": rate, "rates.backbone": rate})
+    """The run with a learning rate of its new modules and of its tower, both of which start from scratch.
 
-
-def headline_map(result: Result) -> float:
-    """The mAP of the descriptor that is scored first."""
-    return result["descriptors"][result["headline"]]["mAP"]
+    A run that has this rate already stays as it is, and shares the folder of the comparison without tries.
+    """
+    schedule = run.schedule
+    same = rate == schedule.learning_rate == schedule.rates.get("backbone", rate)
+    return run if same else run.changed({"learning_rate": rate, "rates.backbone": rate})
 
 
 def fit_epochs(rows: Rows, results: Mapping[str, list[Result]], minutes: float) -> dict[str, Run]:
@@ -125,9 +121,15 @@ def fit_epochs(rows: Rows, results: Mapping[str, list[Result]], minutes: float) 
     return {label: run.changed({"epochs": epochs[label]}) for label, run in rows.items()}
 
 
-def results_of(rows: Rows, options: Options) -> dict[str, list[Result]]:
-    """Results of the rows by label, one per seed, with their learning rate and what describing an item costs."""
-    places = {label: places_of(label, run, options) for label, run in rows.items()}
+def results_of(rows: Rows, options: Options, asked: float | None = None) -> dict[str, list[Result]]:
+    """Results of the rows by label, one per seed, with their learning rate and what describing an item costs.
+
+    Args:
+        rows: runs by label.
+        options: seeds and folder.
+        asked: learning rate that rows have where no better one was found; None where no rate was tried.
+    """
+    places = {label: places_of(label, run, options, asked) for label, run in rows.items()}
     seeded = {
         out: rows[label].changed({"seed": seed})
         for label, of_row in places.items()
@@ -137,21 +139,17 @@ def results_of(rows: Rows, options: Options) -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
     for label, run in rows.items():
         # One after the other, when no training disturbs the clock.
-        cost = cost_of(places[label][0] / "checkpoint.pt", compare.quiet(run).machine)
+        cost = cost_of(places[label][0] / "checkpoint.pt", run.quiet().machine)
         more = {"learning_rate": run.schedule.learning_rate, "cost": cost}
         found[label] = [results[out] | more for out in places[label]]
     return found
 
 
-def places_of(label: str, run: Run, options: Options) -> list[Path]:
-    """Folders of the runs of a row, one per seed."""
-    return [place(options, label, stage_of(run, options), f"seed-{seed}") for seed in options.seeds]
-
-
-def stage_of(run: Run, options: Options) -> str:
-    """Name of the folder of a run: its epochs, and its learning rate where that was chosen."""
-    rate = f"-rate-{run.schedule.learning_rate:g}" if options.learning_rates else ""
-    return f"epochs-{run.schedule.epochs}{rate}"
+def places_of(label: str, run: Run, options: Options, asked: float | None) -> list[Path]:
+    """Folders of the runs of a row, one per seed: by its epochs, and its learning rate where another was asked for."""
+    rate = run.schedule.learning_rate
+    stage = f"epochs-{run.schedule.epochs}" + (f"-rate-{rate:g}" if rate != (asked or rate) else "")
+    return [place(options, label, stage, f"seed-{seed}") for seed in options.seeds]
 
 
 def place(options: Options, label: str, *parts: str) -> Path:
@@ -170,15 +168,10 @@ def rule_of(rows: Rows, results: Mapping[str, list[Result]], options: Options, b
     run, first = next(iter(rows.values())), next(iter(results.values()))[0]
     rates = {row.schedule.learning_rate for row in rows.values()}
     rate = f", learning rate {rates.pop():g}" if len(rates) == 1 else ""
-    count, share = len(options.learning_rates), run.data.validation
+    share = run.data.validation
     scored = f"{100 * share:g} % of the training identities, held out" if share else "the test split"
-    if count:
-        tried = ", ".join(f"{rate:g}" for rate in options.learning_rates)
-        chosen = (
-            f"The learning rate of each row is the best of {count} tries ({tried}) by mAP on "
-            f"{100 * (share or TRIED_ON):g} % of the training identities, held out, with seed {options.seeds[0]}. "
-            "Nothing else was tried."
-        )
+    if options.learning_rates:
+        chosen = f"The learning rate of each row is the best of {tries_of(rows, options)}. Nothing else was tried."
     else:
         chosen = "No setting was tried: each row has its method's defaults."
     items = min(ITEMS, int(first["cost"]["items"]))
@@ -189,27 +182,44 @@ def rule_of(rows: Rows, results: Mapping[str, list[Result]], options: Options, b
     )
 
 
+def tries_of(rows: Rows, options: Options) -> str:
+    """Number and values of the learning rates tried, and what they are scored on."""
+    share = next(iter(rows.values())).data.validation or TRIED_ON
+    tried = ", ".join(f"{rate:g}" for rate in options.learning_rates)
+    return (
+        f"{len(options.learning_rates)} tries ({tried}) by mAP on {100 * share:g} % of the training identities, held "
+        f"out, with seed {options.seeds[0]}"
+    )
+
+
 def main(shared: Mapping[str, Any], options: Options) -> str:
     """Run what is missing, then write table.md, table.json and the figure into the folder of the comparison."""
-    rows = choose_rates(rows_of(shared, options.methods, options.inputs), options)
+    rows, texts, asked = rows_of(shared, options.methods, options.inputs), [], None
+    if options.learning_rates:
+        asked, tries = shared["schedule"].learning_rate, try_rates(rows, options)
+        first = dataclasses.replace(options, seeds=options.seeds[:1])
+        rule = f"Which learning rate is best for each row? Each had {tries_of(rows, options)}. Nothing else was tried."
+        texts.append(write(*table_of_tries(tries, rule), first))
+        rows = {label: with_rate(run, best_rate(tries[label])) for label, run in rows.items()}
     budget = f"{next(iter(rows.values())).schedule.epochs} epochs"
-    results = results_of(rows, options)
+    results = results_of(rows, options, asked)
     if options.equal == "cpu":
         most = max(statistics.mean(run["training_cpu_minutes"] for run in runs) for runs in results.values())
         minutes = options.cpu_minutes or most
         budget = f"{minutes:.3g} CPU minutes of training, as whole epochs at the speed measured over {budget}"
         rows = fit_epochs(rows, results, minutes)
-        results = results_of(rows, options)
-    rule, texts = rule_of(rows, results, options, budget), []
+        results = results_of(rows, options, asked)
+    rule = rule_of(rows, results, options, budget)
     shown = {name: column_of(name, OWN_COLUMNS) for name in SHOWN}
     equal = {name for name in SETTINGS if len({shown[name].value(runs[0]) for runs in results.values()}) == 1}
     columns = {name: column for name, column in shown.items() if name not in equal}
-    name, title = f"methods-{options.equal}", f"equal {'CPU minutes' if options.equal == 'cpu' else 'epochs'}"
+    tuned = "-tuned" if options.learning_rates else ""
+    name, title = f"methods-{options.equal}{tuned}", f"equal {'CPU minutes' if options.equal == 'cpu' else 'epochs'}"
     texts.append(write(Table(name, title, rule, columns), results, options))
     if options.missing:
         for label, run in rows.items():
-            checkpoints = [out / "checkpoint.pt" for out in places_of(label, run, options)]
-            results[label] = without_each(compare.quiet(run), checkpoints, results[label])
+            checkpoints = [out / "checkpoint.pt" for out in places_of(label, run, options, asked)]
+            results[label] = without_each(run.quiet(), checkpoints, results[label])
         columns = missing_columns(next(iter(rows.values())).data.modalities)
         table = Table(f"{name}-missing", f"{title}, a modality missing at test", MISSING, columns)
         texts.append(write(table, results, options))

@@ -39,6 +39,7 @@ def draw(
     title: str,
     axis: str,
     sweep: bool,
+    top: float = 0.0,
 ) -> list[Path]:
     """Write PNG and SVG: mean and standard deviation of every number, and a dot for every seed.
 
@@ -49,6 +50,7 @@ def draw(
         title: above it.
         axis: what the labels are.
         sweep: the labels are numbers.
+        top: upper end of the panels with an mAP, in percent; 0 fits each panel to its numbers.
     """
     across = (
         (6.4 if len(panels) == 1 else 4.6)
@@ -69,9 +71,9 @@ def draw(
                 _line(panel, of_label, column, color)
             else:
                 _bars(panel, of_label, column, color, index, len(present))
-        # Room for the legend above the highest bar.
-        room = (0, 1.2 * panel.get_ylim()[1])
-        panel.set(xlabel=axis, ylabel="percent" if "mAP" in columns else "", ylim=room)
+        scored = "mAP" in columns
+        room = (0, top if top and scored else 1.05 * panel.get_ylim()[1])
+        panel.set(xlabel=axis, ylabel="percent" if scored else "", ylim=room)
         panel.grid(axis="y", color="#dddddd", linewidth=0.7)
         panel.set_axisbelow(True)
         if not sweep:
@@ -80,7 +82,7 @@ def draw(
             panel.tick_params(axis="x", rotation=15 if long else 0)
             if len(rows) > CROWD:
                 panel.set_xticks(range(len(rows)), list(rows), rotation=40, ha="right", rotation_mode="anchor")
-        panel.legend(fontsize=8, loc="best")
+        panel.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(present), frameon=False)
     return write_figure(figure, path)
 
 
@@ -105,7 +107,7 @@ def _line(panel: Axes, of_label: dict[str, list[float]], column: str, color: str
     style = {"color": color, "marker": "_", "markersize": 14, "markeredgewidth": 2, "linewidth": 1, "elinewidth": 1}
     panel.errorbar(places, means, deviations, linestyle=joined, capsize=3, label=column, **style)
     panel.set_xticks(places, list(of_label))
-    _dots(panel, of_label, 0.0, color)
+    _dots(panel, of_label, 0.0, 0.3, color)
 
 
 def _bars(panel: Axes, of_label: dict[str, list[float]], column: str, color: str, index: int, count: int) -> None:
@@ -113,12 +115,17 @@ def _bars(panel: Axes, of_label: dict[str, list[float]], column: str, color: str
     shift = (index - (count - 1) / 2) * width
     means, deviations = _statistics(of_label)
     places = [place + shift for place in range(len(of_label))]
-    panel.bar(places, means, 0.92 * width, yerr=deviations, capsize=3, color=color, alpha=0.75, label=column)
-    _dots(panel, of_label, shift, color)
+    panel.bar(places, means, 0.92 * width, yerr=deviations, capsize=3, color=color, alpha=0.5, label=column)
+    _dots(panel, of_label, shift, 0.6 * width, color)
 
 
-def _dots(panel: Axes, of_label: dict[str, list[float]], shift: float, color: str) -> None:
-    points = [(place + shift, value) for place, values in enumerate(of_label.values()) for value in values]
+def _dots(panel: Axes, of_label: dict[str, list[float]], shift: float, width: float, color: str) -> None:
+    """Dots of the seeds side by side across a width, so that none hides another."""
+    points = [
+        (place + shift + width * ((seed + 0.5) / len(values) - 0.5), value)
+        for place, values in enumerate(of_label.values())
+        for seed, value in enumerate(values)
+    ]
     panel.scatter(*zip(*points, strict=True), s=16, color=color, edgecolors="black", linewidths=0.5, zorder=3)
 
 

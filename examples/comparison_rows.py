@@ -7,6 +7,7 @@ methods` writes.
 """
 
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from examples.preset import Column, Result
 MARKS = {"": "o", "masks": "s", "captions": "^", "masks + captions": "D"}
 # Inches per line, and per panel.
 LINE, PANEL = 0.13, 2.2
-# Columns that are drawn, by what is before " without ", and their units.
+# Columns that are drawn, by what is before " without " or " at ", and their units.
 DRAWN = {"mAP": "percent", "R1": "percent", "CPU minutes": "minutes"}
 
 
@@ -99,7 +100,7 @@ def draw_columns(
     panels = [
         Panel(name, DRAWN[kind], {label: values_of(column, runs) for label, runs in rows.items()})
         for name, column in columns.items()
-        if (kind := name.partition(" without ")[0]) in DRAWN
+        if (kind := re.split(" without | at ", name)[0]) in DRAWN
     ]
     return draw_rows(panels, path, title=title)
 

@@ -59,6 +59,10 @@ class Run:
             read(self.records(), name)
         return dataclasses.replace(self, **{name: changed(record, values) for name, record in self.records().items()})
 
+    def quiet(self) -> "Run":
+        """The run, without output."""
+        return self.changed({"quiet": True})
+
     def keep(self, facts: Facts) -> dict[str, Any]:
         """Entries of a checkpoint that `restore` needs besides weights and schedule."""
         kept = {name: record for name, record in self.records().items() if name not in ("machine", "schedule")}

@@ -1,6 +1,7 @@
 """Comparisons: what the presets set, the conditions at test time, tables, figures, and runs that fail."""
 
 import json
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -289,6 +290,17 @@ def test_figures_are_written_with_their_labels(tmp_path, sweep):
     assert "<!-- edge size -->" not in drawn
     draw(RESULTS, panels, tmp_path / "figure", title="Title", axis="variant", sweep=sweep)
     assert paths[1].read_text() == drawn
+    assert "<!-- 90 -->" not in drawn
+    draw(RESULTS, panels, tmp_path / "figure", title="Title", axis="variant", sweep=sweep, top=100)
+    assert "<!-- 100 -->" in paths[1].read_text()
+
+
+def test_no_seed_hides_another(tmp_path):
+    equal = {"one": [RESULTS["one"][0]] * 3}
+    (_, drawn) = draw(equal, [columns("mAP")], tmp_path / "figure", title="", axis="", sweep=False)
+    _, dots = drawn.read_text().split('<g id="PathCollection_1">')
+    across = re.findall(r'<use xlink:href="#\w+" x="([\d.]+)"', dots.partition("</g>\n   </g>")[0])
+    assert len(set(across)) == 3
 
 
 def test_a_preset_writes_table_and_figure_and_publishes_them(folder, trained, tmp_path, monkeypatch, in_this_process):

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from examples import cli, compare, compare_methods, cost
-from examples.compare_methods import Options, choose_rates, fit_epochs, results_of
+from examples.compare_methods import Options, fit_epochs, results_of, try_rates, with_rate
+from examples.comparison_rates import best_rate, table_of_tries
 from examples.entrants import OWN, entrants, rows_of
 from examples.methods import METHODS, load_method
 from examples.run import Run
@@ -156,16 +157,27 @@ def test_a_rate_is_chosen_on_validation_identities_and_goes_to_the_tower_too(fol
     monkeypatch.setattr(compare_methods, "train_all", train_all)
     options = Options(tmp_path, learning_rates=(0.001, 0.01), seeds=(4, 5))
     before = rows(folder, "cnn", "concatenation")
-    after = choose_rates(before, options)
-    assert {label: run.schedule.learning_rate for label, run in after.items()} == {"cnn": 0.01, "concatenation": 0.001}
-    assert [run.schedule.rates["backbone"] for run in after.values()] == [0.01, 0.001]
+    tries = try_rates(before, options)
+    assert {label: best_rate(tried) for label, tried in tries.items()} == {"cnn": 0.01, "concatenation": 0.001}
     assert {(run.data.validation, run.schedule.seed) for run in seen} == {(0.2, 4)}
     assert len(seen) == 4
-    assert all(run.data.validation == 0 for run in after.values())
+    assert all(run.schedule.rates["backbone"] == run.schedule.learning_rate for run in seen)
     seen.clear()
-    choose_rates(rows(folder, "cnn", validation=0.4), options)
+    try_rates(rows(folder, "cnn", validation=0.4), options)
     assert {run.data.validation for run in seen} == {0.4}
-    assert choose_rates(before, Options(tmp_path)) == before
+    table, results = table_of_tries(tries, "")
+    told = {label: [column.value(run) for column in table.columns.values()] for label, (run,) in results.items()}
+    assert list(table.columns) == ["mAP at 0.001", "mAP at 0.01", "chosen"]
+    assert told == {"cnn": [0, 100, 0.01], "concatenation": [100, 0, 0.001]}
+    assert table.columns["chosen"].digits == 3
+
+
+def test_a_run_that_has_its_best_rate_is_that_of_the_comparison_without_tries(folder: Path):
+    (run,) = rows(folder, "cnn").values()
+    assert with_rate(run, 0.002) is run
+    assert with_rate(run, 0.001).schedule.rates["backbone"] == 0.001
+    lowered = run.changed({"learning_rate": 0.001})  # its tower keeps 0.002
+    assert with_rate(lowered, 0.001) != lowered
 
 
 # Whole comparisons
@@ -215,7 +227,9 @@ def test_equal_cpu_time_stands_on_equal_epochs_and_tries_are_told(folder: Path, 
     assert "CPU minutes of training, as whole epochs at the speed measured over 2 epochs" in text
     assert "Scored on 40 % of the training identities, held out" in text
     assert "the best of 2 tries (0.001, 0.002) by mAP on 40 % of the training identities, held out, with seed 0" in text
-    content = json.loads((tmp_path / "methods-cpu/table.json").read_text())
+    tries = json.loads((tmp_path / "methods-tries/table.json").read_text())["runs"]
+    assert [(run["label"], run["seed"]) for run in tries] == [("concatenation", 0), ("cnn", 0)]
+    content = json.loads((tmp_path / "methods-cpu-tuned/table.json").read_text())
     results = {run["label"]: run["result"] for run in content["runs"]}
     assert {result["split"] for result in results.values()} == {"validation"}
     assert {result["queries"] for result in results.values()} == {8}
@@ -224,6 +238,8 @@ def test_equal_cpu_time_stands_on_equal_epochs_and_tries_are_told(folder: Path, 
         assert result["learning_rate"] in (1e-3, 2e-3)
     tried = {out.parent.name for out in tmp_path.glob("runs/cnn/try-*/seed-0")}
     assert tried == {"try-0.001", "try-0.002"}
+    asked = {"epochs-2" if run["result"]["chosen"] == 0.002 else "epochs-2-rate-0.001" for run in tries}
+    assert asked <= {out.parent.name for out in tmp_path.glob("runs/*/epochs-2*/seed-0")}
 
 
 def test_results_have_one_cost_for_all_seeds(folder: Path, tmp_path: Path, in_this_process):
