@@ -69,8 +69,7 @@ def main() -> int:
             measured = run(comparison, options.device, seconds=options.seconds, turns=options.turns)
             results.append(as_record(topic, comparison, measured))
             print(f"{report.line(results[-1])}  [{time.perf_counter() - began:.0f} s]", flush=True)
-    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
-    found = {"command": command, "machine": describe(options.device), "results": results}
+    found = {"command": spelled(sys.argv[1:]), "machine": describe(options.device), "results": results}
     out = options.out or Path("runs") / f"benchmarks-{options.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1))
@@ -84,6 +83,15 @@ def main() -> int:
         print("\nmissed targets:\n" + "\n".join(missed), file=sys.stderr)
         return 1
     return 0
+
+
+def spelled(words: list[str]) -> str:
+    """The command as a page shows it: without the file of this machine that it writes."""
+    kept = list(words)
+    for place, word in reversed(list(enumerate(words))):
+        if word == "--out" or word.startswith("--out="):
+            del kept[place : place + (2 if word == "--out" else 1)]
+    return " ".join(["python -m benchmarks", *kept])
 
 
 def parse() -> argparse.Namespace:

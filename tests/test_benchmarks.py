@@ -63,7 +63,7 @@ def test_docs_get_the_table_of_what_was_measured_alone(monkeypatch, tmp_path):
     (written,) = (tmp_path / "tables").iterdir()
     assert written.name == "benchmarks-cpu-losses.md"
     origin, _, head, _, row = written.read_text().splitlines()
-    assert origin.startswith("`python -m benchmarks --seconds 0 --turns 3")
+    assert origin.startswith("`python -m benchmarks --seconds 0 --turns 3 --docs`, ")
     assert head == "| what | ours | target | spread | memory | against |"
     assert row.startswith("| a sum | **")
     assert row.endswith("| plain |")

@@ -10,7 +10,7 @@ function render(element) {
   if (displayMode) fit(element, formula.slice(2, -2));
 }
 
-// A formula that is too wide is set as in running text, where it breaks at = and + (one in rows cannot), then made smaller.
+// A formula that is too wide is broken into lines (one in rows cannot), then made smaller.
 function fit(element, formula) {
   const excess = () => {
     const box = element.querySelector(".katex-display");
@@ -18,11 +18,21 @@ function fit(element, formula) {
     return (box ? box.scrollWidth : Math.max(...widths)) / element.clientWidth;
   };
   if (excess() > 1.15 && !formula.includes("\\begin")) {
-    katex.render(`\\displaystyle ${formula}`, element, { throwOnError: false });
+    element.replaceChildren(...statements(formula).map(line));
     element.classList.add("broken");
   }
   if (excess() > 1) element.style.fontSize = `${Math.max(SMALLEST, 0.97 / excess())}em`;
   element.querySelector(".katex-display")?.setAttribute("tabindex", 0); // one that is wider still scrolls by keys, too
+}
+
+// Formulas that a wide space sets apart get a line each.
+const statements = (formula) => formula.split(/(?<=,)\s*\\quad(?![a-z])|\\qquad(?![a-z])/).filter((part) => part.trim());
+
+// Set as in running text, a formula breaks at = and + where it is too wide.
+function line(formula) {
+  const element = document.createElement("div");
+  katex.render(`\\displaystyle ${formula}`, element, { throwOnError: false });
+  return element;
 }
 
 const displayed = () => document.querySelectorAll(".arithmatex[data-formula^='\\\\[']");

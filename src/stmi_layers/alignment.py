@@ -187,7 +187,7 @@ class GramAlignment(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """The temperature of today, in at least float32."""
+        """The current temperature, in at least float32."""
         return at_least_float32(self.log_excess).exp() + self.min_temperature
 
     @typed

@@ -83,8 +83,8 @@ def deformable_positions(
             the border, where they have none.
 
     Returns:
-        Row and column of every point, in cells, in at least float32: between 0 and the number of rows or columns less
-        1, and strictly between them for offsets below `reach` of points inside.
+        Row and column of every point, in cells, in at least float32. Rows and columns lie between 0 and their number
+        less 1, and strictly between these for offsets below `reach` of points inside.
 
     Examples:
         >>> offsets = torch.tensor([-2.0, 2.0]).view(1, 1, 1, 2)

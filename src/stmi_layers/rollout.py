@@ -75,8 +75,8 @@ def select_tokens(
         present: modalities that select; None for all.
 
     Returns:
-        One mask per sample for all of its modalities: between `num` and `num * modalities * heads` patches. Of equal
-        scores the first patches win. Nothing is kept where no modality is present.
+        One mask per sample for all of its modalities. It keeps between `num` and `num * modalities * heads` patches.
+        Of equal scores the first patches win. Nothing is kept where no modality is present.
 
     Raises:
         ValueError: when `num` is not between 1 and the number of patches.

@@ -29,7 +29,7 @@ def top_tokens(scores: Float[Tensor, "batch tokens"], num: int) -> Bool[Tensor, 
         num: how many tokens to mark, at least 0; all of them from the number of tokens on.
 
     Returns:
-        True for the marked tokens: `num` in every row that has as many scores above -inf, else all of those.
+        True for the marked tokens. Every row has `num` of them, or fewer if it has fewer scores above -inf.
 
     Raises:
         ValueError: when `num` is negative.

@@ -33,7 +33,7 @@ def draw_sentences(
         generator: source of the randomness; None for that of torch.
 
     Returns:
-        True for the sentences an expert reads: at least one of every caption that has any.
+        True for the sentences that an expert reads. At least one is read of every caption that has any.
 
     Raises:
         ValueError: when `num_experts` is not positive, or `p` is not a probability.

@@ -36,7 +36,7 @@ def gram_volume(
         present: True for the modalities that a sample has; None for all. The volume is that of the features there are.
 
     Returns:
-        The volumes in at least float32: sample of the anchor in the rows, sample of the others in the columns.
+        The volumes, in at least float32; sample of the anchor in the rows, sample of the others in the columns.
 
     Raises:
         ValueError: when there is one modality only, or no modality `anchor`.

@@ -137,6 +137,11 @@ def test_nothing_is_installed_by_a_name_that_no_index_has(page: str):
     assert re.findall(r"pip install [^`\n]*[ '\"]stmi[-_]layers\b(?!-\d)", CONTENTS[page]) == []
 
 
+def test_pages_name_no_folder_of_the_machine_that_made_them():
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    assert [str(page) for page in pages if re.search(r"(?<![\w.])/(?:tmp|work|home|root)/", page.read_text())] == []
+
+
 def navigation(entries: list | None = None) -> Iterator[tuple[str, str]]:
     if entries is None:
         text = (ROOT / "mkdocs.yml").read_text()

@@ -49,6 +49,14 @@ def test_a_page_has_its_sections_in_order(page: str):
     assert re.findall(r"^## (.+)", PAGES[page], re.MULTILINE) == SECTIONS
 
 
+def test_what_a_function_returns_is_not_taken_for_a_type():
+    """The reference reads `words: more words` below Returns as a type and its meaning."""
+    code = "\n".join(file.read_text() for file in sorted(Path(stmi_layers.__file__).parent.rglob("[!_]*.py")))
+    returned = re.findall(r"^ *Returns:\n +(.*)", code, re.MULTILINE)
+    assert returned
+    assert [line for line in returned if re.match(r"[^`.;]*: ", line)] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_leads_with_its_use(page: str):
     text = PAGES[page]

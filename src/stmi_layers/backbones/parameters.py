@@ -49,7 +49,7 @@ def strengths_of(model: nn.Module) -> dict[str, nn.Parameter]:
         model: any module.
 
     Returns:
-        Parameters by name, a shared one under each of its names: `alpha` and `beta` of every module that has both.
+        `alpha` and `beta` of every module that has both, by name. A shared parameter stands under each of its names.
 
     Examples:
         >>> from stmi_layers.backbones import modulate

@@ -48,7 +48,7 @@ def read_split(
         memory: folder in which checked files are remembered; one among the user's caches by default.
 
     Returns:
-        At least one item, queries first, then sorted by name: the order does not depend on the file system.
+        At least one item, queries first, then sorted by name. The order does not depend on the file system.
 
     Raises:
         FileNotFoundError: when the root, the split, a modality, its images or the captions are not there.
