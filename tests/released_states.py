@@ -105,11 +105,11 @@ def cameras() -> Shapes:
     return {"cv_embed": (CAMERAS, 1, WIDTH)}
 
 
-def class_heads(width: int = DIM, *, joined: bool = True) -> Shapes:
-    """Heads of the class tokens."""
+def class_heads(*, joined: bool = True) -> Shapes:
+    """Heads of the class tokens behind CLIP."""
     if joined:
-        return head("bottleneck", "classifier", 3 * width)
-    parts = (head(f"bottleneck_{letter}", f"classifier_{letter}", width) for letter in "rnt")
+        return head("bottleneck", "classifier", 3 * DIM)
+    parts = (head(f"bottleneck_{letter}", f"classifier_{letter}", DIM) for letter in "rnt")
     return {name: shape for part in parts for name, shape in part.items()}
 
 
@@ -206,3 +206,28 @@ def mambapro() -> State:
         shapes |= named(f"AAM.linear_reduction_{letter}.1.", linear(DIM, 2 * DIM))
     shapes |= {"AAM.ma_block.0.in_proj.weight": (2 * DIM, DIM), **head("bottleneck_fuse", "classifier_fuse", 3 * DIM)}
     return random_state(shapes | head("BACKBONE.bottleneck", "BACKBONE.classifier", DIM) | class_heads())
+
+
+def idea(text_width: int, length: int, words: int) -> State:
+    """IDEA: both towers of CLIP with `words` learned words, the inverse net, and CDA."""
+    base = named("visual.", clip_tower()) | {"visual.new_positional_embedding": (1, WIDTH)}
+    base |= named("transformer.resblocks.0.", clip_block(text_width)) | named("ln_final.", norm(text_width))
+    base |= {"token_embedding.weight": (49408, text_width), "positional_embedding": (length, text_width)}
+    base |= {"text_projection": (text_width, DIM), "logit_scale": (), "text_prompt": (words, text_width)}
+    shapes = named("BACKBONE.base.", base) | named("BACKBONE.inverseNet.fc1.", linear(4 * DIM, DIM))
+    shapes |= named("BACKBONE.inverseNet.fc2.", linear(WIDTH, 4 * DIM))
+    group = "CDA.da_group.0."
+    for name, rows, columns in [(f"proj_{one}", DIM, DIM) for one in ("q", "k", "v", "out")] + [
+        ("conv_offset.0", DIM, 3 * DIM)
+    ]:
+        shapes |= {f"{group}{name}.weight": (rows, columns, 1, 1), f"{group}{name}.bias": (rows,)}
+    shapes |= {f"{group}conv_offset.2.weight": (DIM, 1, 4, 4), f"{group}conv_offset.2.bias": (DIM,)}
+    shapes |= {f"{group}conv_offset.4.weight": (2, DIM, 1, 1)}
+    for neck, classifier in (
+        ("bottleneck_visual", "visual_classifier"),
+        ("bottleneck_textual", "textual_classifier"),
+        ("bottleneck_v", "classifier_v"),
+        ("bottleneck_t", "classifier_t"),
+    ):
+        shapes |= head(neck, classifier, 3 * DIM)
+    return random_state(shapes)

@@ -56,7 +56,12 @@ def carry(release: Release, own: Settings) -> Carried:
         if experts:
             settings["expert_heads"] = model["experts.expert_weight"].shape[1]
         heads["experts" if experts else "subsets"] = release.head("bottleneck_moe", "classifier_moe")
-    return Carried(settings, {"backbone": tower}, model, heads)
+    notes = (
+        ("biases of the keys, the middle third of in_proj_bias, are left out: the softmax cancels them",)
+        if fused
+        else ()
+    )
+    return Carried(settings, {"backbone": tower}, model, heads, notes=notes)
 
 
 def _pooling(state: dict[str, Tensor]) -> dict[str, Tensor]:

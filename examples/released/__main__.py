@@ -4,6 +4,7 @@ METHOD is signal, demo, topreid, editor, idea or mambapro; SET is the data set t
 is a checkpoint like those of training, before the first epoch: evaluate, extract, export, or train on from it.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,10 @@ from typing import Any, Literal
 import tyro
 
 from examples import cli
+from examples.methods import load_method
 from examples.released.carry import Imported, carried_of, facts_of_release, fill, settle
 from examples.released.tensors import read_release
-from examples.run import deviations
+from examples.run import Run, default_run, settings_of
 from stmi_layers.training import facts_of, load_split
 from stmi_layers.training.checkpoint import check_room, save_checkpoint
 from stmi_layers.training.files import write_text
@@ -29,7 +31,7 @@ class Arguments:
     trained_on: tyro.conf.Positional[Literal["rgbnt201", "rgbnt100", "msvr310"]]
     """Data set that the file was trained on, which tells sizes and settings."""
     file: tyro.conf.Positional[Path]
-    """Released weights, a torch or safetensors file. No code in it is run."""
+    """Released weights, a torch or safetensors file."""
     out: Path
     """Folder of the run: checkpoint.pt and released.txt go there."""
     data: Path | None = None
@@ -42,6 +44,8 @@ class Arguments:
     as in the released configurations."""
     architecture: str | None = None
     """Another tower of open_clip or timm than ViT-B/16."""
+    trust_pickle: bool = False
+    """Read a torch file that holds more than tensors, which can run any code in it."""
 
 
 def import_file(arguments: Arguments) -> Imported:
@@ -49,7 +53,7 @@ def import_file(arguments: Arguments) -> Imported:
     checkpoint = arguments.out / "checkpoint.pt"
     if checkpoint.exists():
         raise FileExistsError(f"{arguments.out} holds a run already: choose another --out")
-    release = read_release(arguments.file)
+    release = read_release(arguments.file, trust_pickle=arguments.trust_pickle)
     known, recipe, carried = carried_of(arguments.method, arguments.trained_on, release)
     if arguments.camera_scale is not None:
         scaled = {name: tower._replace(scale=arguments.camera_scale) for name, tower in carried.towers.items()}
@@ -60,12 +64,30 @@ def import_file(arguments: Arguments) -> Imported:
     if arguments.data is not None:
         facts = facts_of(load_split(run.data, "train", seed=run.schedule.seed), run.data.modalities)
     imported = fill(run, facts, carried, release)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     check_room(arguments.out, imported.state.model, imported.state.objective)
     save_checkpoint(checkpoint, imported.state.checkpoint())
     imported.report.append(f"cameras of the embeddings: {facts.cameras or facts.views or 'none'}")
-    imported.report += deviations(run)
+    if arguments.data is not None:
+        imported.report.append(f"train on: {shlex.join(training_command(run, arguments.out))}")
     write_text(arguments.out / "released.txt", "\n".join(map(printable, imported.report)) + "\n")
     return imported
+
+
+def training_command(run: Run, out: Path) -> list[str]:
+    """The command that goes on with the run: its recipe, and flags for all settings that differ from it."""
+    pure = settings_of(default_run(load_method(run.method), run.data, run.recipe))
+    words = ["python", "-m", "examples.train", run.method, "--data", str(run.data.root), "--out", str(out), "--resume"]
+    words += [] if run.recipe is None else ["--recipe", run.recipe]
+    for name, value in settings_of(run).items():
+        if name == "root" or value == pure[name]:
+            continue
+        flag = cli.flag(name)
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words
 
 
 def main(arguments: Arguments) -> Imported:

@@ -138,4 +138,3 @@ def _source(release: Release, value: Tensor) -> str:
     """The released name of a tensor, where it was taken as it is."""
     name = release.names.get(id(value))
     return "" if name is None else f" in {name}"
-

@@ -52,8 +52,8 @@ class Release:
         return self._tensors[name]
 
     def part(self, prefix: str) -> State:
-        """Take all tensors whose names begin with `prefix`, under the rest of their names, but for those left out."""
-        names = [name for name in self._tensors if name.startswith(prefix) and name not in self._left()]
+        """Take the tensors whose names begin with `prefix`, under the rest of it, but for those taken or left out."""
+        names = [name for name in self._tensors if name in self._open and name.startswith(prefix)]
         self._open -= set(names)
         return {name.removeprefix(prefix): self._tensors[name] for name in names}
 
@@ -80,9 +80,6 @@ class Release:
                 f"{self.where} holds {len(rest)} tensors that this method's map does not know: {shorten(rest)}. It is "
                 "of another method, of another version of its code, or trained with parts that are not supported"
             )
-
-    def _left(self) -> set[str]:
-        return {name for names in self.left.values() for name in names}
 
 
 class TowerPart(NamedTuple):
@@ -123,14 +120,18 @@ class Carried(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def read_release(path: Path) -> Release:
-    """Read a torch or safetensors file without running code from it; weights may stand under `state_dict` or `model`.
+def read_release(path: Path, *, trust_pickle: bool = False) -> Release:
+    """Read a torch or safetensors file, whose weights may stand under `state_dict` or `model`.
+
+    Args:
+        path: the file.
+        trust_pickle: read a torch file that holds more than tensors, which can run any code. Without it none is run.
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: when it cannot be read.
     """
-    tensors = read_weight_file(path).tensors
+    tensors = read_weight_file(path, trust_pickle=trust_pickle).tensors
     return Release({name: _float32(value) for name, value in tensors.items()}, path)
 
 
