@@ -5,6 +5,11 @@ import re
 import torch
 from torch import Tensor
 
+from examples.demo.settings import Settings
+from examples.released.heads import class_token_heads
+from examples.released.tensors import Carried, Release
+from examples.released.towers import take_tower, tower_settings
+
 MODALITIES = ("rgb", "nir", "tir")
 SUBSETS = ("r", "n", "t", "rn", "rt", "nt", "rnt")
 GATE = "gating_network.gate."
@@ -32,6 +37,31 @@ def released_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
                 result |= {f"{part}.{key}": value for key, value in carry(inner).items()}
     return result
+
+
+def carry(release: Release, own: Settings) -> Carried:
+    """Carry a whole released file over; its names tell which parts of DeMo it was trained with."""
+    tower = take_tower(release, "BACKBONE.base.", "BACKBONE.cv_embed")
+    reduces = [f"{modality}_reduce." for modality in MODALITIES]
+    pooling, fused = release.has(reduces[0]), release.has("generalFusion.")
+    state = {f"{prefix}{name}": value for prefix in reduces for name, value in release.part(prefix).items()}
+    state |= release.part("generalFusion.")
+    model = released_state(state)
+    supervision, heads = class_token_heads(release)
+    settings = {**tower_settings(tower), "pooling": pooling, "fusion": "none", "supervision": supervision}
+    if fused:
+        experts = any(name.startswith("experts.") for name in model)
+        settings |= {"fusion": "experts" if experts else "subsets", "subsets": "all"}
+        settings["readout_heads"] = model["readout.queries"].shape[1] // 64
+        if experts:
+            settings["expert_heads"] = model["experts.expert_weight"].shape[1]
+        heads["experts" if experts else "subsets"] = release.head("bottleneck_moe", "classifier_moe")
+    notes = (
+        ("biases of the keys, the middle third of in_proj_bias, are left out: the softmax cancels them",)
+        if fused
+        else ()
+    )
+    return Carried(settings, {"backbone": tower}, model, heads, notes=notes)
 
 
 def _pooling(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ DEFAULT: Recipe = {
 PIXELS = 10 / (256 * 128) ** 0.5
 
 # What no setting here does: the code keeps the ten patches with most bright pixels besides, gives biases twice the
-# rate, adds embeddings of cameras, times three, to all tokens and not to the class token alone, drops blocks of the
-# tower at random (0.1), draws the reduction behind HMA from wider normals, and flips each modality by itself.
+# rate, multiplies embeddings of cameras by three, drops blocks of the tower at random (0.1), draws the reduction behind
+# HMA from wider normals, and flips each modality by itself.
 MODEL: Recipe = {
     # What goes in.
     "modalities": research_code(("RGB", "NI", "TI"), "the three of every benchmark"),
@@ -27,7 +27,8 @@ MODEL: Recipe = {
     "backbone": research_code("timm", "a ViT-B/16 pretrained on ImageNet-21k, shared by the modalities"),
     "architecture": ours("vit_base_patch16_224", "the tower of the code by the name timm has for it"),
     "modulated_blocks": research_code("none", "plain attention"),
-    "camera_embedding": research_code(True, "there on all tokens and three times as large, here on the class token"),
+    "camera_embedding": research_code(True, "there three times as large"),
+    "camera_tokens": research_code("all", "class token and patches"),
     # SFTS, HMA, BCC and OCFR.
     "aggregation": research_code(True, "HMA, with BCC and OCFR of weight 1"),
     "keep_per_head": research_code(2, "of every head, on every benchmark"),

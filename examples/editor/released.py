@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor
 
+from examples.editor.settings import Settings
+from examples.released.heads import FEATURES
+from examples.released.tensors import Carried, Release
+from examples.released.towers import take_tower, tower_settings
+
 # Of the block of one modality; the first letter of its name takes the place of the braces.
 _WITHIN = {
     "norm{}.weight": "norm_attention.weight",
@@ -40,3 +45,27 @@ def released_aggregation(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def released_centres(state: dict[str, Tensor]) -> Tensor:
     """Centres of a `CentreAlignment`, (modalities identities dim), from the parameters of the released module."""
     return torch.stack([state[f"memory_cls.{modality}_centers"] for modality in _MODALITIES])
+
+
+def carry(release: Release, own: Settings) -> Carried:
+    """Carry a whole released file over, of the modalities RGB, NIR and TIR."""
+    tower = take_tower(release, "BACKBONE.base.")
+    release.leave(r"FREQ_INDEX\.", "selection of bright patches, which is not part of the library")
+    state = release.part("FUSE_block.")
+    centres = released_centres(state)
+    model = {f"aggregation.{name}": value for name, value in released_aggregation(state).items()}
+    for part in ("weight", "bias"):
+        model[f"reduction.{part}"] = torch.stack([release.take(f"{name}_REDUCE.{part}") for name in _MODALITIES])
+    model |= {"centres.centres": centres, "centres.seen": centres.any(dim=2)}
+    heads = {"F": release.head("FUSE_BN", "FUSE_HEAD")}
+    if joined := release.has("AL_HEAD."):
+        heads["G"] = release.head("AL_BN", "AL_HEAD")
+        release.leave(r"BACKBONE_(BN|HEAD)\.", "head of single class tokens, which was not trained")
+    else:  # one head for the class tokens of all modalities, of which each here gets a copy
+        heads |= dict.fromkeys(FEATURES.values(), release.head("BACKBONE_BN", "BACKBONE_HEAD"))
+    supervision = "joined" if joined else "single"
+    note = "F differs from the release, which keeps the ten patches with most bright pixels besides; G does not"
+    settings = {**tower_settings(tower), "supervision": supervision, "aggregation": True, "centre_start": "zero"}
+    return Carried(
+        settings, {"backbone": tower}, model, heads, identities=("centres.centres", "centres.seen"), notes=(note,)
+    )

@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+from examples.idea.settings import Settings
+from examples.released.tensors import Carried, Release, State
+from examples.released.towers import take_tower, tower_settings
+
 # Parts of the released offset networks -> ours.
 _NETWORK = {"0": "project", "2": "window", "4": "point"}
 
@@ -51,6 +55,51 @@ def released_inversion(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if part == "new_positional_embedding":
             found["position"] = value[0]
     return {"position": torch.zeros_like(found["project.bias"]), **found}
+
+
+def carry(release: Release, own: Settings) -> Carried:
+    """Carry a whole released file over, CLIP's text tower and the learned words included."""
+    tower = take_tower(release, "BACKBONE.base.visual.", "BACKBONE.cv_embed")
+    inverse = release.part("BACKBONE.inverseNet.")
+    inverse["new_positional_embedding"] = tower.tensors.pop("new_positional_embedding")
+    model = {f"inversion.{name}": value for name, value in released_inversion(inverse).items()}
+    text, settings = release.part("BACKBONE.base."), tower_settings(tower)
+    words = text.pop("text_prompt", None)
+    if words is not None:
+        model["text_encoder.prompts.prompts"] = words
+    model |= {f"text_encoder.tower.{name}": value for name, value in text.items()}
+    model |= {f"readout.{name}": value for name, value in released_state(release.part("CDA.")).items()}
+    supervision, heads = _heads(release)
+    shared = not any(name.startswith("readout.networks.1.") for name in model)
+    settings |= {"text_encoder": "clip", "num_prompts": 0 if words is None else len(words), "aggregation": True}
+    settings |= {"supervision": supervision, "offsets": "shared" if shared else "diagonal", "reference": "shifted"}
+    kept = {
+        "text_encoder.projection.": "the release has none: it starts as the identity",
+        "text_encoder.no_caption": "the release has a caption for every image",
+    }
+    notes = (
+        "the embedding of a camera is exact on the class token and close to it on the caption token",
+        "captions of the release begin otherwise: see the recipes",
+    )
+    return Carried(settings, {"backbone": tower}, model, heads, kept, notes=notes)
+
+
+def _heads(release: Release) -> tuple[str, dict[str, State]]:
+    """Take the heads of F and FC, and those of G and C, which tell the supervision."""
+    heads = {
+        "F": release.head("bottleneck_visual", "visual_classifier"),
+        "FC": release.head("bottleneck_textual", "textual_classifier"),
+    }
+    letters = {"G": "v", "C": "t"}
+    if release.has("classifier_v."):
+        joined = {name: release.head(f"bottleneck_{one}", f"classifier_{one}") for name, one in letters.items()}
+        return "joined", {**heads, **joined}
+    endings = {"RGB": "rgb", "NI": "nir", "TI": "tir"}
+    for name, letter in letters.items():
+        for modality, ending in endings.items():
+            head = release.head(f"bottleneck_{letter}_{ending}", f"classifier_{letter}_{ending}")
+            heads[f"{name}_{modality}"] = head
+    return "single", heads
 
 
 def _index(network: str) -> int:

@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor
 
+from examples.mambapro.settings import Settings
+from examples.released.heads import FEATURES
+from examples.released.tensors import Carried, Release
+from examples.released.towers import take_tower, tower_settings
+
 # Released parts of a block -> ours.
 _NETWORKS = {
     "adapter_ffn": "adapter",
@@ -40,3 +45,34 @@ def _split(name: str) -> tuple[str, str, str]:
         if part.startswith("adapter_"):
             return "".join(f"{before}." for before in parts[:index]), part, ".".join(parts[index + 1 :])
     return "", "", name
+
+
+def carry(release: Release, own: Settings) -> Carried:
+    """Carry a whole released file over, but for its Mamba.
+
+    A file holds the heads of both kinds of supervision, of which only one was trained: that of `own`.
+    """
+    release.leave(r"AAM\.ma_block\.", "Mamba aggregation, which is not part of the library")
+    release.leave(r"BACKBONE\.base\.transformer\.resblocks\.0\.adapter_transfer\.", "has no effect in the first block")
+    tower = take_tower(release, "BACKBONE.base.", "BACKBONE.cv_embed")
+    adapters = any(".adapter_ffn." in name for name in tower.tensors)
+    prompts = next((value for name, value in tower.tensors.items() if name.endswith(_PROMPTS[0])), None)
+    expand = next((value for name, value in tower.tensors.items() if name.endswith("adapter_ffn.0.weight")), None)
+    hidden = None if expand is None or expand.shape[0] == 2 * expand.shape[1] else expand.shape[0]
+    tower = tower._replace(tensors=released_state(tower.tensors))
+    model = {}
+    for theirs, ours in (("0.", "norm_"), ("1.", "")):
+        for part in ("weight", "bias"):
+            names = [f"AAM.linear_reduction_{letter}.{theirs}{part}" for letter in FEATURES]
+            model[f"reduction.{ours}{part}"] = torch.stack([release.take(name) for name in names])
+    heads = {"F": release.head("bottleneck_fuse", "classifier_fuse")}
+    if own.supervision == "joined":
+        heads["G"] = release.head("bottleneck", "classifier")
+    else:  # one head for the class tokens of all modalities, of which each here gets a copy
+        heads |= dict.fromkeys(FEATURES.values(), release.head("BACKBONE.bottleneck", "BACKBONE.classifier"))
+    other = "head of the class tokens that this data set was not trained with"
+    release.leave(r"(BACKBONE\.)?(bottleneck|classifier)\.", other)
+    settings = {**tower_settings(tower), "aggregation": "none", "adapters": adapters, "hidden": hidden}
+    settings["num_prompts"] = 0 if prompts is None else len(prompts)
+    note = "F differs from the release, whose patches pass a Mamba first: train it further. G does not differ"
+    return Carried(settings, {"backbone": tower}, model, heads, notes=(note,))

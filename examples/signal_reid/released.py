@@ -6,6 +6,11 @@ import re
 import torch
 from torch import Tensor
 
+from examples.released.heads import class_token_heads
+from examples.released.tensors import Carried, Release
+from examples.released.towers import take_tower, tower_settings
+from examples.signal_reid.settings import Settings
+
 # Endings of released names, and what they are called in a model that holds `selection` (TokenSelection), `interaction`
 # (SelectiveInteraction), `global_alignment` (GramAlignment) and `local_alignment` (LocalAlignment).
 RENAMED = (
@@ -50,6 +55,21 @@ def released_state(state: dict[str, Tensor], *, min_temperature: float = 0.01) -
             prefix = f"local_alignment.sampling.{index}"
             renamed |= {f"{prefix}.{name}": value for name, value in released_sampler(own).items()}
     return renamed
+
+
+def carry(release: Release, own: Settings) -> Carried:
+    """Carry a whole released file over; its names tell which parts of Signal it was trained with."""
+    tower = take_tower(release, "clip_vision_encoder.base.", "clip_vision_encoder.cv_embed")
+    release.leave(rf"SIM\.{UNUSED}", "has no effect: values that are never read, and a bias that changes no order")
+    supervision, heads = class_token_heads(release)
+    interaction, aligned = release.has("SIM."), release.has("AlignM.")
+    model = released_state(release.part("SIM.") | release.part("AlignM."))
+    settings = {**tower_settings(tower), "supervision": supervision, "interaction": interaction}
+    if interaction:
+        heads["F"] = release.head("bottleneck_var", "classifier_var")
+    alone = "the file was trained without GAM and LAM, which only training uses"
+    kept = {} if aligned else {"global_alignment.": alone, "local_alignment.": alone}
+    return Carried(settings, {"backbone": tower}, model, heads, kept)
 
 
 def released_sampler(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,9 +15,8 @@ DEFAULT: Recipe = {
 
 PIXELS = 10 / (256 * 128) ** 0.5
 
-# What no setting here does: the code gives biases twice the rate, adds embeddings of cameras, times three, to all
-# tokens and not to the class token alone, drops blocks of the towers at random (0.1), and flips each modality on its
-# own.
+# What no setting here does: the code gives biases twice the rate, multiplies embeddings of cameras by three, drops
+# blocks of the towers at random (0.1), and flips each modality on its own.
 MODEL: Recipe = {
     # What goes in.
     "modalities": research_code(("RGB", "NI", "TI"), "the three of every benchmark"),
@@ -29,7 +28,8 @@ MODEL: Recipe = {
     "backbone": research_code("timm", "a ViT-B/16 pretrained on ImageNet"),
     "architecture": ours("vit_base_patch16_224", "the tower of the code by the name timm has for it"),
     "modulated_blocks": research_code("none", "plain attention"),
-    "camera_embedding": research_code(True, "there on all tokens and three times as large, here on the class token"),
+    "camera_embedding": research_code(True, "there three times as large"),
+    "camera_tokens": research_code("all", "class token and patches"),
     # TPM and CRM.
     "num_heads": research_code(12, "64 of the 768 per head"),
     "permutation": research_code(True, "TPM"),

@@ -4,6 +4,11 @@ import re
 
 from torch import Tensor
 
+from examples.released.heads import FEATURES
+from examples.released.tensors import Carried, Release
+from examples.released.towers import take_tower, tower_settings
+from examples.topreid.settings import Settings
+
 # Of one rotation block.
 _ROTATION = {
     "norm1.weight": "norm_globals.weight",
@@ -62,3 +67,29 @@ def released_reconstruction(state: dict[str, Tensor]) -> dict[str, Tensor]:
         target = targets[int(chain.removeprefix("re")) - 1]
         renamed[f"chains.{source}_to_{target}.{block}.{_BLOCK[own]}"] = value
     return renamed
+
+
+def carry(release: Release, own: Settings) -> Carried:
+    """Carry a whole released file over.
+
+    A file holds the heads of both kinds of supervision, of which only one was trained: that of `own`.
+    """
+    modalities = ("RGB", "NI", "TI")
+    towers = {f"towers.{index}": take_tower(release, f"{name}.base.") for index, name in enumerate(modalities)}
+    other = "head of the class tokens that this data set was not trained with"
+    heads = {"F": release.head("bottleneck_TPM", "classifier_TPM")}
+    if own.supervision == "joined":
+        heads["G"] = release.head("bottleneck_ViT", "classifier_ViT")
+    else:
+        names = zip(FEATURES.values(), modalities, strict=True)
+        heads |= {feature: release.head(f"{name}.bottleneck", f"{name}.classifier") for feature, name in names}
+    release.leave(r"(RGB|NI|TI)\.(bottleneck|classifier)\.|(bottleneck|classifier)_ViT\.", other)
+    release.leave(r"TPM\.Ro_\w+\.Rotation\.attn\.normy\.bias", "has no effect: the softmax cancels it")
+    model = {f"permutation.{name}": value for name, value in released_permutation(release.part("TPM.")).items()}
+    settings = {**tower_settings(towers["towers.0"]), "towers": "separate", "reconstruction": "none"}
+    if release.has("CRM."):
+        rebuilt = released_reconstruction(release.part("CRM."))
+        model |= {f"reconstruction.{name}": value for name, value in rebuilt.items()}
+        depth = 1 + max(int(name.split(".")[2]) for name in rebuilt)
+        settings |= {"reconstruction": own.reconstruction, "reconstruction_depth": depth}
+    return Carried(settings, towers, model, heads)

@@ -55,6 +55,8 @@ class Tower:
     camera_embedding: bool = False
     """Learn an embedding per camera of the training split, or per viewpoint where cameras are not numbered, added to
     the class token of a pretrained tower; any other camera gets their mean."""
+    camera_tokens: Literal["class", "all"] = "class"
+    """Tokens that get the embedding of the camera: the class token, or the patches too."""
     checkpointing: bool = False
     """Recompute the blocks of a pretrained tower in the backward pass: less memory for more time."""
     patch_size: int = 8
@@ -136,6 +138,7 @@ def _build_pretrained(tower: Tower, facts: Facts, model: Any, *, projected: bool
         image_size=facts.image_size,
         threshold=tower.foreground_threshold,
         num_cameras=len(cameras) or None,
+        camera_tokens=tower.camera_tokens,
     )
     return PretrainedBackbone(tokens, cameras=cameras)
 

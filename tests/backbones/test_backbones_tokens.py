@@ -216,13 +216,14 @@ def test_cameras(family: str):
     assert stacked.shape[:2] == (4, 2)
 
 
-def test_a_camera_is_added_to_the_class_token_that_enters_the_first_block():
+@pytest.mark.parametrize(("place", "count"), [("class", 1), ("all", None)])
+def test_a_camera_is_added_to_the_tokens_that_enter_the_first_block(place, count):
     model = openai()
-    backbone = TokenBackbone(model, num_cameras=2, camera_scale=0.5)
+    backbone = TokenBackbone(model, num_cameras=2, camera_scale=0.5, camera_tokens=place)
     nn.init.normal_(backbone.camera_embedding)
     images = images_of(backbone)
     tokens = model._embeds(images)
-    tokens[:, 0] += 0.5 * backbone.camera_embedding[[1, 0]]
+    tokens[:, :count] += 0.5 * backbone.camera_embedding[[1, 0], None]
     expected = model.ln_post(model.transformer(tokens))
     patches, global_token = backbone(images, cameras=torch.tensor([1, 0]))
     torch.testing.assert_close(torch.cat([global_token[:, None], patches], dim=1), expected)

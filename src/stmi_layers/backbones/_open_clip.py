@@ -17,7 +17,7 @@ from stmi_layers.backbones.mixin import Modulated, ModulatedMultiheadAttention, 
 from stmi_layers.backbones.tower import (
     Colour,
     Grid,
-    add_to_class_token,
+    add_offset,
     append_tokens,
     refuse_patch_dropout,
     run_block,
@@ -154,7 +154,7 @@ class OpenClipTower(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         model = self.model
         refuse_patch_dropout(model.patch_dropout, "model.patch_dropout")
-        tokens = add_to_class_token(model._embeds(images), offset)
+        tokens = add_offset(model._embeds(images), offset)
         tokens = append_tokens(tokens, extra, offset, model.ln_pre)
         for block in model.transformer.resblocks:
             tokens = run_block(block, tokens, model.transformer.grad_checkpointing, attn_mask=foreground)

@@ -15,7 +15,7 @@ from stmi_layers.backbones.mixin import Modulated, split_heads, split_projection
 from stmi_layers.backbones.tower import (
     Colour,
     Grid,
-    add_to_class_token,
+    add_offset,
     append_tokens,
     refuse_patch_dropout,
     run_block,
@@ -208,7 +208,7 @@ class TimmTower(nn.Module):
         tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
         if rope is not None and extra is not None:
             raise ValueError("extra needs positions that are learned; this model has rotary ones, which extra has not")
-        tokens = add_to_class_token(trunk.norm_pre(tokens), offset)
+        tokens = add_offset(trunk.norm_pre(tokens), offset)
         tokens = append_tokens(tokens, extra, offset, trunk.norm_pre)
         for index, block in enumerate(trunk.blocks):
             arguments = {"attn_mask": foreground}

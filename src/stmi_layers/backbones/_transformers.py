@@ -10,7 +10,7 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEn
 
 from stmi_layers.backbones.adapted import Adapted
 from stmi_layers.backbones.mixin import Modulated, split_heads
-from stmi_layers.backbones.tower import Colour, Grid, add_to_class_token, append_tokens, without_extra
+from stmi_layers.backbones.tower import Colour, Grid, add_offset, append_tokens, without_extra
 
 
 class _ModulatedTransformers(Modulated):
@@ -209,7 +209,7 @@ class TransformersTower(nn.Module):
         self, images: Tensor, foreground: Tensor | None, offset: Tensor | None, extra: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         vision = self.vision
-        tokens = add_to_class_token(_embed(vision, images), offset)
+        tokens = add_offset(_embed(vision, images), offset)
         tokens = append_tokens(tokens, extra, offset, getattr(vision, "pre_layrnorm", nn.Identity()))
         arguments = {} if foreground is None else {"foreground": foreground}
         for layer in blocks(vision):

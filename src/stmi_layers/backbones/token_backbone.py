@@ -1,18 +1,19 @@
 """One face for the vision transformers of all libraries: images and masks in, patch tokens and a global token out."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import repeat
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from stmi_layers._checks import check_choice
 from stmi_layers._typing import capturing, typed
 from stmi_layers.backbones.adapted import num_modalities
 from stmi_layers.backbones.known_models import find_towers, load_family, unknown_model
 from stmi_layers.backbones.mixin import Modulated
 from stmi_layers.backbones.positions import GRID_NAME, resize_positions
-from stmi_layers.backbones.tower import Colour, Extra, Globals, Grid, Images, Masks, Patches, Tower
+from stmi_layers.backbones.tower import Colour, Extra, Globals, Grid, Images, Masks, Patches, Tower, camera_offsets, new_grid
 from stmi_layers.foreground import token_foreground
 from stmi_layers.kernels.sides import prepare
 
@@ -45,6 +46,7 @@ class TokenBackbone(nn.Module):
         num_cameras: learn an embedding per camera or view, added to the class token that enters the first block. It
             starts at 0.
         camera_scale: factor of that embedding.
+        camera_tokens: "class", or "all" to add it to every token that enters the first block.
 
     Attributes:
         grid: rows and columns of patches.
@@ -80,6 +82,7 @@ class TokenBackbone(nn.Module):
         threshold: float = 0.5,
         num_cameras: int | None = None,
         camera_scale: float = 1.0,
+        camera_tokens: Literal["class", "all"] = "class",
     ) -> None:
         super().__init__()
         found = find_towers(model)
@@ -102,7 +105,8 @@ class TokenBackbone(nn.Module):
             self._resize(image_size)
         self.image_size = (self.grid[0] * self.patch_size[0], self.grid[1] * self.patch_size[1])
         self.register_buffer(GRID_NAME, self._grid_on(next(self.tower.parameters()).device))
-        self.num_cameras, self.camera_scale = num_cameras, camera_scale
+        check_choice("camera_tokens", camera_tokens, ("class", "all"))
+        self.num_cameras, self.camera_scale, self.camera_tokens = num_cameras, camera_scale, camera_tokens
         self.camera_embedding = None if num_cameras is None else self._new_cameras(num_cameras)
 
     @typed
@@ -172,15 +176,9 @@ class TokenBackbone(nn.Module):
             if cameras is not None:
                 raise ValueError("cameras needs an embedding: build TokenBackbone with num_cameras=")
             return None
-        mean = self.camera_embedding.mean(dim=0, keepdim=True)
-        if cameras is None:
-            return self.camera_scale * mean.expand(batch * modalities, -1)
-        cameras = cameras.long()  # a narrow type cannot hold the number of all cameras
-        seen = (cameras >= 0) & (cameras < len(self.camera_embedding))
-        table = torch.cat([self.camera_embedding, mean])
-        # Not by square brackets: on a CPU their gradient sums one by one in half precision, and stops at 256.
-        offset = table.index_select(0, torch.where(seen, cameras, len(self.camera_embedding)))
-        return self.camera_scale * offset.repeat_interleave(modalities, dim=0)
+        offsets = self.camera_scale * camera_offsets(self.camera_embedding, cameras, batch)
+        count = 1 if self.camera_tokens == "class" else self.prefix_tokens + self.grid[0] * self.grid[1]
+        return offsets.repeat_interleave(modalities, dim=0)[:, None].expand(-1, count, -1)
 
     def _grid_on(self, device: torch.device) -> Tensor:
         """Return the grid as the state dict holds it: rows, columns."""
@@ -196,13 +194,7 @@ class TokenBackbone(nn.Module):
 
     def _resize(self, image_size: tuple[int, int]) -> None:
         """Bring the model to another size of images, its position embeddings interpolated."""
-        sides = image_size if isinstance(image_size, tuple | list) else ()
-        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-            raise ValueError(f"image_size must be (height, width); received {image_size}")
-        (height, width), (rows, columns) = image_size, self.patch_size
-        if min(image_size) < 1 or height % rows or width % columns:
-            raise ValueError(f"image_size must be multiples of the patch, {self.patch_size}; received {image_size}")
-        old, self.grid = self.grid, (height // rows, width // columns)
+        old, self.grid = self.grid, new_grid(image_size, self.patch_size)
         if self.tower.positions is None or old == self.grid:
             self.tower.set_grid(self.grid)
             return
@@ -246,5 +238,5 @@ class TokenBackbone(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"projected={self.projected}, image_size={self.image_size}, threshold={self.threshold}, "
-            f"num_cameras={self.num_cameras}, camera_scale={self.camera_scale}"
+            f"num_cameras={self.num_cameras}, camera_scale={self.camera_scale}, camera_tokens={self.camera_tokens!r}"
         )

@@ -55,6 +55,17 @@ class Tower(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+def new_grid(image_size: tuple[int, int], patch_size: Grid) -> Grid:
+    """Rows and columns of patches of an image, or an error when the patches do not divide it."""
+    sides = image_size if isinstance(image_size, tuple | list) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"image_size must be (height, width); received {image_size}")
+    (height, width), (rows, columns) = image_size, patch_size
+    if min(image_size) < 1 or height % rows or width % columns:
+        raise ValueError(f"image_size must be multiples of the patch, {patch_size}; received {image_size}")
+    return height // rows, width // columns
+
+
 def run_block(block: nn.Module, tokens: Tensor, recompute: bool, **arguments: Any) -> Tensor:
     """One block, checkpointed when its library was told so; the mask is an argument, hence the same when recomputed."""
     if recompute and torch.is_grad_enabled():
@@ -62,11 +73,23 @@ def run_block(block: nn.Module, tokens: Tensor, recompute: bool, **arguments: An
     return block(tokens, **arguments)
 
 
-def add_to_class_token(tokens: Tensor, offset: Tensor | None) -> Tensor:
-    """Add (batch dim) to the first token of each image."""
+def camera_offsets(embedding: Tensor, cameras: Tensor | None, batch: int) -> Tensor:
+    """The embedding of each camera, (batch dim), and their mean for those that have none, or without `cameras`."""
+    mean = embedding.mean(dim=0, keepdim=True)
+    if cameras is None:
+        return mean.expand(batch, -1)
+    cameras = cameras.long()  # a narrow type cannot hold the number of all cameras
+    seen = (cameras >= 0) & (cameras < len(embedding))
+    # Not by square brackets: on a CPU their gradient sums one by one in half precision, and stops at 256.
+    return torch.cat([embedding, mean]).index_select(0, torch.where(seen, cameras, len(embedding)))
+
+
+def add_offset(tokens: Tensor, offset: Tensor | None) -> Tensor:
+    """Add (batch count dim) to the first tokens of each image: the class token alone, or all of them."""
     if offset is None:
         return tokens
-    return torch.cat([tokens[:, :1] + offset[:, None].to(tokens.dtype), tokens[:, 1:]], dim=1)
+    count = offset.shape[1]
+    return torch.cat([tokens[:, :count] + offset.to(tokens.dtype), tokens[:, count:]], dim=1)
 
 
 def append_tokens(
@@ -76,7 +99,7 @@ def append_tokens(
     if extra is None:
         return tokens
     normed = norm(extra.to(tokens.dtype))
-    return torch.cat([tokens, normed if offset is None else normed + offset[:, None].to(tokens.dtype)], dim=1)
+    return torch.cat([tokens, normed if offset is None else normed + offset[:, :1].to(tokens.dtype)], dim=1)
 
 
 def without_extra(tokens: Tensor, extra: Tensor | None) -> Tensor:

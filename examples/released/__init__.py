@@ -1,0 +1,1 @@
+"""Checkpoints that the authors of the methods released, carried over to the models here."""

@@ -1,0 +1,140 @@
+"""A model here from a released file: settings, weights and heads, and a report of what became of every tensor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from examples.methods import Method, load_method
+from examples.released.tensors import Carried, Release, State
+from examples.released.towers import tower_state
+from examples.run import Run, default_run
+from stmi_layers.training import Data, Facts
+from stmi_layers.training.messages import shorten
+from stmi_layers.training.run import Run as TrainingRun
+from stmi_layers.training.run import start_run
+
+METHODS = ("signal", "demo", "topreid", "editor", "idea", "mambapro")
+
+
+@dataclass
+class Imported:
+    """A run before its first epoch, filled from a released file.
+
+    Attributes:
+        run: its settings.
+        facts: what the model was built from.
+        state: model, objective and optimizer.
+        report: what became of every tensor, in lines.
+    """
+
+    run: Run
+    facts: Facts
+    state: TrainingRun
+    report: list[str]
+
+
+def carried_of(method: str, trained_on: str, release: Release) -> tuple[Method, str, Carried]:
+    """The method, the recipe with the readings of its release, and the file in the names of the method's model.
+
+    Raises:
+        ValueError: when there is no map for the method, or the file does not fit it.
+    """
+    if method not in METHODS:
+        raise ValueError(f"METHOD must be one of {', '.join(METHODS)}; received {method!r}")
+    known = load_method(method)
+    recipe = f"{trained_on}-research-code"
+    recipe = recipe if recipe in known.recipes else trained_on
+    carried = known.part("released").carry(release, default_run(known, Data(Path()), recipe).own)
+    release.refuse_rest()
+    return known, recipe, carried
+
+
+def settle(known: Method, recipe: str, carried: Carried, root: Path, changes: Mapping[str, Any]) -> Run:
+    """The settings: those of the recipe, of the file, and the changes."""
+    return default_run(known, Data(root), recipe).changed({**carried.settings, **changes})
+
+
+def facts_of_release(run: Run, carried: Carried, cameras: tuple[int, ...] = ()) -> Facts:
+    """Facts of the training set as the file tells them: identities by the classifiers, cameras by the embeddings.
+
+    Raises:
+        ValueError: when there are other numbers of cameras than embeddings.
+    """
+    (tower, *_), (head, *_) = carried.towers.values(), carried.heads.values()
+    embeddings = 0 if tower.cameras is None else len(tower.cameras)
+    if cameras and len(cameras) != embeddings:
+        raise ValueError(f"cameras must be {embeddings} numbers, one per embedding of the file; received {cameras}")
+    # A model that reads captions is told so by their words, which the text tower of a release does not need.
+    words = ("image",) if any(name.startswith("text_encoder.") for name in carried.model) else ()
+    numbers = cameras or tuple(range(1, embeddings + 1))
+    return Facts(run.data.modalities, run.data.image_size, len(head["classifier.weight"]), numbers, words=words)
+
+
+def fill(run: Run, facts: Facts, carried: Carried, release: Release) -> Imported:
+    """Build model and heads, and fill them.
+
+    Raises:
+        ValueError: when a tensor of the model gets nothing, or one of another shape; the message names it.
+    """
+    torch.manual_seed(run.schedule.seed)
+    model = run.build(facts)
+    state = dict(carried.model)
+    for name, tower in carried.towers.items():
+        backbone = model.get_submodule(name)
+        state |= {f"{name}.{key}": value for key, value in tower_state(tower, backbone, release.where).items()}
+    heads = {
+        f"losses.{feature}.head.{name}": value
+        for feature, head in carried.heads.items()
+        for name, value in head.items()
+    }
+    lines, new = [], dict(carried.kept)
+    identities = len(next(iter(carried.heads.values()))["classifier.weight"])
+    if identities != facts.num_identities:
+        reason = f"of {identities} identities, where the training set has {facts.num_identities}"
+        heads = {name: value for name, value in heads.items() if not name.endswith("classifier.weight")}
+        state = {name: value for name, value in state.items() if name not in carried.identities}
+        new |= dict.fromkeys((*carried.identities, *_classifiers(carried)), reason)
+    training = start_run(model, facts.num_identities, run.schedule, run.keep(facts))
+    loaded = _load(model, state, new, release) + _load(training.objective, heads, new, release)
+    lines.append(f"{release.where}: {loaded} tensors of model and heads filled")
+    lines += [f"left out ({reason}): {', '.join(names)}" for reason, names in release.left.items()]
+    lines += [f"kept as it starts ({reason}): {name}" for name, reason in new.items()]
+    lines += [f"note: {note}" for note in carried.notes]
+    return Imported(run, facts, training, lines)
+
+
+def _classifiers(carried: Carried) -> list[str]:
+    return [f"losses.{feature}.head.classifier.weight" for feature in carried.heads]
+
+
+def _load(module: nn.Module, state: State, kept: Mapping[str, str], release: Release) -> int:
+    """Fill a module, and return how many of its tensors were filled."""
+    own = module.state_dict()
+    missing = [
+        name
+        for name in own
+        if name not in state and not name.startswith(tuple(kept)) and not name.endswith("position_grid")
+    ]
+    unknown = [f"{name}{_source(release, state[name])}" for name in state if name not in own]
+    wrong = [
+        f"{name} is {tuple(value.shape)}{_source(release, value)} and {tuple(own[name].shape)} in the model"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    problems = [f"nothing for {shorten(missing)}"] if missing else []
+    problems += [f"no place for {shorten(unknown)}"] if unknown else []
+    problems += [f"other shapes: {shorten(wrong)}"] if wrong else []
+    if problems:
+        raise ValueError(f"{release.where} does not fit the model: {'; '.join(problems)}")
+    module.load_state_dict({**own, **state})
+    return len(state)
+
+
+def _source(release: Release, value: Tensor) -> str:
+    """The released name of a tensor, where it was taken as it is."""
+    name = release.names.get(id(value))
+    return "" if name is None else f" in {name}"
