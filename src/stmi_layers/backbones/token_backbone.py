@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from stmi_layers._checks import check_choice
 from stmi_layers._typing import capturing, typed
+from stmi_layers.backbones import tower as towers
 from stmi_layers.backbones.adapted import num_modalities
 from stmi_layers.backbones.known_models import find_towers, load_family, unknown_model
 from stmi_layers.backbones.mixin import Modulated
 from stmi_layers.backbones.positions import GRID_NAME, resize_positions
-from stmi_layers.backbones.tower import Colour, Extra, Globals, Grid, Images, Masks, Patches, Tower, camera_offsets, new_grid
+from stmi_layers.backbones.tower import Colour, Extra, Globals, Grid, Images, Masks, Patches, Tower
 from stmi_layers.foreground import token_foreground
 from stmi_layers.kernels.sides import prepare
 
@@ -176,7 +177,7 @@ class TokenBackbone(nn.Module):
             if cameras is not None:
                 raise ValueError("cameras needs an embedding: build TokenBackbone with num_cameras=")
             return None
-        offsets = self.camera_scale * camera_offsets(self.camera_embedding, cameras, batch)
+        offsets = self.camera_scale * towers.camera_offsets(self.camera_embedding, cameras, batch)
         count = 1 if self.camera_tokens == "class" else self.prefix_tokens + self.grid[0] * self.grid[1]
         return offsets.repeat_interleave(modalities, dim=0)[:, None].expand(-1, count, -1)
 
@@ -194,7 +195,7 @@ class TokenBackbone(nn.Module):
 
     def _resize(self, image_size: tuple[int, int]) -> None:
         """Bring the model to another size of images, its position embeddings interpolated."""
-        old, self.grid = self.grid, new_grid(image_size, self.patch_size)
+        old, self.grid = self.grid, towers.new_grid(image_size, self.patch_size)
         if self.tower.positions is None or old == self.grid:
             self.tower.set_grid(self.grid)
             return
