@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from examples.demo.settings import Settings
-from examples.released.heads import class_token_heads
-from examples.released.tensors import Carried, Release
-from examples.released.towers import take_tower, tower_settings
+from examples.towers.releases.heads import class_token_heads
+from examples.towers.releases.tensors import Carried, Release
+from examples.towers.releases.towers import take_tower, tower_settings
 
 MODALITIES = ("rgb", "nir", "tir")
 SUBSETS = ("r", "n", "t", "rn", "rt", "nt", "rnt")

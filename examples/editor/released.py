@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from examples.editor.settings import Settings
-from examples.released.heads import FEATURES
-from examples.released.tensors import Carried, Release
-from examples.released.towers import take_tower, tower_settings
+from examples.towers.releases.heads import FEATURES
+from examples.towers.releases.tensors import Carried, Release
+from examples.towers.releases.towers import take_tower, tower_settings
 
 # Of the block of one modality; the first letter of its name takes the place of the braces.
 _WITHIN = {

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from examples.idea.settings import Settings
-from examples.released.tensors import Carried, Release, State
-from examples.released.towers import take_tower, tower_settings
+from examples.towers.releases.tensors import Carried, Release, State
+from examples.towers.releases.towers import take_tower, tower_settings
 
 # Parts of the released offset networks -> ours.
 _NETWORK = {"0": "project", "2": "window", "4": "point"}

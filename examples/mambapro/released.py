@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from examples.mambapro.settings import Settings
-from examples.released.heads import FEATURES
-from examples.released.tensors import Carried, Release
-from examples.released.towers import take_tower, tower_settings
+from examples.towers.releases.heads import FEATURES
+from examples.towers.releases.tensors import Carried, Release
+from examples.towers.releases.towers import take_tower, tower_settings
 
 # Released parts of a block -> ours.
 _NETWORKS = {

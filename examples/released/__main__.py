@@ -14,8 +14,8 @@ import tyro
 from examples import cli
 from examples.methods import load_method
 from examples.released.carry import Imported, carried_of, facts_of_release, fill, settle
-from examples.released.tensors import read_release
 from examples.run import Run, default_run, settings_of
+from examples.towers.releases.tensors import read_release
 from stmi_layers.training import facts_of, load_split
 from stmi_layers.training.checkpoint import check_room, save_checkpoint
 from stmi_layers.training.files import write_text

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from examples.methods import Method, load_method
-from examples.released.tensors import Carried, Release, State
-from examples.released.towers import tower_state
 from examples.run import Run, default_run
+from examples.towers.releases.tensors import Carried, Release, State
+from examples.towers.releases.towers import tower_state
 from stmi_layers.training import Data, Facts
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.run import Run as TrainingRun

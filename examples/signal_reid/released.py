@@ -6,10 +6,10 @@ import re
 import torch
 from torch import Tensor
 
-from examples.released.heads import class_token_heads
-from examples.released.tensors import Carried, Release
-from examples.released.towers import take_tower, tower_settings
 from examples.signal_reid.settings import Settings
+from examples.towers.releases.heads import class_token_heads
+from examples.towers.releases.tensors import Carried, Release
+from examples.towers.releases.towers import take_tower, tower_settings
 
 # Endings of released names, and what they are called in a model that holds `selection` (TokenSelection), `interaction`
 # (SelectiveInteraction), `global_alignment` (GramAlignment) and `local_alignment` (LocalAlignment).

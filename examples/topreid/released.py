@@ -4,10 +4,10 @@ import re
 
 from torch import Tensor
 
-from examples.released.heads import FEATURES
-from examples.released.tensors import Carried, Release
-from examples.released.towers import take_tower, tower_settings
 from examples.topreid.settings import Settings
+from examples.towers.releases.heads import FEATURES
+from examples.towers.releases.tensors import Carried, Release
+from examples.towers.releases.towers import take_tower, tower_settings
 
 # Of one rotation block.
 _ROTATION = {

@@ -17,8 +17,8 @@ import released_states as states
 from examples import cli
 from examples.released.__main__ import Arguments, import_file
 from examples.released.carry import METHODS, Imported, carried_of, facts_of_release, fill, settle
-from examples.released.tensors import Release, read_release
 from examples.restore import load_model
+from examples.towers.releases.tensors import Release, read_release
 from examples.train import Options, train
 from given_tower import batch_of
 from reference import released as formulas

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.released.tensors import Release, State, TowerPart
+from examples.towers.releases.tensors import Release, State, TowerPart
 
 RELEASED_MEAN = RELEASED_STD = 0.5
 # Factors of the embeddings of cameras in the released configurations.

@@ -1,6 +1,6 @@
 """Batch norms and classifiers of class tokens under the names that most releases share."""
 
-from examples.released.tensors import Release, State
+from examples.towers.releases.tensors import Release, State
 
 # Letter of a modality in released names -> name of the feature here.
 FEATURES = {"r": "G_RGB", "n": "G_NI", "t": "G_TI"}

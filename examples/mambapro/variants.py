@@ -1,0 +1,70 @@
+"""Variants of MambaPro that `compare` can compare, and presets, each a question that a few of them answer.
+
+Prompts need a pretrained tower. The small vision transformer takes none, so that variants with and without them are
+the same run there.
+"""
+
+from typing import Any
+
+from examples.preset import Preset, Row, watched
+
+USUAL = ("baseline", "full")  # compared where nothing else is asked
+
+PLAIN: dict[str, Any] = {"aggregation": "none"}
+
+# A variant replaces these settings of the command line. Variants that come to the same run share it.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {"adapters": False, "num_prompts": 0} | PLAIN,
+    "adapters": {"num_prompts": 0} | PLAIN,
+    "prompts": {"adapters": False} | PLAIN,
+    "adapters+prompts": PLAIN,
+    "full": {},
+    "full-random-start": {"zero_init": False},
+    "full-zero-start": {"zero_init": True},
+    "full-trained-tower": {"freeze": False},
+    "full-single": {"supervision": "single"},
+    "full+sfm": {"masks": "given"},
+}
+
+COLUMNS = {"alpha": watched("alpha", digits=2), "beta": watched("beta", digits=2)}
+
+SCORES = ("mAP", "R1", "R5", "R10", "CPU minutes")
+
+PRESETS: dict[str, Preset] = {
+    "modules": Preset(
+        "Modules",
+        "What does each module add?",
+        (
+            Row("baseline", "baseline"),
+            Row("PFA", "adapters"),
+            Row("PFA + SRP", "adapters+prompts"),
+            Row("PFA + SRP + readout", "full"),
+        ),
+        SCORES,
+    ),
+    "start": Preset(
+        "Start of the adapters",
+        "Should adapters leave the tower as it is at first, or disturb it, as in the research code?",
+        (Row("at 0", "full-zero-start"), Row("at random", "full-random-start")),
+        SCORES,
+    ),
+    "tower": Preset(
+        "Tower",
+        "Is a frozen tower with adapters as good as one that is trained?",
+        (Row("frozen", "full"), Row("trained", "full-trained-tower")),
+        SCORES,
+    ),
+    "sfm": Preset(
+        "Masks",
+        "Does SFM help the tower of another method?",
+        (Row("plain attention", "full"), Row("SFM", "full+sfm")),
+        (*SCORES, "alpha", "beta"),
+    ),
+    "missing": Preset(
+        "Missing modalities",
+        "How well does the full model retrieve when modalities are missing at test time only?",
+        (Row("", "full"),),
+        axis="there at test time",
+        subsets=True,
+    ),
+}

@@ -1,0 +1,81 @@
+"""Variants of retrieval by image, caption and mask that `compare` can compare, and presets, each a question."""
+
+from typing import Any
+
+from examples.preset import Preset, Row, watched
+
+USUAL = ("baseline", "full")  # compared where nothing else is asked
+
+
+def without(*terms: str) -> dict[str, Any]:
+    """Settings that leave terms out."""
+    return {f"term_weights.{term}": 0.0 for term in terms}
+
+
+NO_MASKS, NO_TEXT = {"guide": "none", **without("coupling", "mask")}, {"captions": "off"}
+
+# A variant replaces these settings of the command line. Variants that come to the same run share it.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": NO_MASKS | NO_TEXT,
+    "masks": NO_TEXT,
+    "text": NO_MASKS,
+    "full": {},
+    "full-predicted": {"guide": "predicted"},
+    "full-unguided": {"guide": "none"},
+    "full-without-coupling": without("coupling"),
+    "full-without-alignment": {"captions": "required", **without("alignment")},
+    "full-without-identity-tokens": without("token_identity"),
+    "full-one-scale": {"scales": (1,)},
+    "captions-shuffled": {"captions": "required", "shuffled_captions": True},
+    "masks-shuffled": {"masks": "shuffled"},
+}
+
+COLUMNS = {"temperature": watched("temperature", digits=3), "mask weight": watched("mask_weight", digits=2)}
+
+SCORES = ("mAP", "R1", "R5", "R10")
+
+PRESETS: dict[str, Preset] = {
+    "modules": Preset(
+        "Modules",
+        "What do masks and captions add to images?",
+        (Row("images", "baseline"), Row("+ masks", "masks"), Row("+ captions", "text"), Row("+ both", "full")),
+        (*SCORES, "CPU minutes"),
+    ),
+    "guide": Preset(
+        "Guide",
+        "Under which mask should an image be read?",
+        (Row("none", "full-unguided"), Row("predicted", "full-predicted"), Row("given", "full")),
+        (*SCORES, "mask weight"),
+        axis="mask",
+    ),
+    "terms": Preset(
+        "Terms",
+        "What does the full model lose without one of its terms?",
+        (
+            Row("all", "full"),
+            Row("no alignment", "full-without-alignment"),
+            Row("no identity tokens", "full-without-identity-tokens"),
+            Row("no coupling", "full-without-coupling"),
+            Row("one scale", "full-one-scale"),
+        ),
+        SCORES,
+    ),
+    "content": Preset(
+        "Content",
+        "Is it what captions and masks say that helps?",
+        (
+            Row("as they are", "full"),
+            Row("shuffled captions", "captions-shuffled"),
+            Row("shuffled masks", "masks-shuffled"),
+        ),
+        SCORES,
+    ),
+    "missing": Preset(
+        "Missing modalities",
+        "How well does the full model retrieve when modalities are missing at test time only?",
+        (Row("", "full"),),
+        SCORES,
+        axis="there at test time",
+        subsets=True,
+    ),
+}
