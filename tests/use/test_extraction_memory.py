@@ -1,0 +1,103 @@
+"""Extraction holds as much memory for few items as for many: tensors that live, and objects of Python."""
+
+import tracemalloc
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset
+
+from stmi_layers.training import Facts, Item, Outputs, extract, load_split, open_shards
+from toy_method.model import Toy, build
+from toy_method.settings import Settings
+from toy_runs import DATA
+
+SHARD, BATCH = 8, 4
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations made and somebody still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.now += tensor.nbytes
+                self.most = max(self.most, self.now)
+                weakref.finalize(tensor, self._drop, tensor.nbytes)
+        return result
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+
+class Endless(Dataset[Any]):
+    """The samples of a small dataset over and over; its items are made when they are asked for."""
+
+    def __init__(self, dataset: Any, count: int) -> None:
+        self.dataset, self.items = dataset, Items(dataset.items, count)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index % len(self.dataset)]
+
+
+class Items(Sequence[Item]):
+    """Items over and over, as `examples.listing` reads them from disk."""
+
+    def __init__(self, items: Sequence[Item], count: int) -> None:
+        self.items, self.count = items, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return replace(self.items[index % len(self.items)], name=str(index))
+
+
+def most_memory(model: Any, dataset: Any, count: int, folder: Path) -> tuple[int, int]:
+    """The largest number of bytes, in tensors and in objects of Python, while `count` items are described."""
+    options = {"device": "cpu", "descriptors": ("all",), "shard_size": SHARD, "batch_size": BATCH, "listing": "endless"}
+    with LiveBytes() as live:
+        tracemalloc.start()
+        try:
+            extract(model, Endless(dataset, count), folder, **options)
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert open_shards(folder).record.items == count
+    return live.most, most
+
+
+class Hoarder(Toy):
+    """A model that keeps all of its features: what the measure has to see."""
+
+    kept: list[Tensor]
+
+    def forward(self, batch: Any) -> Outputs:
+        outputs = super().forward(batch)
+        self.kept = [*getattr(self, "kept", []), *outputs.features.values()]
+        return outputs
+
+
+def test_eight_times_the_items_take_no_more_memory(data: Path, tmp_path: Path):
+    dataset = load_split(replace(DATA, root=data), "test")
+    model = build(Settings(reads_captions=True), Facts(("RGB", "NI"), (16, 16), 5))
+    most_memory(model, dataset, SHARD, tmp_path / "first")  # what is loaded once, such as codecs
+    few, many = (most_memory(model, dataset, count * SHARD, tmp_path / str(count)) for count in (2, 16))
+    shard = SHARD * sum(model.widths.values()) * 4
+    assert shard < few[0]
+    assert many[0] <= few[0] + shard / 4
+    assert many[1] <= few[1] * 1.1
+    model.__class__ = Hoarder
+    assert most_memory(model, dataset, 8 * SHARD, tmp_path / "hoarder")[0] > few[0] + 4 * shard
