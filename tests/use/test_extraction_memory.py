@@ -54,13 +54,13 @@ class Items(Sequence[Item]):
     """Items over and over, as `examples.listing` reads them from disk."""
 
     def __init__(self, items: Sequence[Item], count: int) -> None:
-        self.items, self.count = items, count
+        self.items, self.length = items, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < self.count:
+        if not 0 <= index < self.length:
             raise IndexError(index)
         return replace(self.items[index % len(self.items)], name=str(index))
 
