@@ -41,13 +41,13 @@ class LiveBytes(TorchDispatchMode):
 
 
 class Endless(Dataset[Any]):
-    """The samples of a small dataset over and over; its items are made when they are asked for."""
+    """The same samples over and over; items are made when they are asked for."""
 
-    def __init__(self, dataset: Any, count: int) -> None:
-        self.dataset, self.items = dataset, Items(dataset.items, count)
+    def __init__(self, samples: Sequence[Any], items: Sequence[Item], count: int) -> None:
+        self.samples, self.items = samples, Items(items, count)
 
     def __getitem__(self, index: int) -> Any:
-        return self.dataset[index % len(self.dataset)]
+        return self.samples[index % len(self.samples)]
 
 
 class Items(Sequence[Item]):
@@ -67,11 +67,12 @@ class Items(Sequence[Item]):
 
 def most_memory(model: Any, dataset: Any, count: int, folder: Path) -> tuple[int, int]:
     """The largest number of bytes, in tensors and in objects of Python, while `count` items are described."""
+    samples = [dataset[index] for index in range(BATCH)]
     options = {"device": "cpu", "descriptors": ("all",), "shard_size": SHARD, "batch_size": BATCH, "listing": "endless"}
     with LiveBytes() as live:
         tracemalloc.start()
         try:
-            extract(model, Endless(dataset, count), folder, **options)
+            extract(model, Endless(samples, dataset.items[:BATCH], count), folder, **options)
             most = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -80,13 +81,14 @@ def most_memory(model: Any, dataset: Any, count: int, folder: Path) -> tuple[int
 
 
 class Hoarder(Toy):
-    """A model that keeps all of its features: what the measure has to see."""
+    """A model that keeps its features and what they are called: what the measure has to see."""
 
-    kept: list[Tensor]
+    kept: list[Any]
 
     def forward(self, batch: Any) -> Outputs:
         outputs = super().forward(batch)
-        self.kept = [*getattr(self, "kept", []), *outputs.features.values()]
+        names = [f"item {index}" * 20 for index in range(len(batch.indices))]
+        self.kept = [*getattr(self, "kept", []), *outputs.features.values(), *names]
         return outputs
 
 
@@ -97,7 +99,11 @@ def test_eight_times_the_items_take_no_more_memory(data: Path, tmp_path: Path):
     few, many = (most_memory(model, dataset, count * SHARD, tmp_path / str(count)) for count in (2, 16))
     shard = SHARD * sum(model.widths.values()) * 4
     assert shard < few[0]
-    assert many[0] <= few[0] + shard / 4
-    assert many[1] <= few[1] * 1.1
+    # Python frees cycles when it has many, which is less than 14 shards of items would take.
+    bounds = few[0] + shard / 4, few[1] + 14 * SHARD * 300
+    assert many[0] <= bounds[0]
+    assert many[1] <= bounds[1]
     model.__class__ = Hoarder
-    assert most_memory(model, dataset, 8 * SHARD, tmp_path / "hoarder")[0] > few[0] + 4 * shard
+    hoarded = most_memory(model, dataset, 16 * SHARD, tmp_path / "hoarder")
+    assert hoarded[0] > bounds[0]
+    assert hoarded[1] > bounds[1]
