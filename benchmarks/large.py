@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -158,6 +157,8 @@ def start(task: str, tree: Path) -> Found:
 
 def measure(task: str) -> Found:
     """Make the inputs, then run the task."""
+    import resource  # not on Windows
+
     torch.set_num_threads(1)
     make, prepare = TASKS[task]
     inputs = make()
