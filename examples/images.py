@@ -14,7 +14,7 @@ from examples.masking import Maker
 from examples.prepare.masks.classical import segment
 from examples.prepare.masks.regions import clean, stretch_mask
 from stmi_layers.training import Data, Item, MultiModalDataset
-from stmi_layers.training.dataset import Sample
+from stmi_layers.training.collation import Sample
 from stmi_layers.training.transforms import GREY
 
 Policy = Literal["given", "classical", "sam2", "sam3", "ones", "none"]

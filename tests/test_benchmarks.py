@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import report
+from benchmarks import large, report
 from benchmarks.runner import Comparison, Contender, Target, first_call, run
 
 
@@ -90,3 +90,17 @@ def test_table_has_a_column_per_form_and_marks_every_kind_of_target():
     assert head == "| what | ours | target | spread | ours, widened | memory | error | against |"
     assert row == "| attention | 1.20 | ≤ 1.25 | 0.50 to 2.00 | 0.70 | **0.50** (≤ 0.1) | 1.00 (≤ 1.5) | plain |"
     assert report.missed([result]) == ["attention, memory: 0.500, target 0.1"]
+
+
+def test_the_table_of_large_sizes_tells_another_result_from_the_same_and_a_missed_target_from_a_reached_one():
+    found = {
+        "ours": [large.Found(seconds, 100.0, "a") for seconds in (1.0, 2.0, 4.0)],
+        "same": [large.Found(4.0, 50.0, "a")] * 3,
+        "other": [large.Found(8.0, 200.0, digest) for digest in "aab"],
+    }
+    rows = [large.Row("search", "ours", name, name, limit) for name, limit in (("same", 0.4), ("other", 0.4))]
+    lines = large.table(rows, found).splitlines()[-2:]
+    assert lines == [
+        "| search | **0.50** | ≤ 0.4 | 0.25 to 1.00 | 2.0 | 100 | 2.00 | yes | same |",
+        "| search | 0.25 | ≤ 0.4 | 0.12 to 0.50 | 2.0 | 100 | 0.50 | no | other |",
+    ]

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from painted_sets import MODALITIES, NAMES, SIZE, blob, captions_of, read, save, write_captions, write_painted
 from stmi_layers.training import IdentitySampler, Item, cache
+from stmi_layers.training.collation import Sample, collate
 from stmi_layers.training.contract import Batch, Facts
-from stmi_layers.training.dataset import MultiModalDataset, Sample, collate, facts_of, load_split
+from stmi_layers.training.dataset import MultiModalDataset, facts_of, load_split
 from stmi_layers.training.images import UnreadableError
 from stmi_layers.training.protocol import query_gallery
 from stmi_layers.training.record import unlabelled
@@ -175,6 +176,16 @@ def test_batches_do_not_depend_on_the_number_of_workers(root: Path) -> None:
     for one, other in zip(itertools.chain(*alone), itertools.chain(*shared), strict=True):
         assert same(one, other)
     assert not same(alone[0][0], alone[1][0])
+
+
+def test_a_batch_has_one_storage_for_images_one_for_masks_and_one_for_all_numbers(root: Path) -> None:
+    items = read(root)
+    items[0] = replace(items[0], images=(None, *items[0].images[1:]))
+    dataset = MultiModalDataset(items, SIZE)
+    batch = collate([dataset[0], dataset[1]])
+    parts = [part for part in batch if part is not None]
+    assert len(parts) == 9
+    assert len({part.untyped_storage().data_ptr() for part in parts}) == 3
 
 
 def test_batch_fields(root: Path) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from benchmark_folders import EmptyFiles, msvr310, noise, panels, rgbnt201, wmveid863
 from stmi_layers.training.checks import find_defect
-from stmi_layers.training.dataset import MultiModalDataset, collate
+from stmi_layers.training.collation import collate
+from stmi_layers.training.dataset import MultiModalDataset
 from stmi_layers.training.images import read_image, read_mask
 from stmi_layers.training.layouts import find_set, recognise
 from stmi_layers.training.protocol import protocol_for, query_gallery

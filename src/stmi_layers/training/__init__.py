@@ -5,8 +5,9 @@ checkpoint, evaluation and report. Needs the extra `training`. `import stmi_laye
 """
 
 from stmi_layers.training.checkpoint import Checkpoint, load_weights, read_checkpoint, save_checkpoint
+from stmi_layers.training.collation import collate
 from stmi_layers.training.contract import Batch, Facts, Outputs, ReIDModel
-from stmi_layers.training.dataset import MultiModalDataset, collate, facts_of, load_split
+from stmi_layers.training.dataset import MultiModalDataset, facts_of, load_split
 from stmi_layers.training.distributed import join, whole_batch, whole_mean
 from stmi_layers.training.evaluation import concatenate, describe, evaluate, score
 from stmi_layers.training.extraction import extract

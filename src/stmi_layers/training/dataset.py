@@ -6,17 +6,17 @@ Everything random depends on a seed, the epoch and the index of the sample alone
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from stmi_layers._checks import check_choice
 from stmi_layers.training.cache import Pixels
-from stmi_layers.training.contract import Batch, Facts
+from stmi_layers.training.collation import Sample
+from stmi_layers.training.contract import Facts
 from stmi_layers.training.record import Item, joined, split_words
 from stmi_layers.training.seeds import derange, mix_seed
 from stmi_layers.training.settings import Data, Masks, Range
@@ -26,40 +26,6 @@ from stmi_layers.training.validation import training_items
 
 # Masks that are read from files; the others are made.
 FROM_FILES = ("given", "eroded", "dilated", "shuffled", "blank", "blank+given")
-
-
-class Sample(NamedTuple):
-    """One item of a dataset, with the fields of `Batch`."""
-
-    images: Float[Tensor, "modalities 3 height width"]
-    masks: Bool[Tensor, "modalities height width"] | None
-    present: Bool[Tensor, " modalities"]
-    label: int
-    camera: int
-    view: int
-    scene: int
-    text: Shaped[Tensor, "..."] | None
-    has_text: bool
-    index: int
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one dataset."""
-    masks = [sample.masks for sample in samples if sample.masks is not None]
-    texts = [sample.text for sample in samples if sample.text is not None]
-    present = torch.stack([sample.present for sample in samples])
-    return Batch(
-        images=torch.stack([sample.images for sample in samples]),
-        masks=torch.stack(masks) if masks else None,
-        present=None if present.all() else present,
-        labels=torch.tensor([sample.label for sample in samples]),
-        cameras=torch.tensor([sample.camera for sample in samples]),
-        views=torch.tensor([sample.view for sample in samples]),
-        scenes=torch.tensor([sample.scene for sample in samples]),
-        texts=torch.stack(texts) if texts else None,
-        has_text=torch.tensor([sample.has_text for sample in samples]),
-        indices=torch.tensor([sample.index for sample in samples]),
-    )
 
 
 class MultiModalDataset(Dataset[Sample]):

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from stmi_layers import ReIDMetrics
+from stmi_layers.training.collation import collate
 from stmi_layers.training.contract import Batch
-from stmi_layers.training.dataset import collate
 from stmi_layers.training.device import half_precision
 from stmi_layers.training.distributed import interleave, join, share
 from stmi_layers.training.messages import shorten

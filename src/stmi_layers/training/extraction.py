@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from stmi_layers._checks import check_choice, check_positive
+from stmi_layers.training.collation import collate
 from stmi_layers.training.contract import Batch
-from stmi_layers.training.dataset import collate
 from stmi_layers.training.distributed import by_first, lock, num_processes, rank
 from stmi_layers.training.evaluation import concatenate, features_of
 from stmi_layers.training.messages import shorten

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from stmi_layers import ReIDMetrics
 from stmi_layers.training.checkpoint import Checkpoint, check_room, read_checkpoint, save_checkpoint
-from stmi_layers.training.dataset import MultiModalDataset, collate
+from stmi_layers.training.collation import collate
+from stmi_layers.training.dataset import MultiModalDataset
 from stmi_layers.training.device import half_precision
 from stmi_layers.training.distributed import (
     Share,
