@@ -75,19 +75,21 @@ def read_heads(
     in_proj_bias: Tensor | None,
     num_heads: int,
     keep: Tensor | None = None,
+    gates: Tensor | None = None,
 ) -> Tensor:
     """Return what `absorbed_cross_attention` projects in the end: the concatenated heads, (batch queries dim).
 
-    A layer calls its `out_proj` on it, as a module, so that hooks, adapters and quantised modules take part.
+    A layer calls its `out_proj` on it, as a module, so that hooks, adapters and quantised modules take part. `gates`
+    (batch tokens) are 1 for the tokens that `keep` marks and get the gradient of factors of the tokens.
     """
     if context.shape[1] == 0:
         raise ValueError(f"context must hold at least one token; received shape {tuple(context.shape)}")
     weights, biases = in_proj_weight.chunk(3), (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
     if 2 * query.shape[1] >= query.shape[2] // num_heads:
-        return _read_projected(query, context, weights, biases, num_heads, keep)
+        return _read_projected(query, _gated(context, gates), weights, biases, num_heads, keep)
     rows = absorbed_rows(query, weights[0], biases[0], weights[1], num_heads)
     value_weight = rearrange(weights[2], "(heads head_dim) dim -> heads head_dim dim", heads=num_heads)
-    read = _read(rows, context, keep).unflatten(1, (num_heads, -1))
+    read = _read(rows, context, keep, gates).unflatten(1, (num_heads, -1))
     values = torch.einsum("bhqc, hdc -> bqhd", read, value_weight).flatten(2)
     return values if biases[2] is None else values + biases[2]
 
@@ -126,14 +128,20 @@ def attention_weights(rows: Tensor, keys: Tensor, keep: Tensor | None = None) ->
         return logits.softmax(dim=-1)
 
 
-def _read(rows: Tensor, context: Tensor, keep: Tensor | None) -> Tensor:
+def _read(rows: Tensor, context: Tensor, keep: Tensor | None, gates: Tensor | None) -> Tensor:
     """Return weighted means of the tokens, (batch rows dim)."""
     wide = context.dtype in (torch.float32, torch.float64) and not autocast_enabled(context)
     # A graph holds plain operations; where the tokens need no gradient, autograd is as good.
     if wide and context.requires_grad and not capturing():
-        return ReadTokens.apply(rows, context, keep)[0]
+        return ReadTokens.apply(rows, context, keep, gates)[0]
+    context = _gated(context, gates)
     weights = attention_weights(rows, context, None if keep is None else keep[:, None, :])
     return weights.to(context.dtype) @ context
+
+
+def _gated(context: Tensor, gates: Tensor | None) -> Tensor:
+    """Return the tokens times their gates, of which only a gradient can tell: no token is read whose gate is 0."""
+    return context if gates is None else context * gates[..., None].to(context.dtype)
 
 
 def _read_projected(

@@ -14,7 +14,6 @@ from stmi_layers._checks import check_choice, check_heads
 from stmi_layers._precision import layer_norm
 from stmi_layers._typing import typed
 from stmi_layers.cross_attention import read_heads, zero_where_none
-from stmi_layers.kernels.gating import BinaryGates
 
 Unselected = Literal["hidden", "zeroed"]
 
@@ -116,13 +115,14 @@ class SelectiveInteraction(nn.Module):
             class_tokens = torch.where(present[..., None], class_tokens, 0.0)
             patches = torch.where(keep[..., None], patches, 0.0)
             gates = None if gates is None else torch.where(keep, gates, 0.0)
+        learned = None  # gates that change no value, because those of 0 are hidden, but get a gradient
         if gates is not None and self.unselected == "hidden":
-            patches, keep = _gated(patches, gates), gates != 0
+            learned, keep = gates.flatten(1) if gates.requires_grad else None, gates != 0
         elif gates is not None:
             patches = patches * gates[..., None].to(patches.dtype)
         keep = None if keep is None else keep.flatten(1)
         context, attention = patches.flatten(1, 2), (self.in_proj_weight, self.in_proj_bias, self.num_heads)
-        read = zero_where_none(self.out_proj(read_heads(class_tokens, context, *attention, keep)), keep)
+        read = zero_where_none(self.out_proj(read_heads(class_tokens, context, *attention, keep, learned)), keep)
         tokens = layer_norm(self.norm_attention, class_tokens + read)
         tokens = layer_norm(self.norm_ffn, tokens + self.ffn(tokens)).to(class_tokens.dtype)
         return tokens if present is None else torch.where(present[..., None], tokens, 0.0)
@@ -130,15 +130,3 @@ class SelectiveInteraction(nn.Module):
     def extra_repr(self) -> str:
         options = f"mlp_ratio={self.mlp_ratio}, unselected={self.unselected!r}"
         return f"dim={self.dim}, num_heads={self.num_heads}, {options}"
-
-
-def _gated(patches: Tensor, gates: Tensor) -> Tensor:
-    """Let the gates have the gradient of a product; what a gate of 0 leaves is hidden, and a gate of 1 changes nothing.
-
-    Under a compiler, which sees into plain operations alone, it is the product itself.
-    """
-    if not gates.requires_grad:
-        return patches
-    if torch.compiler.is_compiling():
-        return patches * gates[..., None].to(patches.dtype)
-    return BinaryGates.apply(patches, gates)

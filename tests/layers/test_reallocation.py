@@ -103,18 +103,23 @@ def test_attention_gradcheck(queries):
     assert torch.autograd.gradgradcheck(attend, example.leaves)
 
 
-@given(problems, st.booleans())
-def test_reading_is_its_readable_twin(problem, masked):
+@given(problems, st.booleans(), st.booleans())
+def test_reading_is_its_readable_twin(problem, masked, gated):
     """The kernel against plain operations, which run without a gradient of the tokens: values, weights, gradients."""
     rows, context = leaves = problem.leaves[:2]
-    keep = problem.keep if masked else None
+    keep, gates = problem.keep if masked else None, None
+    if gated:
+        keep = problem.keep | ~problem.keep.any(dim=1, keepdim=True)  # a gate of 0 is one of a token that is not read
+        gates = keep.to(rows.dtype).requires_grad_()
+        leaves = [*leaves, gates]
     for of_interest in (0, 1):
-        actual = ReadTokens.apply(rows, context, keep)[of_interest]
-        logits = rows @ context.mT
+        actual = ReadTokens.apply(rows, context, keep, gates)[of_interest]
+        tokens = context if gates is None else context * gates[..., None]
+        logits = rows @ tokens.mT
         if keep is not None:
             logits = logits.masked_fill(~keep[:, None], torch.finfo(logits.dtype).min)
         weights = logits.softmax(dim=-1)
-        expected = (weights @ context, weights)[of_interest]
+        expected = (weights @ tokens, weights)[of_interest]
         torch.testing.assert_close(with_gradients(actual, leaves), with_gradients(expected, leaves))
 
 

@@ -1,7 +1,8 @@
 """A few rows that read many tokens, with one product instead of two for the gradient of the tokens.
 
 The tokens are keys and values alike, and their gradient is the largest tensor of the whole backward pass: writing it
-once instead of three times (two terms and their sum) saves a quarter of the time.
+once instead of three times (two terms and their sum) saves a quarter of the time. Gates of the tokens, which are 1
+where a token is read, get the gradient of a product with them, and no product is computed.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 class ReadTokens(torch.autograd.Function):
-    r"""$\operatorname{softmax}(\text{rows}\,\text{tokens}^\top)\,\text{tokens}$ and the weights, in float32 or float64.
+    r"""$\operatorname{softmax}(\text{rows}\,\text{tokens}^\top)\,\text{tokens}$, in float32 or float64.
 
     The readable twin is `_read` in `cross_attention.py`, which itself takes over in half precision, under autocast,
     where the tokens need no gradient and while a graph is captured.
@@ -20,24 +21,33 @@ class ReadTokens(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rows: Tensor, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what the rows read, (batch rows dim), and the weights, (batch rows tokens)."""
+    def forward(
+        rows: Tensor, tokens: Tensor, keep: Tensor | None, gates: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the rows read, (batch rows dim), then weights and logits, (batch rows tokens)."""
         logits = rows @ tokens.transpose(1, 2)
         if keep is not None:
             logits = logits.masked_fill(~keep[:, None, :], torch.finfo(logits.dtype).min)
         weights = logits.softmax(dim=-1)
-        return weights @ tokens, weights
+        return weights @ tokens, weights, logits
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs, output[1])
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        rows, tokens, keep, gates = inputs
+        ctx.save_for_backward(rows, tokens, keep, gates, output[1], None if gates is None else output[2])
 
     @staticmethod
-    def backward(ctx: Any, of_read: Tensor, of_weights: Tensor) -> tuple[Tensor, Tensor, None]:
-        rows, tokens, keep, weights = ctx.saved_tensors
-        of_weights = of_weights + of_read @ tokens.transpose(1, 2)
-        of_logits = weights * (of_weights - (weights * of_weights).sum(dim=-1, keepdim=True))
+    def backward(
+        ctx: Any, of_read: Tensor, of_weights: Tensor, of_logits: Tensor
+    ) -> tuple[Tensor, Tensor, None, Tensor | None]:
+        rows, tokens, keep, gates, weights, logits = ctx.saved_tensors
+        of_values = of_read @ tokens.transpose(1, 2)
+        of_weights = of_weights + of_values
+        of_logits = of_logits + weights * (of_weights - (weights * of_weights).sum(dim=-1, keepdim=True))
         if keep is not None:
             of_logits = of_logits.masked_fill(~keep[:, None, :], 0.0)
         of_tokens = torch.cat([of_logits, weights], dim=1).transpose(1, 2) @ torch.cat([rows, of_read], dim=1)
-        return of_logits @ tokens, of_tokens, None
+        of_gates = None
+        if gates is not None:  # the gradient of a token times the token, without the product
+            of_gates = (of_logits * logits + weights * of_values).sum(dim=1).to(gates.dtype)
+        return of_logits @ tokens, of_tokens, None, of_gates
