@@ -279,6 +279,7 @@ def test_a_long_command_is_wrapped_and_still_one_command():
     )
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("sweep", [False, True])
 def test_figures_are_written_with_their_labels(tmp_path, sweep):
     panels = (columns("mAP", "mAP by G", "edge size"), columns("alpha"))

@@ -14,6 +14,7 @@ from examples import evaluate, robustness
 from examples.restore import restore
 from examples.run import Run
 from examples.train import train
+from no_pictures import pictures
 from processes import as_command, said
 from sets import tiny as tiny_run
 from stmi_layers.training import Machine, read_checkpoint, save_checkpoint
@@ -42,7 +43,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         f"{file.name},{number % 3}" for split in ("train", "test") for number, file in enumerate(_sorted(root, split))
     ]
     (root / "items.csv").write_text("\n".join(["item,session", *lines]))
-    train(tiny(root), out)
+    with pictures():
+        train(tiny(root), out)
     return root, out
 
 
