@@ -1,16 +1,26 @@
-"""Other processes for tests. They are spawned: one forked from a process that has run torch can wait for ever."""
+"""Other processes for tests, forked from one that has imported torch and computed nothing.
+
+A process forked from one that has run torch can wait for ever, and one that is spawned imports torch for seconds.
+"""
 
 import multiprocessing
 import os
+import runpy
 import socket
+import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-CONTEXT = multiprocessing.get_context("spawn")
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+CONTEXT = multiprocessing.get_context(METHOD)
+if METHOD == "forkserver":
+    CONTEXT.set_forkserver_preload(["torch.distributed", "stmi_layers.training", "torch.utils.data"])
 
 
 def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2, patience: float = 300) -> None:
@@ -22,7 +32,7 @@ def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2, pat
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = start_processes(_enter, (common, work, arguments), count, join=False, start_method="spawn")
+    started = start_processes(_enter, (common, work, arguments), count, join=False, start_method=METHOD)
     assert started is not None
     until = time.monotonic() + patience
     while not started.join(timeout=5):
@@ -31,6 +41,34 @@ def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2, pat
                 process.kill()
                 process.join()
             raise TimeoutError(f"{count} processes did not end within {patience} s")
+
+
+def start(work: Callable[..., None], *arguments: Any, says: Path) -> BaseProcess:
+    """Start `work` in a process of its own, which writes its output and its errors into the file `says`."""
+    process = CONTEXT.Process(target=_saying, args=(str(says), work, arguments))
+    process.start()
+    return process
+
+
+def said(work: Callable[..., None], *arguments: Any, says: Path) -> str:
+    """What `work` says in a process of its own, until its end."""
+    process = start(work, *arguments, says=says)
+    process.join()
+    return says.read_text()
+
+
+def as_command(module: str, *arguments: object) -> None:
+    """Do what `python -m module arguments` does."""
+    sys.argv = [module, *map(str, arguments)]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _saying(says: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    with open(says, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    torch.set_num_threads(1)
+    work(*arguments)
 
 
 def _enter(number: int, common: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

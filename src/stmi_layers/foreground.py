@@ -68,7 +68,9 @@ def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     (height, width), (rows, columns) = mask.shape[1:], grid
     # A graph is captured for sizes of any kind.
     if not capturing() and height % rows == 0 and width % columns == 0 and mask.numel():
-        levels = mask.view(torch.uint8) if mask.dtype == torch.bool else mask  # bytes add up faster
+        levels = mask
+        if mask.dtype == torch.bool and not torch._C._are_functorch_transforms_active():  # which torch 2.6 does not map
+            levels = mask.view(torch.uint8)  # bytes add up faster
         cells = levels.reshape(-1, rows, height // rows, columns, width // columns)
         return cells.sum(dim=2, dtype=torch.float32).sum(dim=3) * (rows * columns)
     with without_autocast(mask):

@@ -198,7 +198,7 @@ class TokenPermutation(nn.Module):
             globals = torch.where(present[..., None], globals, 0.0)
             patches = torch.where(present[..., None, None], patches, 0.0)
         # By their weights alone no patch is projected; adapters and hooks act where keys and values are called.
-        plain = all(is_plain(stage.get_submodule(name)) for stage in self.stages for name in ("key", "value"))
+        plain = all(is_plain(getattr(stage, name)) for stage in self.stages for name in ("key", "value"))
         tokens, readers = globals, _readers(patches, self.num_heads, self.num_modalities, shared=plain)
         for number, (stage, reader) in enumerate(zip(self.stages, readers, strict=True), start=1):
             moved = stage(tokens, reader, number % self.num_modalities, plain)

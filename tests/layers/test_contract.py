@@ -1,6 +1,7 @@
 """What every layer promises, checked on every layer."""
 
 import copy
+import functools
 import inspect
 import pickle
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -58,6 +59,7 @@ def test_every_layer_has_a_case():
 
 
 @every_case()
+@settings(max_examples=10)
 @given(data=st.data())
 def test_shapes(case, data):
     inputs = case.inputs(Drawn(data.draw), data.draw(st.integers(1, 3)))
@@ -67,6 +69,7 @@ def test_shapes(case, data):
 
 
 @every_case(lambda case: case.per_sample)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_samples_do_not_see_each_other(case, data):
     batch = data.draw(st.integers(2, 3))
@@ -244,11 +247,17 @@ def test_randomness_is_drawn_anew_in_training(case):
         assert not torch.equal(function(*inputs), function(*inputs))
 
 
-@every_case()
-def test_export_with_a_dynamic_batch(case):
+@functools.cache
+def exported(case: Case) -> tuple[nn.Module, torch.export.ExportedProgram]:
+    """A layer and its graph, captured once for all tests of it."""
     layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
     batch = torch.export.Dim("batch", min=2, max=4096)
-    program = torch.export.export(layer, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+    return layer, torch.export.export(layer, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+
+
+@every_case()
+def test_export_with_a_dynamic_batch(case):
+    layer, program = exported(case)
     others = example(case, batch=3)
     torch.testing.assert_close(program.module()(*others), layer(*others))
 
@@ -279,9 +288,8 @@ def test_onnx(name):
     pytest.importorskip("onnxscript")
     evaluator = pytest.importorskip("onnx.reference")
     case = CASES[name]
-    layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
-    shapes = tuple({0: torch.export.Dim("batch", min=2, max=4096)} for _ in inputs)
-    program = torch.onnx.export(layer, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    layer, captured = exported(case)
+    program = torch.onnx.export(captured, dynamo=True, verbose=False)
     others = example(case, batch=3)
     assert program is not None
     session = evaluator.ReferenceEvaluator(program.model_proto)

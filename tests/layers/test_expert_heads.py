@@ -97,6 +97,8 @@ def test_compiles_and_exports_with_a_dynamic_batch(head):
 def test_onnx_with_a_dynamic_batch(head):
     pytest.importorskip("onnxscript")
     evaluator = pytest.importorskip("onnx.reference")
+    if head is Decoupled and torch.__version__.startswith("2.6."):
+        pytest.skip("the ONNX exporter of torch 2.6 cannot translate a batch norm")
     layer = head(3).eval()
     shapes = tuple({0: torch.export.Dim("batch", min=2, max=4096)} for _ in range(3))
     program = torch.onnx.export(layer, batch_of(3, 3), dynamo=True, dynamic_shapes=shapes, verbose=False)

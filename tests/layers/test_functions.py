@@ -146,4 +146,7 @@ def test_vmap(case):
 @every_function(lambda case: case.smooth)
 def test_gradients_are_those_of_finite_differences(case):
     inputs = example(case, dtype=torch.float64, batch=3)
-    assert torch.autograd.gradcheck(case.call, tuple(item.requires_grad_(item.is_floating_point()) for item in inputs))
+    leaves = tuple(item.requires_grad_(item.is_floating_point()) for item in inputs)
+    # Of large inputs in a random direction, which no wrong entry is orthogonal to.
+    large = sum(item.numel() for item in leaves if item.requires_grad) > 200
+    assert torch.autograd.gradcheck(case.call, leaves, fast_mode=large)

@@ -1,26 +1,20 @@
-"""Runs of the commands without their pictures, whose drawing takes several times as long as the training."""
+"""Runs draw nothing, unless a test asks for pictures."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
+import no_pictures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    with no_pictures.no_pictures():
+        yield
+
 
 @pytest.fixture
-def pictures() -> None:
+def pictures(_no_pictures: None) -> Iterator[None]:
     """Asked for by a test that looks at pictures."""
-
-
-@pytest.fixture(autouse=True)
-def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "pictures" in request.fixturenames:
-        return
-
-    def touch(figure: Any, *paths: Path, **options: Any) -> list[Path]:
-        for path in paths:
-            path.touch()
-        return list(paths)
-
-    monkeypatch.setattr("examples.figures.save", touch)
-    for name in ("curves", "ranked_lists"):
-        monkeypatch.setattr(f"examples.figures.{name}", lambda *arguments: None)
+    with no_pictures.pictures():
+        yield

@@ -24,6 +24,7 @@ from examples.robustness import score_under
 from examples.run import Run
 from examples.stmi.variants import COLUMNS, PRESETS, VARIANTS
 from examples.train import load_splits, train
+from processes import CONTEXT
 from sets import tiny, write_set
 from stmi_layers.training import Machine, MultiModalDataset, read_split
 from stmi_layers.training.transforms import dilate, erode
@@ -278,6 +279,7 @@ def test_a_long_command_is_wrapped_and_still_one_command():
     )
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("sweep", [False, True])
 def test_figures_are_written_with_their_labels(tmp_path, sweep):
     panels = (columns("mAP", "mAP by G", "edge size"), columns("alpha"))
@@ -372,6 +374,7 @@ def test_compare_writes_a_table_and_repeats_nothing_that_is_whole(folder, tmp_pa
 
 
 @pytest.mark.slow
-def test_runs_in_processes_of_their_own(folder, tmp_path):
+def test_runs_in_processes_of_their_own(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "get_context", {"spawn": CONTEXT}.__getitem__)  # which imports torch once
     run, options = asked(folder, tmp_path, {"variants": ("baseline", "full"), "seeds": (0,), "jobs": 2})
     assert "| full | U |" in compare.main(run, options)

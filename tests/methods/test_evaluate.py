@@ -1,10 +1,7 @@
 """Training and evaluation on the layouts of the benchmarks, by the command line's own names."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,8 @@ from examples import evaluate, robustness
 from examples.restore import restore
 from examples.run import Run
 from examples.train import train
+from no_pictures import pictures
+from processes import as_command, said
 from sets import tiny as tiny_run
 from stmi_layers.training import Machine, read_checkpoint, save_checkpoint
 
@@ -44,7 +43,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         f"{file.name},{number % 3}" for split in ("train", "test") for number, file in enumerate(_sorted(root, split))
     ]
     (root / "items.csv").write_text("\n".join(["item,session", *lines]))
-    train(tiny(root), out)
+    with pictures():
+        train(tiny(root), out)
     return root, out
 
 
@@ -200,19 +200,18 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(record, change, mess
         restore(tmp_path / "checkpoint.pt", machine=Machine(device="cpu"))
 
 
-def test_a_package_of_ones_own_is_imported_when_it_is_stated_and_never_by_a_checkpoint(plain, tmp_path: Path) -> None:
+def test_a_package_of_ones_own_is_imported_when_it_is_stated_and_never_by_a_checkpoint(
+    plain, tmp_path: Path, monkeypatch
+) -> None:
     (tmp_path / "own_method").mkdir()
     (tmp_path / "own_method" / "settings.py").write_text("raise RuntimeError('it runs')\n")
     content = read_checkpoint(plain[1] / "checkpoint.pt")
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, content._replace(records=content.records | {"run": {"method": "own_method"}}))
-    command = [sys.executable, "-W", "ignore", "-m", "examples.evaluate", "--checkpoint", str(path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "src")])}
-
-    def said(*more: str) -> str:
-        return subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment).stderr
-
-    message = said()
+    monkeypatch.syspath_prepend(tmp_path)
+    command = (as_command, "examples.evaluate", "--checkpoint", path)
+    message = said(*command, says=tmp_path / "said.txt")
     assert "method must be stated for a package of your own, because a file chooses no code to run" in message
     assert "--method own_method" in message
-    assert "it runs" in said("--method", "own_method")
+    assert "it runs" not in message
+    assert "it runs" in said(*command, "--method", "own_method", says=tmp_path / "said.txt")

@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from examples.towers.architectures import build_clip, build_timm
 from examples.towers.clip_text import ClipVocabulary
 from examples.towers.pretrained import PretrainedBackbone, load_pretrained
 from examples.train import build_model, load_splits, train
+from processes import said
 from sets import assert_same_weights, tiny, write_set
 from stmi_layers.backbones import TokenBackbone, modulate
 from stmi_layers.training import Facts, facts_of, save_checkpoint
@@ -171,12 +171,10 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
             build("some-model")
 
 
-def test_the_trainer_needs_neither_library_nor_pictures_until_it_is_asked_for_one():
+def test_the_trainer_needs_neither_library_nor_pictures_until_it_is_asked_for_one(tmp_path: Path):
     late = ["open_clip", "timm", "transformers", "matplotlib", "tensorboard", "sklearn"]
     code = f"import sys; import examples.train, examples.stmi.model; print([n for n in {late} if n in sys.modules])"
-    command = [sys.executable, "-c", code]
-    finished = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
-    assert finished.stdout == "[]\n"
+    assert said(exec, code, says=tmp_path / "said.txt") == "[]\n"
 
 
 def test_random_weights_where_pretrained_ones_belong_have_to_be_asked_for(folder, architecture, tmp_path):

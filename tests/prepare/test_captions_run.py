@@ -1,10 +1,7 @@
 """Captions of a whole split from a real server on this machine: nothing is lost, nothing is asked twice."""
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -39,6 +36,7 @@ from examples.prepare.captions.endpoint import UnusableError
 from examples.prepare.captions.journal import Journal
 from examples.prepare.captions.questions import Question, Reply
 from examples.prepare.synthetic.dataset import write_dataset
+from processes import as_command, start
 from stmi_layers.training.splits import read_split
 from toy_runs import DATA, SCHEDULE, train_toy
 
@@ -280,7 +278,7 @@ def test_an_interrupted_run_keeps_what_is_under_way_and_goes_on(folder, monkeypa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.slow
-def test_a_killed_process_goes_on_where_it_was(folder):
+def test_a_killed_process_goes_on_where_it_was(folder, tmp_path_factory):
     """Killed without warning, in the middle of requests; only what was under way then is asked again."""
     options = ["--modalities", "RGB", "NI", "--height", "16", "--threads", "2", "--model", "tiny"]
 
@@ -289,25 +287,16 @@ def test_a_killed_process_goes_on_where_it_was(folder):
         return answer
 
     with serving(script) as server:
-        run = [
-            sys.executable,
-            "-m",
-            "examples.prepare.captions",
-            "--data",
-            str(folder),
-            "--base-url",
-            server.url,
-            *options,
-        ]
+        line = ("examples.prepare.captions", "--data", folder, "--base-url", server.url, *options)
         journal = folder / "text" / "train.answers.jsonl"
-        process = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(as_command, *line, says=tmp_path_factory.mktemp("said") / "said.txt")
         deadline = time.monotonic() + 60
         while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
             assert time.monotonic() < deadline
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert 3 <= len(journal_lines(folder)) < 9
         assert not (folder / "text" / "train.json").exists()
         main(arguments(folder, server))

@@ -4,16 +4,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from processes import CONTEXT
 from sets import write_set
 from stmi_layers.training import Machine, Outputs, Schedule, load_split, read_checkpoint, save_checkpoint
 from stmi_layers.training.device import choose_device
@@ -125,29 +125,19 @@ def test_a_step_is_the_one_written_out(folder: Path, tmp_path: Path):
         torch.testing.assert_close(kept.model[name], value, msg=name)
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from dataclasses import replace
-from toy_runs import SCHEDULE, train_toy
-train_toy(Path(sys.argv[1]), Path(sys.argv[2]), schedule=replace(SCHEDULE, epochs=40, modality_dropout=0.3))
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path):
     schedule = replace(SCHEDULE, epochs=40, modality_dropout=0.3)
     train_toy(folder, tmp_path / "whole", schedule=schedule)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "killed")]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    process = CONTEXT.Process(target=train_toy, args=(folder, tmp_path / "killed"), kwargs={"schedule": schedule})
+    process.start()
     deadline = time.monotonic() + 300
     while not (tmp_path / "killed" / "checkpoint.pt").exists():
         assert time.monotonic() < deadline, "no checkpoint appeared"
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.is_alive(), "the run ended before it could be killed"
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert read_checkpoint(tmp_path / "killed" / "checkpoint.pt").epoch < 40
     resumed, _ = train_toy(folder, tmp_path / "killed", schedule=schedule, resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
@@ -215,34 +205,33 @@ def test_a_folder_in_use_is_refused_and_free_afterwards(folder: Path, tmp_path: 
         pass
 
 
-HOLDER = """
-import os, sys, time
-from stmi_layers.training.files import locked
-with locked(sys.argv[1]):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
-    time.sleep(60)
-"""
+def hold(folder: Path, child: Connection) -> None:
+    with locked(folder):
+        number = os.fork()
+        if number:
+            child.send(number)
+        time.sleep(60)
 
 
 @pytest.mark.slow
 def test_the_death_of_a_run_frees_its_folder_though_its_loaders_live_on(tmp_path: Path):
-    command = [sys.executable, "-W", "ignore", "-c", HOLDER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        child = int(process.stdout.readline())
-        try:
-            with (
-                pytest.raises(BlockingIOError, match=rf"in use by another run \(process {process.pid} on"),
-                locked(tmp_path),
-            ):
-                pass
-            process.kill()
-            process.wait()
-            with locked(tmp_path):
-                pass
-        finally:
-            os.kill(child, signal.SIGKILL)
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=hold, args=(tmp_path, there))
+    process.start()
+    assert here.poll(60)
+    child = here.recv()
+    try:
+        with (
+            pytest.raises(BlockingIOError, match=rf"in use by another run \(process {process.pid} on"),
+            locked(tmp_path),
+        ):
+            pass
+        process.kill()
+        process.join()
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_training(folder: Path, tmp_path: Path):

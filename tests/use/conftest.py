@@ -1,11 +1,19 @@
 """A tiny trained model and its set, made once for all tests of its use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from examples.train import train
+from no_pictures import no_pictures
 from sets import tiny, write_set
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    with no_pictures():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +26,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """STMI trained on it for an epoch."""
     out = tmp_path_factory.mktemp("use") / "run"
-    train(tiny(data, epochs=1, warmup_epochs=0.5), out)
+    with no_pictures():
+        train(tiny(data, epochs=1, warmup_epochs=0.5), out)
     return out / "checkpoint.pt"
 
 
@@ -26,5 +35,6 @@ def checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """STMI without captions from another seed."""
     out = tmp_path_factory.mktemp("use") / "other"
-    train(tiny(data, epochs=1, warmup_epochs=0.5, captions="off", seed=5), out)
+    with no_pictures():
+        train(tiny(data, epochs=1, warmup_epochs=0.5, captions="off", seed=5), out)
     return out / "checkpoint.pt"

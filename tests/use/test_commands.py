@@ -1,11 +1,7 @@
 """From images to answers by the commands: every place of images, every policy for masks, rules, and clear refusals."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from examples import extract
 from examples.listing import Listing
 from examples.restore import load_model
 from examples.search import __main__ as search
+from processes import as_command, in_processes, start
 from sets import save, tiny
 from stmi_layers.training import Machine, MultiModalDataset, describe, load_split, open_shards, unlabelled
 
@@ -301,30 +298,25 @@ def test_faiss_is_built_once_and_its_recall_is_printed(kind, index: Path, tmp_pa
     assert found == run(search, "--index", index, "--query", index, "--k", 3, "--out", tmp_path)
 
 
-def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(map(str, arguments)), cwd=ROOT, capture_output=True, text=True, check=True, **options)
-
-
 @pytest.mark.slow
 def test_two_processes_describe_what_one_does(index: Path, data: Path, checkpoint: Path, tmp_path: Path):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"]
-    options = ["--images", data, "--split", "test", "--shard-size", 3, "--device", "cpu"]
-    command(*start, "examples.extract", "--checkpoint", checkpoint, *options, "--out", tmp_path)
+    options = ("--images", data, "--split", "test", "--shard-size", 3, "--device", "cpu", "--out", tmp_path)
+    in_processes(as_command, "examples.extract", "--checkpoint", checkpoint, *options)
     assert len(open_shards(tmp_path)) == 7
     torch.testing.assert_close(rows_of(tmp_path), rows_of(index), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_an_extraction_survives_being_killed(index: Path, data: Path, checkpoint: Path, tmp_path: Path):
-    line = [sys.executable, "-m", "examples.extract", "--checkpoint", checkpoint, "--images", data, "--split", "test"]
-    line += ["--device", "cpu", "--shard-size", 1, "--batch-size", 1, "--out", tmp_path]
-    process = subprocess.Popen(list(map(str, line)), cwd=ROOT, stderr=subprocess.DEVNULL)
-    while len(list(tmp_path.glob("shards/0*"))) < 4 and process.poll() is None:
+    line = ["--checkpoint", checkpoint, "--images", data, "--split", "test", "--shard-size", 1, "--batch-size", 1]
+    line += ["--out", tmp_path / "out"]
+    process = start(as_command, "examples.extract", *line, "--device", "cpu", says=tmp_path / "said.txt")
+    while len(list(tmp_path.glob("out/shards/0*"))) < 4 and process.is_alive():
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shards/0*")}
-    assert 4 <= len(times) < 20
-    command(*line)
+    process.kill()
+    process.join()
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/shards/0*")}
+    assert 4 <= len(times) < 20, (tmp_path / "said.txt").read_text()
+    run(extract, *line)
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    torch.testing.assert_close(rows_of(tmp_path), rows_of(index), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows_of(tmp_path / "out"), rows_of(index), rtol=1e-4, atol=1e-5)
