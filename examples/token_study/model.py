@@ -148,13 +148,16 @@ class StudiedHypergraph(CrossModalHypergraph):
     def __init__(self, settings: Settings, like: CrossModalHypergraph) -> None:
         super().__init__(like.dim, like.num_nodes, threshold=like.threshold, similarity=like.similarity)
         self.load_state_dict(like.state_dict())
-        self.norm = TokenBatchNorm(like.dim, affine=False) if settings.edges_by == "normed" else None
+        # Each node for itself: a mean over nodes would leave in what tells one query from another.
+        self.norm = TokenBatchNorm(like.num_nodes * like.dim, affine=False) if settings.edges_by == "normed" else None
         self.by_median = settings.median_threshold
         self.register_buffer("median", torch.zeros(()))
 
     def incidence(self, tokens: Tensor, present: Tensor | None = None) -> Tensor:
         """Hyperedges of the tokens; in training the statistics are those of the batch."""
-        compared = tokens.detach() if self.norm is None else self.norm(tokens.detach())
+        compared = tokens.detach()
+        if self.norm is not None:
+            compared = self.norm(compared.flatten(1)).view_as(tokens)
         if not self.by_median:
             return super().incidence(compared, present)
         nodes = compared.flatten(1, 2)

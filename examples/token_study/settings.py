@@ -23,7 +23,7 @@ class Settings(STMISettings):
     query_in_token: Literal["added", "normed", "left out"] = "added"
     """Part of the query in its token: added to what it reads, brought to unit variance first, or not added."""
     edges_by: Literal["tokens", "normed"] = "tokens"
-    """Tokens whose cosine makes the hyperedges: as they are, or behind a batch norm."""
+    """Tokens whose cosine makes the hyperedges: as they are, or each behind a batch norm of its own."""
     median_threshold: bool = False
     """Threshold of the hyperedges: the median cosine of two tokens in the batch, instead of `threshold`."""
     diversity: Literal["none", "tokens", "deviations"] = "none"
