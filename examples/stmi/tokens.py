@@ -18,10 +18,11 @@ from einops import rearrange
 from torch import Tensor
 
 from examples import cli
-from examples.restore import Computer, restore
+from examples.restore import Computer, load_model, restore
 from examples.stmi.model import STMI
+from examples.train import build_model
 from stmi_layers import incidence_statistics, similarity_incidence
-from stmi_layers.training import Batch, collate
+from stmi_layers.training import Batch, Machine, collate
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 ITEMS = 64
@@ -33,6 +34,8 @@ class Arguments:
 
     checkpoint: Path
     """The checkpoint.pt of a run of STMI."""
+    untrained: bool = False
+    """Measure the model as it was before its first epoch, with the batch statistics of the split: untrained.json."""
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
 
 
@@ -81,6 +84,19 @@ def _look(model: STMI, batch: Batch) -> tuple[Tensor, ...]:
     return patches, globals_, tokens, torch.stack(weights, 1), model.read(globals_, fused, None) - globals_
 
 
+@torch.no_grad()
+def untrained_model(checkpoint: Path, batches: list[Batch], machine: Machine) -> STMI:
+    """The model of a run before its first epoch; its batch norms have the statistics of the batches."""
+    loaded = load_model(checkpoint, machine=machine)
+    model = build_model(loaded.run, loaded.facts)[0].to(batches[0].images.device)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the mean over all batches
+    for batch in batches:
+        model.train()(batch)
+    return model.eval()
+
+
 def _variance(values: Tensor) -> Tensor:
     return (values - values.mean(0)).square().sum()
 
@@ -122,17 +138,22 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def main(arguments: Arguments) -> dict[str, Any]:
-    """Print the numbers and write them to tokens.json beside the checkpoint."""
-    trained = restore(arguments.checkpoint, machine=arguments.machine.machine(quiet=True))
+    """Print the numbers and write them to tokens.json or untrained.json beside the checkpoint."""
+    machine = arguments.machine.machine(quiet=True)
+    trained = restore(arguments.checkpoint, machine=machine)
     model, dataset = trained.model, trained.dataset
     if not isinstance(model, STMI) or model.reallocations is None:
         raise ValueError(f"checkpoint must be that of STMI with STR; received one of {trained.run.method}")
     if any(image is None for item in dataset.items for image in item.images):
         raise ValueError("items must have all modalities; received some without")
     groups = [range(start, min(start + ITEMS, len(dataset))) for start in range(0, len(dataset), ITEMS)]
-    found = measure(model, [collate([dataset[index] for index in group]).to(trained.device) for group in groups])
+    batches = [collate([dataset[index] for index in group]).to(trained.device) for group in groups]
+    if arguments.untrained:
+        model = untrained_model(arguments.checkpoint, batches, machine)
+    found = measure(model, batches)
     print(as_text(found))
-    (arguments.checkpoint.parent / "tokens.json").write_text(json.dumps(found, indent=2) + "\n")
+    name = "untrained.json" if arguments.untrained else "tokens.json"
+    (arguments.checkpoint.parent / name).write_text(json.dumps(found, indent=2) + "\n")
     return found
 
 
