@@ -5,7 +5,7 @@ from typing import Any
 from examples.preset import Preset, Row, watched
 from examples.stmi.variants import COLUMNS as OF_STMI
 
-JOINED = {"tower_norm": "batch", "query_in_token": "left out", "edges_by": "normed"}
+JOINED = {"query_in_token": "left out", "edges_by": "normed"}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "stmi": {},
@@ -26,9 +26,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "normed-edges": {"edges_by": "normed"},
     "normed-patches": {"patch_norm": True},
     "long": {"epochs": 24},
-    "joined": JOINED,
-    "joined-without-chi": {**JOINED, "fusion": "none"},
-    "joined-without-heads": {**JOINED, "reallocation": False},
+    "joined": {**JOINED, "tower_norm": "batch"},
+    "joined-features": {**JOINED, "feature_norm": True},
+    "joined-features-without-chi": {**JOINED, "feature_norm": True, "fusion": "none"},
 }
 
 COLUMNS = OF_STMI | {
