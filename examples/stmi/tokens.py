@@ -48,9 +48,11 @@ def measure(model: STMI, batches: list[Batch]) -> dict[str, Any]:
         class and of semantic tokens; `entropy`: that of the attention of STR in percent of a uniform one; `cosine` of
         two semantic tokens of one modality and of two, and the same of their deviations from the mean; `edge_size`:
         nodes in a hyperedge by threshold, of the tokens and of their deviations; `read`: percent of the variance of G
-        that what the readout adds to it has.
+        that what the readout adds to it has; `distance` of G, unnormed, to the farthest item of the same identity and
+        to the nearest one of another, what the triplet loss compares: their means.
     """
     seen = [_look(model, batch) for batch in batches]
+    labels = torch.cat([batch.labels for batch in batches])
     patches, globals_, tokens, weights, read = (torch.cat(parts) for parts in zip(*seen, strict=True))
     deviations = tokens - tokens.mean(0)
     entropy = -(weights * weights.clamp(min=1e-12).log()).sum(-1).mean() / math.log(weights.shape[-1])
@@ -62,6 +64,7 @@ def measure(model: STMI, batches: list[Batch]) -> dict[str, Any]:
         "edge_size": sizes,
         "nodes": tokens.shape[1] * tokens.shape[2],
         "read": 100 * (_variance(read) / _variance(globals_)).item(),
+        "distance": _hardest(globals_.flatten(1), labels),
     }
 
 
@@ -105,6 +108,15 @@ def _varies(values: Tensor) -> float:
     return 100 * (_variance(values) / values.square().sum()).item()
 
 
+def _hardest(features: Tensor, labels: Tensor) -> list[float]:
+    """Mean distance to the farthest item of the same label, and to the nearest one of another."""
+    # Matrix products would lose the digits of small distances between long vectors.
+    distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    same = labels[:, None] == labels
+    farthest = distance.where(same, -math.inf).amax(dim=1)
+    return [farthest.mean().item(), distance.where(~same, math.inf).amin(dim=1).mean().item()]
+
+
 def _cosines(tokens: Tensor) -> list[float]:
     """Mean cosine of two tokens of one modality, and of two of different ones."""
     modalities, count = tokens.shape[1:3]
@@ -127,6 +139,9 @@ def as_text(found: dict[str, Any]) -> str:
         f"varies between images: {varies}",
         f"entropy of STR's attention: {found['entropy']:.2f} % of uniform",
         f"variance of what U adds to G: {found['read']:.3g} % of that of G",
+        "G is {:.3g} from the farthest item of its identity, {:.3g} from the nearest of another".format(
+            *found["distance"]
+        ),
         f"{'':34}{'tokens':>8}{'less their mean':>17}",
     ]
     pairs = {

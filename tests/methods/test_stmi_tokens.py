@@ -44,6 +44,8 @@ def test_what_varies_is_told_from_what_is_common():
     for sizes in (tokens_at, deviations_at):
         assert 6 >= sizes[0] >= sizes[-1] >= 1
         assert list(sizes) == sorted(sizes, reverse=True)
+    alike = measure(model_of(patches, torch.arange(40.0)[:, None, None].expand(40, 2, 8)), [batch_of(40, 2)])
+    assert alike["distance"] == pytest.approx([4.0, 4.2])  # 1 in 16 numbers; at both ends the other is 2 away
     text = as_text(found)
     assert "hyperedge at 0.5, of 6 nodes" in text
     assert f"patches {found['varies']['patches']:.3g} %" in text
