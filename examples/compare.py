@@ -129,7 +129,7 @@ def run_one(run: Run, out: Path, rows: list[Row]) -> list[Result]:
     if result is None:
         raise ValueError(f"{out / 'metrics.json'} cannot be read after the run; look at the disk")
     checkpoint = out / "checkpoint.pt"
-    return [score_under(checkpoint, row, run.machine) if row.masks or row.keep else result for row in rows]
+    return [score_under(checkpoint, row, run.machine) if row.is_condition else result for row in rows]
 
 
 def refuse_other_settings(run: Run, out: Path) -> None:

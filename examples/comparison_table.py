@@ -19,6 +19,8 @@ def column_of(name: str, own: Mapping[str, Column]) -> Column:
     common = {**{name: _percent(name) for name in ("mAP", "R1", "R5", "R10")}, **COMMON}
     if name.startswith("mAP by "):
         return _percent("mAP", name.removeprefix("mAP by "))
+    if name.startswith("mAP of "):  # the queries of a group, by the headline
+        return Column(lambda run: 100 * run["groups"][name.removeprefix("mAP of ")][run["headline"]]["mAP"])
     if name not in own and name not in common:
         raise ValueError(f"columns must be among {[*common, *own]}; received {name!r}")
     return own[name] if name in own else common[name]

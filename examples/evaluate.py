@@ -10,10 +10,10 @@ import tyro
 
 from examples import cli
 from examples.any_to_any import any_to_any, as_text, write_any_to_any
+from examples.groups import numbers_of, score_groups
 from examples.restore import Computer, OtherData, describe_test, restore
 from stmi_layers import ReIDMetrics
 from stmi_layers.training import score, table, write_features, write_metrics
-from stmi_layers.training.report import as_numbers
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Arguments:
     """Report the scores after k-reciprocal re-ranking, too."""
     any_to_any: bool = False
     """Score every subset of the modalities as query against every subset as gallery, too: any_to_any.json and .png."""
+    groups: str = ""
+    """Column of the set, as one of items.csv, by whose values the queries are scored apart as well."""
     features: bool = False
     """Write the descriptors of all test items as data, too."""
     data: tyro.conf.OmitArgPrefixes[OtherData] = field(default_factory=OtherData)
@@ -50,7 +52,12 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     if arguments.rerank:
         reranked = score(descriptors, dataset.items, protocol, rerank=True)
         print("after k-reciprocal re-ranking:", table(reranked), sep="\n")
-        extra["reranked"] = {name: as_numbers(value) for name, value in reranked.items()}
+        extra["reranked"] = numbers_of(reranked)
+    if arguments.groups:
+        apart = score_groups(descriptors, dataset.items, protocol, arguments.groups)
+        for value, scores in apart.items():
+            print(f"queries of {arguments.groups} {value}, {scores[headline].num_queries}:", table(scores), sep="\n")
+        extra["groups"] = {value: numbers_of(scores) for value, scores in apart.items()}
     line = protocol.describe(dataset.items)
     paths = [write_metrics(out, metrics, headline=headline, protocol=line, split=dataset.split, extra=extra)]
     if arguments.features:

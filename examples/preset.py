@@ -28,12 +28,19 @@ class Row(NamedTuple):
         variant: name of a variant.
         masks: masks of the test images, "" for those of the training.
         keep: modalities that are there at test time, () for all.
+        groups: column by whose values the queries are scored apart as well, "" for none.
     """
 
     label: str
     variant: str
     masks: str = ""
     keep: tuple[str, ...] = ()
+    groups: str = ""
+
+    @property
+    def is_condition(self) -> bool:
+        """Tell whether the row needs scores beside those of the run itself."""
+        return bool(self.masks or self.keep or self.groups)
 
 
 class Preset(NamedTuple):

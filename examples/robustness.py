@@ -12,11 +12,11 @@ import torch
 import tyro
 
 from examples import cli
+from examples.groups import numbers_of, score_groups
 from examples.preset import Result, Row
 from examples.restore import Computer, describe_test, restore
 from stmi_layers.training import Machine, score
 from stmi_layers.training.files import digest_of, write_text
-from stmi_layers.training.report import as_numbers
 
 Masks = Literal["", "given", "ones", "empty", "eroded", "dilated", "shuffled"]
 
@@ -48,7 +48,8 @@ def score_under(checkpoint: Path, row: Row, machine: Machine) -> Result:
 
     The result is kept beside the checkpoint, and made once for its content.
     """
-    name = "-".join(["test", *([row.masks] if row.masks else []), *row.keep])
+    parts = [row.masks, *row.keep, f"by {row.groups}" if row.groups else ""]
+    name = "-".join(["test", *filter(None, parts)])
     kept = checkpoint.parent / "conditions" / f"{name}.json"
     # By its content a result is of this checkpoint, and of no earlier epoch.
     result, content = finished(kept), digest_of(checkpoint) if checkpoint.is_file() else None
@@ -65,11 +66,15 @@ def _measure(checkpoint: Path, row: Row, machine: Machine) -> Result:
     metrics = score(descriptors, trained.dataset.items, trained.protocol)
     samples = (trained.dataset[index] for index in range(len(trained.dataset)))
     masks = [sample.masks for sample in samples if sample.masks is not None]
-    return {
+    found = {
         "headline": headline,
-        "descriptors": {name: as_numbers(value) for name, value in metrics.items()},
+        "descriptors": numbers_of(metrics),
         "foreground": torch.stack(masks).float().mean().item() if masks else None,
     }
+    if row.groups:
+        apart = score_groups(descriptors, trained.dataset.items, trained.protocol, row.groups)
+        found["groups"] = {value: numbers_of(scores) for value, scores in apart.items()}
+    return found
 
 
 def main(arguments: Arguments) -> Result:

@@ -23,8 +23,15 @@ from stmi_layers.backbones import parameter_groups
 from stmi_layers.training import Batch, Facts, Outputs, joined
 
 
-def build(settings: Settings, facts: Facts, tower: Tower) -> "STMI":
-    """The model of the settings, with random weights; it reads captions where the training split has some."""
+def build(settings: Settings, facts: Facts, tower: Tower, kind: "type[STMI] | None" = None) -> "STMI":
+    """The model of the settings, with random weights; it reads captions where the training split has some.
+
+    Args:
+        settings: of the method.
+        facts: of the training split.
+        tower: settings of the image tower.
+        kind: a class derived from `STMI` to build instead.
+    """
     backbone = build_tower(tower, facts)
     text_encoder = None
     if facts.words and settings.text_encoder == "words":
@@ -32,7 +39,7 @@ def build(settings: Settings, facts: Facts, tower: Tower) -> "STMI":
     elif facts.words:
         options = {"overflow": settings.caption_overflow, "project": settings.text_projection}
         text_encoder = build_clip_text(tower.architecture, backbone.dim, **options)
-    return STMI(
+    return (kind or STMI)(
         backbone,
         len(facts.modalities),
         text_encoder=text_encoder,

@@ -18,10 +18,11 @@ from einops import rearrange
 from torch import Tensor
 
 from examples import cli
-from examples.restore import Computer, restore
+from examples.restore import Computer, load_model, restore
 from examples.stmi.model import STMI
+from examples.train import build_model
 from stmi_layers import incidence_statistics, similarity_incidence
-from stmi_layers.training import Batch, collate
+from stmi_layers.training import Batch, Machine, collate
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 ITEMS = 64
@@ -33,6 +34,8 @@ class Arguments:
 
     checkpoint: Path
     """The checkpoint.pt of a run of STMI."""
+    untrained: bool = False
+    """Measure the model as it was before its first epoch, with the batch statistics of the split: untrained.json."""
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
 
 
@@ -45,9 +48,11 @@ def measure(model: STMI, batches: list[Batch]) -> dict[str, Any]:
         class and of semantic tokens; `entropy`: that of the attention of STR in percent of a uniform one; `cosine` of
         two semantic tokens of one modality and of two, and the same of their deviations from the mean; `edge_size`:
         nodes in a hyperedge by threshold, of the tokens and of their deviations; `read`: percent of the variance of G
-        that what the readout adds to it has.
+        that what the readout adds to it has; `distance` of G, unnormed, to the farthest item of the same identity and
+        to the nearest one of another, what the triplet loss compares: their means.
     """
     seen = [_look(model, batch) for batch in batches]
+    labels = torch.cat([batch.labels for batch in batches])
     patches, globals_, tokens, weights, read = (torch.cat(parts) for parts in zip(*seen, strict=True))
     deviations = tokens - tokens.mean(0)
     entropy = -(weights * weights.clamp(min=1e-12).log()).sum(-1).mean() / math.log(weights.shape[-1])
@@ -59,6 +64,7 @@ def measure(model: STMI, batches: list[Batch]) -> dict[str, Any]:
         "edge_size": sizes,
         "nodes": tokens.shape[1] * tokens.shape[2],
         "read": 100 * (_variance(read) / _variance(globals_)).item(),
+        "distance": _hardest(globals_.flatten(1), labels),
     }
 
 
@@ -81,12 +87,34 @@ def _look(model: STMI, batch: Batch) -> tuple[Tensor, ...]:
     return patches, globals_, tokens, torch.stack(weights, 1), model.read(globals_, fused, None) - globals_
 
 
+@torch.no_grad()
+def untrained_model(checkpoint: Path, batches: list[Batch], machine: Machine) -> STMI:
+    """The model of a run before its first epoch; its batch norms have the statistics of the batches."""
+    loaded = load_model(checkpoint, machine=machine)
+    model = build_model(loaded.run, loaded.facts)[0].to(batches[0].images.device)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the mean over all batches
+    for batch in batches:
+        model.train()(batch)
+    return model.eval()
+
+
 def _variance(values: Tensor) -> Tensor:
     return (values - values.mean(0)).square().sum()
 
 
 def _varies(values: Tensor) -> float:
     return 100 * (_variance(values) / values.square().sum()).item()
+
+
+def _hardest(features: Tensor, labels: Tensor) -> list[float]:
+    """Mean distance to the farthest item of the same label, and to the nearest one of another."""
+    # Matrix products would lose the digits of small distances between long vectors.
+    distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    same = labels[:, None] == labels
+    farthest = distance.where(same, -math.inf).amax(dim=1)
+    return [farthest.mean().item(), distance.where(~same, math.inf).amin(dim=1).mean().item()]
 
 
 def _cosines(tokens: Tensor) -> list[float]:
@@ -111,6 +139,9 @@ def as_text(found: dict[str, Any]) -> str:
         f"varies between images: {varies}",
         f"entropy of STR's attention: {found['entropy']:.2f} % of uniform",
         f"variance of what U adds to G: {found['read']:.3g} % of that of G",
+        "G is {:.3g} from the farthest item of its identity, {:.3g} from the nearest of another".format(
+            *found["distance"]
+        ),
         f"{'':34}{'tokens':>8}{'less their mean':>17}",
     ]
     pairs = {
@@ -122,17 +153,22 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def main(arguments: Arguments) -> dict[str, Any]:
-    """Print the numbers and write them to tokens.json beside the checkpoint."""
-    trained = restore(arguments.checkpoint, machine=arguments.machine.machine(quiet=True))
+    """Print the numbers and write them to tokens.json or untrained.json beside the checkpoint."""
+    machine = arguments.machine.machine(quiet=True)
+    trained = restore(arguments.checkpoint, machine=machine)
     model, dataset = trained.model, trained.dataset
     if not isinstance(model, STMI) or model.reallocations is None:
         raise ValueError(f"checkpoint must be that of STMI with STR; received one of {trained.run.method}")
     if any(image is None for item in dataset.items for image in item.images):
         raise ValueError("items must have all modalities; received some without")
     groups = [range(start, min(start + ITEMS, len(dataset))) for start in range(0, len(dataset), ITEMS)]
-    found = measure(model, [collate([dataset[index] for index in group]).to(trained.device) for group in groups])
+    batches = [collate([dataset[index] for index in group]).to(trained.device) for group in groups]
+    if arguments.untrained:
+        model = untrained_model(arguments.checkpoint, batches, machine)
+    found = measure(model, batches)
     print(as_text(found))
-    (arguments.checkpoint.parent / "tokens.json").write_text(json.dumps(found, indent=2) + "\n")
+    name = "untrained.json" if arguments.untrained else "tokens.json"
+    (arguments.checkpoint.parent / name).write_text(json.dumps(found, indent=2) + "\n")
     return found
 
 

@@ -65,13 +65,14 @@ def _ask(
     return Preset(title, asks, rows, columns, panels, **options)
 
 
+STEPS = (("baseline", "baseline"), ("SFM", "sfm"), ("SFM + STR", "sfm+str"), ("SFM + STR + CHI", "full"))
 QUALITIES = ("eroded", "dilated", "shuffled", "empty", "ones")
 
 PRESETS: dict[str, Preset] = {
     "modules": _ask(
         "Modules",
         "What does each module add (Table 3)?",
-        (Row("baseline", "baseline"), Row("SFM", "sfm"), Row("SFM + STR", "sfm+str"), Row("SFM + STR + CHI", "full")),
+        tuple(Row(label, name) for label, name in STEPS),
         columns=("mAP", "R1", "R5", "R10", "mAP by G", "alpha", "beta", "CPU minutes"),
     ),
     "fusion": _ask(
@@ -128,6 +129,13 @@ PRESETS: dict[str, Preset] = {
         columns=("mAP", "R1", "mAP by G", "mAP by T", "mAP by all"),
         panels=(("mAP", "mAP by G", "mAP by T", "mAP by all"),),
         axis="text prior",
+    ),
+    "binding": _ask(
+        "Identities that only the combination of parts tells apart",
+        "What does each module add where every part of an identity is shared, and where it is not?",
+        tuple(Row(label, name, groups="kind") for label, name in STEPS),
+        columns=("mAP", "mAP of plain", "mAP of binding"),
+        panels=(("mAP of plain", "mAP of binding"),),
     ),
     "missing": _ask(
         "Missing modalities",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from examples.towers.architectures import build_clip, build_timm
 from examples.towers.cnn import ConvolutionalBackbone
 from examples.towers.pretrained import PretrainedBackbone, load_pretrained, pretrained_towers
+from examples.towers.small import fill_small_towers
 from examples.towers.vit import Placement, VisionTransformer
 from stmi_layers.backbones import TokenBackbone, modulate
 from stmi_layers.training.contract import Batch, Facts
@@ -43,7 +44,8 @@ class Tower:
     architecture: str = "ViT-B-16-quickgelu"
     """Name of the model of open_clip or timm, the "-quickgelu" one for OpenAI's weights."""
     weights: Path | None = None
-    """Pretrained weights of `architecture`: OpenAI's archive, or a safetensors or torch file of open_clip or timm."""
+    """Pretrained weights: of `architecture`, OpenAI's archive or a safetensors or torch file of open_clip or timm; of a
+    small tower, what `examples.pretrain` wrote."""
     weights_grid: tuple[int, int] | None = None
     """Rows and columns of patches of the images those weights were trained with; by default a square."""
     random_weights: bool = False
@@ -232,6 +234,8 @@ def fill_towers(tower: Tower, model: nn.Module) -> str:
         ValueError: when there is no file, and random weights are not asked for, or it does not fit.
     """
     towers = pretrained_towers(model)
+    if tower.weights is not None and not towers:
+        return fill_small_towers(model, tower.weights)
     if tower.weights is not None:
         reports = load_pretrained(model, tower.weights, old_grid=tower.weights_grid, trust_pickle=tower.trust_pickle)
         return "\n".join(f"{name}: {report}" for name, report in reports.items())

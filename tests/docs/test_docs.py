@@ -36,7 +36,7 @@ def shown_options() -> dict[str, set[str]]:
     text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
     options: dict[str, set[str]] = {}
     # Commands for all methods name one: its options are those of the method.
-    methods = "|".join(METHODS)
+    methods = "|".join([*METHODS, r"examples\.token_study"])
     for module, rest in re.findall(rf"-m ((?:examples|benchmarks)\.[\w.]+(?: (?:{methods})\b)?)([^`\n#]*)", text):
         options.setdefault(module, set()).update(re.findall(r"(?<!\S)--[\w-]+", rest))
     return options

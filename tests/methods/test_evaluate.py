@@ -11,15 +11,19 @@ import tyro
 
 from benchmark_folders import msvr310, noise, panels, rgbnt201
 from examples import evaluate, robustness
+from examples.groups import score_groups
+from examples.preset import Row
 from examples.restore import restore
+from examples.robustness import score_under
 from examples.run import Run
 from examples.train import train
 from no_pictures import pictures
 from processes import as_command, said
 from sets import tiny as tiny_run
-from stmi_layers.training import Machine, read_checkpoint, save_checkpoint
+from stmi_layers.training import Item, Machine, Protocol, read_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
+MACHINE = Machine(device="cpu", threads=1, quiet=True)
 
 
 def tiny(data: Path, **changes: Any) -> Run:
@@ -68,6 +72,29 @@ def test_msvr310_trains_and_drops_scenes(tmp_path: Path, capsys) -> None:
     assert protocol in capsys.readouterr().out
     assert run(out, "--drop", "view") == metrics  # here, scenes and views go together
     assert run(out, "--drop", "name")["U"].average_precision.shape == (6,)
+
+
+def test_the_queries_of_a_group_rank_the_whole_gallery(plain: tuple[Path, Path], capsys) -> None:
+    _, out = plain
+    whole = run(out, "--groups", "session")["U"].average_precision
+    assert "queries of session 2, 4:" in capsys.readouterr().out
+    written = json.loads((out / "evaluation" / "metrics.json").read_text())["groups"]
+    for group in range(3):  # the sessions of a split are dealt in turn
+        assert written[str(group)]["U"]["mAP"] == pytest.approx(whole[group::3].mean().item())
+    assert score_under(out / "checkpoint.pt", Row("", "", groups="session"), MACHINE)["groups"] == written
+    assert len({scores["U"]["mAP"] for scores in written.values()}) > 1
+    with pytest.raises(ValueError, match=r"received 'day', which .* has no value of"):
+        run(out, "--groups", "day")
+
+
+def test_query_cameras_keep_their_gallery_in_a_group() -> None:
+    items = [Item(f"{n}", n // 4, (), (), camera=1 + n % 2, columns={"kind": "ab"[n // 4 % 2]}) for n in range(16)]
+    descriptors = {"U": torch.randn(16, 3, generator=torch.Generator().manual_seed(0))}
+    protocol = Protocol(query_cameras=(1,))
+    whole = protocol.score(descriptors["U"], items).average_precision
+    found = score_groups(descriptors, items, protocol, "kind")
+    assert found["a"]["U"].average_precision.tolist() == whole[[0, 1, 4, 5]].tolist()
+    assert found["b"]["U"].average_precision.tolist() == whole[[2, 3, 6, 7]].tolist()
 
 
 def test_rgbnt100_trains_from_panels(tmp_path: Path) -> None:

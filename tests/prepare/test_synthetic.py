@@ -22,6 +22,7 @@ from examples.prepare.synthetic.masks import corrupt_mask
 from examples.prepare.synthetic.scenes import BANDS, LIGHTS, View, figure_mask, paint
 from examples.prepare.synthetic.sensors import expose
 from examples.prepare.synthetic.sheet import contact_sheet
+from stmi_layers.training import read_split
 
 TINY = Settings(
     size=(48, 48),
@@ -77,7 +78,14 @@ def test_same_seed_same_bytes_other_seed_other_images(tiny: Path, tmp_path: Path
 
 
 def test_layout_is_the_plain_folder_set(tiny: Path):
-    assert {entry.name for entry in tiny.iterdir()} == {"train", "test", "text", "dataset.json", "contact_sheet.png"}
+    assert {entry.name for entry in tiny.iterdir()} == {
+        "train",
+        "test",
+        "text",
+        "items.csv",
+        "dataset.json",
+        "contact_sheet.png",
+    }
     for split, images in (("train", 3), ("test", 2)):
         assert {entry.name for entry in (tiny / split).iterdir()} == {*BANDS, "mask"}
         names = [sorted(file.name for file in folder.iterdir()) for folder in (tiny / split).iterdir()]
@@ -96,6 +104,17 @@ def test_images_have_the_size_and_mode_of_their_band(tiny: Path, band: str, mode
             assert (image.size, image.mode) == ((48, 48), mode)
             values = set(np.unique(np.asarray(image)).tolist())
             assert values == {0, 255} if band == "mask" else len(values) > 20
+
+
+def test_the_kind_of_every_item_is_a_column_of_the_set(tiny: Path):
+    groups = {
+        one["number"]: one["group"]
+        for ones in json.loads((tiny / "dataset.json").read_text())["identities"].values()
+        for one in ones
+    }
+    items = read_split(tiny, "test", BANDS)
+    assert {item.columns["kind"] for item in items} == {"binding", "plain"}
+    assert all((item.columns["kind"] == "binding") == (groups[int(item.name[:6])] is not None) for item in items)
 
 
 def test_identities_of_the_splits_are_disjoint(tiny: Path):

@@ -40,7 +40,7 @@ from examples.prepare.synthetic.sensors import expose
 from examples.prepare.synthetic.sheet import contact_sheet
 from stmi_layers.training.files import write_folder
 
-FORMAT = 1  # to be raised whenever the same settings come to render other files
+FORMAT = 2  # to be raised whenever the same settings come to render other files
 ABOUT = (
     "Rendered, not photographed: results on this set say whether a part of a model does its work and never stand "
     "beside results on real data. Identity is carried by tags alone; a tag has one factor per band. Positions are "
@@ -105,6 +105,14 @@ def _write_split(root: Path, settings: Settings, split: str, identities: Sequenc
     return items
 
 
+def _write_kinds(path: Path, identities: dict[str, list[Identity]], items: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the kind of every item as a column of the set, so that queries can be scored by kind."""
+    binding = {one.number for ones in identities.values() for one in ones if one.group is not None}
+    kinds = [(item["item"], item["identity"] in binding) for ones in items.values() for item in ones]
+    lines = [f"{Path(name).stem},{'binding' if bound else 'plain'}" for name, bound in kinds]
+    path.write_text("\n".join(["item,kind", *lines]) + "\n", encoding="utf-8")
+
+
 def write_dataset(root: Path | str, settings: Settings | None = None, **changes: Any) -> Path:
     """Render the set into `root`, or leave it as it is when the same set is already there.
 
@@ -116,7 +124,8 @@ def write_dataset(root: Path | str, settings: Settings | None = None, **changes:
         changes: fields of `Settings` to set otherwise.
 
     Returns:
-        `root`, with `train/`, `test/`, `text/`, `dataset.json` (the factors of every item) and `contact_sheet.png`.
+        `root`, with `train/`, `test/`, `text/`, `items.csv` (the kind of every item), `dataset.json` (its factors) and
+        `contact_sheet.png`.
 
     Raises:
         FileExistsError: when `root` holds anything else.
@@ -129,6 +138,7 @@ def write_dataset(root: Path | str, settings: Settings | None = None, **changes:
         return root
     with write_folder(root) as unfinished:
         items = {split: _write_split(unfinished, settings, split, ones) for split, ones in identities.items()}
+        _write_kinds(unfinished / "items.csv", identities, items)
         manifest = header | _summary(settings, identities, items)
         (unfinished / "dataset.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         contact_sheet(unfinished)
