@@ -7,6 +7,7 @@ methods` writes.
 """
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -122,11 +123,12 @@ def _mark(more: str) -> Line2D:
 
 
 def _scale(axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
-    """Start all panels at 0, and end those of one unit alike."""
+    """Start all panels at 0 and end those of one unit alike; percents end at 25, 50, 75 or 100, in all pictures."""
     for axis, panel in zip(axes, panels, strict=True):
         alike = [other.values for other in panels if other.unit == panel.unit]
         most = max(value for of_label in alike for values in of_label.values() for value in values)
-        axis.set_xlim(0, 1.06 * most or 1)
+        end = 25 * math.ceil(most / 25) if panel.unit == "percent" else most
+        axis.set_xlim(0, 1.06 * end or 1)
 
 
 def read_panel(folder: Path, name: str, scored: str) -> Panel:

@@ -21,7 +21,7 @@ def test_panels_of_a_unit_share_their_scale_and_lines_do_not_hide_each_other(tmp
     ]
     draw_rows(panels, tmp_path / "figure", title="Title")
     first, second, third = figures[0].axes
-    assert first.get_xlim() == second.get_xlim() == (0, pytest.approx(84.8))
+    assert first.get_xlim() == second.get_xlim() == (0, pytest.approx(106))
     assert third.get_xlim() == (0, pytest.approx(2.12))
     assert [label.get_text() for label in first.get_yticklabels()] == ["stmi", "cnn"]
     dots = [collection.get_offsets() for collection in first.collections[::2]]
