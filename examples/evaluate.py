@@ -1,6 +1,6 @@
 """Retrieve with a trained model: `python -m examples.evaluate --checkpoint runs/NAME/checkpoint.pt`.
 
-The checkpoint is all it takes. Every feature of the model, and all of them joined, are scored in one pass.
+Only the checkpoint is needed. Every feature of the model, and all of them joined, are scored in one pass.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Describe images with a trained model: `python -m examples.extract --checkpoint C --images DIR --out INDEX`.
 
-The checkpoint is all it takes: the images need no identities, and masks only where the model was trained with masks.
+Only the checkpoint is needed: the images need no identities, and masks only where the model was trained with masks.
 An extraction that is stopped continues when the same command is run again. On several processes or machines:
 `torchrun --nproc-per-node 2 -m examples.extract ...`.
 """

@@ -71,7 +71,7 @@ class Computer:
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch."""
     method: str | None = None
-    """Package of your own that the checkpoint is of, which is imported: a checkpoint chooses no code to run."""
+    """Your own package whose method the checkpoint holds. It is imported, so you name it and no file does."""
 
     def __post_init__(self) -> None:
         if self.method is not None:

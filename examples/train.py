@@ -1,6 +1,6 @@
 """Train a method on a set of images and evaluate it: `python -m examples.train METHOD --data DIR --out runs/NAME`.
 
-A run that is killed continues with `--resume`; on the CPU, to the very weights of one that was never interrupted.
+A run that is killed continues with `--resume`; on a CPU it ends with the same weights as an uninterrupted run.
 On several GPUs, or several machines: `torchrun --nproc-per-node 2 -m examples.train METHOD ...`.
 """
 

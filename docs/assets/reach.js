@@ -12,7 +12,10 @@ document$.subscribe(() => {
     for (const wrap of document.querySelectorAll(".md-typeset__scrollwrap")) wrap.tabIndex = 0;
     for (const table of document.querySelectorAll("article table:not([class])")) {
       table.closest(".md-typeset__scrollwrap")?.classList.toggle("many", table.rows[0].cells.length > 4);
-      for (const cell of table.querySelectorAll("td")) cell.classList.toggle("sentence", cell.textContent.length > SENTENCE);
+      for (const cell of table.querySelectorAll("td")) {
+        cell.classList.toggle("sentence", cell.textContent.length > SENTENCE);
+        for (const node of cell.childNodes) if (node.nodeType === 3) node.data = node.data.replace(/(?<=[±≤≥]) | (?=%)/g, "\u00a0");
+      }
     }
   });
 });

@@ -80,7 +80,8 @@ def inspect(
         path: The set, in any layout, or its manifest.
         out: Folder for counts.csv, contact_sheet.png and ranges.json; runs/inspect/NAME by default.
         modalities: Names of modalities to recognise besides RGB, NI, TI, vis, thermal and their like.
-        ranges: Counts of deep images that become black and white, as TI 7012 9411, or TI image for those of each.
+        ranges: Counts that become black and white in images of more than 8 bits, as TI 7012 9411, or TI image for those
+            of each image.
         workers: Threads that decode; 0 takes all CPUs.
         limit: Lines printed of each kind of problem.
     """

@@ -49,7 +49,8 @@ CUT_OFF = """(laptop) => {
     const named = (kind, nodes) => nodes.map((node) =>
         `${kind}, ${node.scrollWidth} in ${node.clientWidth}: ${(node.textContent || node.src).trim().slice(0, 70)}`);
     const width = document.querySelector("article").clientWidth + 1;
-    const scrolls = (node) => node.closest(".md-typeset__scrollwrap, .try-scroll, p:has(> img.wide)");
+    const wide = "p:has(> img:is(.wide, [src*='/assets/benchmarks/']))";
+    const scrolls = (node) => node.closest(`.md-typeset__scrollwrap, .try-scroll, ${wide}`);
     const beyondPage = (node) => node.offsetWidth > width && !scrolls(node);
     return [
         ...(laptop ? named("code", shown("pre > code").filter(beyond)) : []),

@@ -44,7 +44,7 @@ def draw() -> str:
         180,
         304,
         "The weights of a class token sum to 1 over the tokens",
-        "of all experts. TIR is absent: nobody reads it.",
+        "of all experts. TIR is absent and not read.",
     )
     return picture(
         334,

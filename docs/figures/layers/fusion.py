@@ -27,7 +27,7 @@ def draw() -> str:
             parts.append(path([(66, y), (128, y)], thick=1.2))
             parts += [path([(252, 72 + 76 * other), (302, y)], head="head", thick=1.2) for other in (0, 1)]
     parts.append(text(180, 282, "keep is False for the tokens of a band that is missing:", size=12, fill=SOFT))
-    parts.append(text(180, 298, "nobody reads them, whatever they hold.", size=12, fill=SOFT))
+    parts.append(text(180, 298, "they are not read, whatever they hold.", size=12, fill=SOFT))
     return picture(
         312,
         "Global tokens read the semantic tokens that are kept",

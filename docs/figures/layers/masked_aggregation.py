@@ -27,7 +27,7 @@ def draw() -> str:
             250,
             "A cell is filled where the token of the row reads",
             "that of the column. Two of four patches are kept;",
-            "nobody reads the others, and their results are 0.",
+            "the others are not read, and their results are 0.",
         ),
     ]
     return picture(

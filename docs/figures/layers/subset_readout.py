@@ -34,7 +34,7 @@ def draw() -> str:
         264,
         "One query per subset reads the tokens of its members;",
         "its weights sum to 1. Without the thermal image T is",
-        "empty, and RT, NT and RNT read who is left.",
+        "empty, and RT, NT and RNT read the others.",
     )
     return picture(
         312,

@@ -43,7 +43,7 @@ def draw() -> str:
     for modality in range(3):
         parts += _row(222 + 40 * modality, modality, seen[modality])
     parts += lines(
-        180, 360, "Each stage reads the patches of one modality,", "the own ones last. Absent patches are passed over."
+        180, 360, "Each stage reads the patches of one modality,", "its own last. Absent patches are passed over."
     )
     return picture(
         390,

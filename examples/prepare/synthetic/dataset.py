@@ -2,7 +2,7 @@
 
     python -m examples.prepare.synthetic --out data/synthetic --seed 0
 
-Vehicles (or persons) in RGB, near infrared and thermal infrared, written as a plain folder set. Who is who is told by
+Vehicles (or persons) in RGB, near infrared and thermal infrared, written as a plain folder set. Identities differ in
 small tags alone: a tag has one factor per band, each factor is shared by many identities, and the places and the number
 of tags change from image to image. Two kinds of identity:
 
@@ -190,6 +190,7 @@ def main() -> None:
     @dataclass(frozen=True)
     class Command:
         out: Path
+        """Folder of the set."""
         settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def write(command: Command) -> None:

@@ -22,13 +22,13 @@ class Settings:
     """Settings of the synthetic set; with the seed they decide every byte.
 
     Attributes:
-        seed: of everything.
+        seed: seed of all that is drawn at random.
         kind: vehicles (square or wide frames suit them) or persons (tall frames).
         size: height and width in pixels, 32 or more.
         train_identities: number of identities in `train`.
         test_identities: number of identities in `test`, none of them in `train`.
         train_images: images per identity in `train`, dealt to the cameras in turn.
-        test_images: the same for `test`.
+        test_images: images per identity in `test`.
         cameras: number of cameras; they differ in light, viewpoint and pose.
         binding_share: share of the identities that come in binding groups of four; rounded down.
         background_correlation: share of the training images taken at the identity's own place; test is at random.

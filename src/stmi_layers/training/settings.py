@@ -18,7 +18,7 @@ Masks = Literal["given", "ones", "empty", "eroded", "dilated", "shuffled", "blan
 Captions = Literal["off", "required", "optional"]
 MissingModality = Literal["error", "absent", "skip"]
 Damaged = Literal["error", "skip"]
-# Lowest and highest count of a deep image, which become black and white, or "image": those of each image alone.
+# Lowest and highest count, which become black and white in images of more than 8 bits; "image": those of each image.
 Range = tuple[float, float] | Literal["image"]
 
 
@@ -59,7 +59,8 @@ class Data:
     the gallery, neither right nor wrong."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Counts that become black and white, by modality, for images of more than 8 bits per channel: a lowest and a
-    highest count, or "image" for those of each image alone. A deep image of another modality is refused."""
+    highest count, or "image" for those of each image alone. Without an entry for its modality such an image is
+    refused."""
     validation: float = 0.0
     """Share of the training identities that is held out: the run trains on the others and is scored on these, and the
     test split is not read. Choices of settings are made so; 0 trains on all and scores the test split."""
