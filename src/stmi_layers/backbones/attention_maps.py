@@ -40,8 +40,8 @@ def recording(layers: list[nn.Module]) -> Iterator[list[list[Call]]]:
         layers: modules to listen to, such as those of [`attention_layers`][stmi_layers.backbones.attention_layers].
 
     Returns:
-        A list of calls per layer, in their order, that grows with each call. A call is its positional and keyword
-            arguments.
+        A list of calls per layer, in their order, which grows with each call. A call is its positional and keyword
+        arguments.
 
     Examples:
         >>> attention = SegmentationModulatedAttention(8, 2)
