@@ -1,7 +1,7 @@
 // What the theme leaves to do: a name for the search, tables that scroll by keys, and places where long names may break.
 const LONG = 34; // characters of a name that may break at any width; shorter ones break on a phone alone
 const WORD = 24; // characters of a word of code that stay in one piece in running text: they fit a phone
-const SENTENCE = 25; // characters of a cell that needs some width, for otherwise a row is as high as the screen
+const SENTENCE = 18; // characters of a cell that needs some width, for otherwise a row is as high as the screen
 
 document$.subscribe(() => {
   document.querySelector(".md-search").setAttribute("aria-label", "Search");

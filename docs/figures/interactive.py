@@ -110,7 +110,7 @@ def project(layer: SegmentationModulatedAttention, tokens: Tensor) -> tuple[Tens
 
 @torch.no_grad()
 def semantic_tokens_of(trained: Trained, indices: list[int]) -> dict[str, Any]:
-    """Semantic tokens before the hypergraph, and where to draw them."""
+    """Semantic tokens before the hypergraph, where to draw them, and the patch that STR read most into each."""
     model, dataset, modalities = trained.model, trained.dataset, trained.run.data.modalities
     if not isinstance(model.interaction, CrossModalHypergraph):
         raise ValueError("checkpoint must be of a model with STR and CHI; its settings leave one of them out")
@@ -118,18 +118,29 @@ def semantic_tokens_of(trained: Trained, indices: list[int]) -> dict[str, Any]:
     patches, _ = tower_tokens(model.backbone, batch)
     prior = None if model.text_encoder is None else model.text_encoder(batch.texts, batch.has_text)
     tokens = model.semantic_tokens(patches, prior)
+    most_read = patches_most_read(model, patches, prior)
     samples = []
-    for index, nodes in zip(indices, tokens.flatten(1, 2), strict=True):
+    for index, nodes, read in zip(indices, tokens.flatten(1, 2), most_read, strict=True):
         name = Path(dataset.items[index].name).stem
         files = [f"{name}-{modality}.png" for modality in modalities]
-        samples.append({"name": name, "files": files, "nodes": encoded(nodes), "places": places(nodes)})
+        drawn = {"places": places(nodes), "patches": read.flatten().tolist()}
+        samples.append({"name": name, "files": files, "nodes": encoded(nodes), **drawn})
     return {
         "modalities": modalities,
+        "grid": model.backbone.grid,
         "tokens": tokens.shape[2],
         "dim": tokens.shape[3],
         "threshold": model.interaction.threshold,
         "samples": samples,
     }
+
+
+def patches_most_read(model: STMI, patches: Tensor, prior: Tensor | None) -> Tensor:
+    """Index of the patch with the greatest mean weight over the heads, (batch modalities semantic)."""
+    assert model.reallocations is not None
+    layers = zip(model.reallocations, patches.unbind(1), strict=True)
+    maps = [layer.attention(of_one, prior).mean(1) for layer, of_one in layers]
+    return torch.stack(maps, dim=1).argmax(-1)
 
 
 def places(nodes: Tensor) -> list[list[float]]:

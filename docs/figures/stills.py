@@ -90,7 +90,7 @@ def hypergraph(folder: Path) -> None:
         x, y = places[m * count : (m + 1) * count].T
         plane.scatter(x, y, s=90, marker=MARKERS[m % 5], color=COLOURS[m % 5], label=name, zorder=2)
     plane.set(xticks=[], yticks=[], title=f"Semantic tokens; lines join cosines from {content['threshold']} on")
-    plane.legend()
+    plane.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(names), frameon=False)
     matrix.imshow(incidence, cmap="Greys", vmin=0, vmax=1.4)
     matrix.set(xticks=[], yticks=[], xlabel="hyperedges", ylabel="nodes", title="Incidence")
     figure.savefig(folder / "chi.png", dpi=80, metadata={"Software": None})

@@ -29,12 +29,13 @@ def curves(history: Sequence[dict[str, Any]]) -> Figure:
     rate.set(ylabel="learning rate", ylim=(0, None))
 
     scored = [entry for entry in history if "mAP" in entry]
+    look = "o-" if len(scored) > 2 else "o"  # two evaluations are no curve
     for name, color in zip(scored[-1]["mAP"] if scored else (), cycle(COLORS), strict=False):
         values = [entry["mAP"].get(name) for entry in scored]
-        retrieval.plot([entry["epoch"] for entry in scored], values, "o-", markersize=3, color=color, label=name)
+        retrieval.plot([entry["epoch"] for entry in scored], values, look, markersize=4, color=color, label=name)
     retrieval.set(title="mAP on the test split, by descriptor", xlabel="epoch", ylim=(0, 1))
     if scored:
-        retrieval.legend(loc="lower right")
+        retrieval.legend(loc="best")
     for axis, panel in zip(watched, panels, strict=True):
         draw_watched(axis, history, panel)
     return figure

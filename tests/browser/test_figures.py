@@ -170,6 +170,14 @@ def test_hyperedge_of_a_node_by_pointer_and_keyboard(chi: Locator) -> None:
     nodes = chi.get_by_role("radio").and_(chi.locator(".try-node"))
     nodes.nth(6).hover()
     expect(chi.locator(".try-note")).to_contain_text(f"Hyperedge of {CHI['modalities'][1]} 2:")
+    row, column = divmod(CHI["samples"][0]["patches"][6], CHI["grid"][1])
+    expect(chi.locator(".try-note")).to_contain_text(f"STR read row {row + 1}, column {column + 1} of the ")
+    picture, spot = chi.locator(".try-pictures img").nth(1).bounding_box(), chi.locator(".try-spot").bounding_box()
+    assert picture
+    assert spot
+    side = picture["width"] / CHI["grid"][1]
+    assert (spot["x"] - picture["x"]) / side == pytest.approx(column, abs=0.1)
+    assert (spot["y"] - picture["y"]) / side == pytest.approx(row, abs=0.1)
     nodes.first.focus()
     chi.page.keyboard.press("ArrowLeft")
     expect(chi.locator(".try-note")).to_contain_text(f"Hyperedge of {CHI['modalities'][-1]} {CHI['tokens']}:")

@@ -59,6 +59,8 @@ CUT_OFF = """(laptop) => {
             const lines = [...node.querySelectorAll(".katex-base")];
             return !lines.length || lines.some((line) => line.offsetWidth > node.clientWidth + 1);
         })),
+        ...named("formula in a narrow line", shown(".arithmatex.broken > div").filter(
+            (line) => line.offsetWidth < line.parentElement.clientWidth - 1)),
         ...named("picture", shown("img, article svg.figure").filter(beyondPage)),
         ...named("table", shown("table").filter(beyondPage)),
     ];

@@ -21,6 +21,7 @@ function figure(content, samples, state, folder) {
   const plane = planeOf(names, modalityOf, choose);
   const matrix = matrixOf(names);
   const pictures = element("div", { class: "try-pictures" });
+  const spot = element("span", { class: "try-spot" });
   const note = element("p", { class: "try-note", "aria-live": "polite" });
   const verdict = element("p", { class: "try-verdict", "aria-live": "polite" });
   const numbers = element("dl", { class: "try-numbers" });
@@ -37,8 +38,9 @@ function figure(content, samples, state, folder) {
     plane.show(state.sample.places, incidence, present, state.node);
     matrix.show(incidence, state.node);
     const members = names.filter((_, i) => incidence[i][state.node]);
+    const patch = showPatch(modalityOf(state.node), state.sample.patches[state.node]);
     note.textContent = members.length
-      ? `Hyperedge of ${names[state.node]}: ${members.join(", ")}.`
+      ? `Hyperedge of ${names[state.node]}: ${members.join(", ")}. STR read ${patch} most into ${names[state.node]}.`
       : `${names[state.node]} is absent, and its hyperedge empty.`;
     verdict.textContent = judge(found, present.filter(Boolean).length);
     numbers.replaceChildren(
@@ -47,11 +49,21 @@ function figure(content, samples, state, folder) {
       ...pairOf("share of hyperedges across modalities", found.crossModal.toFixed(2)),
     );
   }
+  // Moves the frame to a patch of the image of a modality, and says where it is.
+  function showPatch(modality, patch) {
+    const [rows, columns] = content.grid;
+    const [row, column] = [Math.floor(patch / columns), patch % columns];
+    const [top, left] = [(100 * row) / rows, (100 * column) / columns];
+    spot.style = `top: ${top}%; left: ${left}%; height: ${100 / rows}%; width: ${100 / columns}%`;
+    pictures.children[modality].append(spot);
+    return `row ${row + 1}, column ${column + 1} of the ${content.modalities[modality]} image`;
+  }
   function showSample(k) {
     state.sample = samples[k];
     pictures.replaceChildren(
       ...samples[k].files.map((file, m) =>
-        element("img", { src: new URL(file, folder), alt: `${content.modalities[m]} image of this sample`, width: 64, height: 64 }),
+        element("span", {},
+          element("img", { src: new URL(file, folder), alt: `${content.modalities[m]} image of this sample`, width: 64, height: 64 })),
       ),
     );
     update();
