@@ -56,7 +56,8 @@ def nearest(
     if k == 0:
         return entries, distances
     centre = centre_of(gallery)
-    gallery = gallery - centre
+    if centre.any():  # features around 0 need no copy
+        gallery = gallery - centre
     norms = squared_norms(gallery)
     for rows in torch.arange(len(query), device=query.device).split(chunk_size):
         centred = query[rows] - centre
