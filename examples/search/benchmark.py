@@ -177,7 +177,8 @@ def as_table(results: Sequence[Mapping[str, Any]], items: int) -> str:
         rows.append(("" if number else f"{items:,}", name, *build, *times, recall))
     loads = [result["load"] for result in results if "load" in result]
     busy = f"The machine had {min(loads):.1f} to {max(loads):.1f} times as much to do as it has cores." if loads else ""
-    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows) + f"\n\n{busy}"
+    table = "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
+    return f"{table}\n\n{busy}".rstrip()
 
 
 def as_time(milliseconds: float) -> str:

@@ -1,5 +1,6 @@
 """Extraction holds as much memory for few items as for many: tensors that live, and objects of Python."""
 
+import gc
 import tracemalloc
 import weakref
 from collections.abc import Sequence
@@ -68,15 +69,20 @@ class Items(Sequence[Item]):
 def most_memory(model: Any, dataset: Any, count: int, folder: Path) -> tuple[int, int]:
     """The largest number of bytes, in tensors and in objects of Python, while `count` items are described."""
     samples = [dataset[index] for index in range(BATCH)]
+    endless = Endless(samples, dataset.items[:BATCH], count)
     options = {"device": "cpu", "descriptors": ("all",), "shard_size": SHARD, "batch_size": BATCH, "listing": "endless"}
     with LiveBytes() as live:
-        tracemalloc.start()
-        try:
-            extract(model, Endless(samples, dataset.items[:BATCH], count), folder, **options)
-            most = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-    assert open_shards(folder).record.items == count
+        extract(model, endless, folder / "tensors", **options)
+    gc.collect()
+    gc.freeze()  # what other tests have left is not looked at again, so that new cycles are soon found
+    tracemalloc.start()
+    try:
+        extract(model, endless, folder / "objects", **options)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        gc.unfreeze()
+    assert open_shards(folder / "objects").record.items == count
     return live.most, most
 
 
