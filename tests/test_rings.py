@@ -24,7 +24,9 @@ RULES = {
     r"examples\.towers(\..*)?": r"stmi_layers(\..*)?|examples\.optional",
     rf"examples\.({METHOD})\.figures(\..*)?": r"stmi_layers(\..*)?|examples\.(towers|figures)(\..*)?|examples\.restore",
     # A command of one method.
-    rf"examples\.({METHOD})\.tokens": r"stmi_layers(\..*)?|examples\.(towers(\..*)?|cli|restore)",
+    rf"examples\.({METHOD})\.tokens": r"stmi_layers(\..*)?|examples\.(towers(\..*)?|cli|restore|train)",
+    # A study of one method changes that method.
+    r"examples\.token_study(\..*)?": r"stmi_layers(\..*)?|examples\.((stmi|towers)(\..*)?|preset)",
     rf"examples\.({METHOD})(\..*)?": r"stmi_layers(\..*)?|examples\.towers(\..*)?|examples\.(optional|preset|recipe)",
     r"examples\.prepare(\..*)?": r"stmi_layers(\..*)?|examples(\.prepare(\..*)?|\.cli|\.optional|\.ranges)?",
     # Commands find a method by its name, when it is asked for.
