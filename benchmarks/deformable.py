@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.floor import products_alone
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers.deformable_readout import DeformableReadout
 
@@ -22,6 +23,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
             contenders={
                 "as written": Contender(problem.literal, problem.exact),
                 "ours": Contender(problem.ours, problem.exact),
+                "products alone": products_alone(problem.ours),
             },
             targets=(Target("time", 0.7), Target("memory", 1.0)) if offsets == "shared" else (),
             threads=1 if device == "cpu" else None,

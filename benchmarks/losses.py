@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from benchmarks.floor import products_alone
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import batch_hard_triplet
 
@@ -21,7 +22,8 @@ def comparisons(device: str) -> Iterator[Comparison]:
         exact = _with_gradient(as_written, features.double(), labels)
         yield Comparison(
             name=f"batch-hard triplet loss, {batch} items, forward and backward",
-            contenders={name: Contender(_with_gradient(loss, features, labels), exact) for name, loss in ways.items()},
+            contenders={name: Contender(_with_gradient(loss, features, labels), exact) for name, loss in ways.items()}
+            | {"products alone": products_alone(_with_gradient(ours, features, labels))},
             targets=(Target("time", limit),),
         )
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.floor import products_alone
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import CrossModalReconstruction, TokenPermutation
 
@@ -21,15 +22,22 @@ def comparisons(device: str) -> Iterator[Comparison]:
     upstream = torch.randn(BATCH, MODALITIES, DIM, generator=generator).to(device)
     permutation = TokenPermutation(DIM, MODALITIES, num_heads=HEADS, device=device)
     reconstruction = CrossModalReconstruction(DIM, MODALITIES, num_heads=HEADS, device=device)
+    parts = tokens[:, :, 0].contiguous(), tokens[:, :, 1:].contiguous()
     present = torch.ones(BATCH, MODALITIES, dtype=torch.bool, device=device)
     present[: BATCH // 4, 0] = False
 
-    def step(compute: Callable[[Any, Tensor], Tensor], layer: nn.Module, exact: bool = False) -> Outputs:
-        layer, given = (copy.deepcopy(layer).double(), tokens.double()) if exact else (layer, tokens)
-        given = given.detach().requires_grad_()
-        result = compute(layer, given)
+    def step(compute: Callable[..., Tensor], layer: nn.Module, *inputs: Tensor, exact: bool = False) -> Outputs:
+        layer = copy.deepcopy(layer).double() if exact else layer
+        leaves = [(given.double() if exact else given).detach().requires_grad_() for given in inputs]
+        result = compute(layer, *leaves)
         of_result = upstream.to(result.dtype) if result.ndim else torch.ones_like(result)
-        return result.detach(), *torch.autograd.grad(result, [given, *layer.parameters()], of_result)
+        return result.detach(), *torch.autograd.grad(result, [*leaves, *layer.parameters()], of_result)
+
+    def permuted() -> Outputs:
+        return step(lambda layer, *given: layer(*given), permutation, *parts)
+
+    def reconstructed() -> Outputs:
+        return step(lambda layer, given: layer.loss(given), reconstruction, tokens)
 
     def fill(compute: Callable[[Any, Tensor, Tensor], Tensor], exact: bool = False) -> Outputs:
         layer = copy.deepcopy(reconstruction).double() if exact else reconstruction
@@ -39,11 +47,9 @@ def comparisons(device: str) -> Iterator[Comparison]:
     yield Comparison(
         name="token permutation, 3 x 128, forward and backward",
         contenders={
-            "as written": Contender(lambda: step(written_permutation, permutation)),
-            "ours": Contender(
-                lambda: step(lambda layer, given: layer(given[:, :, 0], given[:, :, 1:]), permutation),
-                lambda: step(written_permutation, permutation, exact=True),
-            ),
+            "as written": Contender(lambda: step(written_permutation, permutation, *parts)),
+            "ours": Contender(permuted, lambda: step(written_permutation, permutation, *parts, exact=True)),
+            "products alone": products_alone(permuted),
         },
         targets=(Target("time", 0.12), Target("memory", 1.0)),
         threads=1,
@@ -51,11 +57,9 @@ def comparisons(device: str) -> Iterator[Comparison]:
     yield Comparison(
         name="reconstruction loss, 3 x 129, forward and backward",
         contenders={
-            "as written": Contender(lambda: step(written_loss, reconstruction)),
-            "ours": Contender(
-                lambda: step(lambda layer, given: layer.loss(given), reconstruction),
-                lambda: step(written_loss, reconstruction, exact=True),
-            ),
+            "as written": Contender(lambda: step(written_loss, reconstruction, tokens)),
+            "ours": Contender(reconstructed, lambda: step(written_loss, reconstruction, tokens, exact=True)),
+            "products alone": products_alone(reconstructed),
         },
         targets=(Target("time", 0.85), Target("memory", 1.0)),
         threads=1,
@@ -74,9 +78,9 @@ def comparisons(device: str) -> Iterator[Comparison]:
     )
 
 
-def written_permutation(layer: TokenPermutation, tokens: Tensor) -> Tensor:
+def written_permutation(layer: TokenPermutation, class_tokens: Tensor, maps: Tensor) -> Tensor:
     """M x M calls, each of which normalises and projects the patches it reads."""
-    classes, patches = tokens[:, :, 0].unbind(1), tokens[:, :, 1:].unbind(1)
+    classes, patches = class_tokens.unbind(1), maps.unbind(1)
     for shift, stage in zip((1, 2, 0), layer.stages, strict=True):
         classes = [rotate(stage, classes[m], patches[(m + shift) % MODALITIES]) for m in range(MODALITIES)]
     return torch.stack(classes, dim=1)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from benchmarks.floor import products_alone
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import absorbed_cross_attention
 
@@ -30,6 +31,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
             contenders={
                 "nn.MultiheadAttention": Contender(problem.library, problem.exact),
                 "ours": Contender(problem.ours, problem.exact),
+                "products alone": products_alone(problem.ours),
             },
             targets=() if limit is None else (Target("time", limit),),
         )

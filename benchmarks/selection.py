@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from benchmarks.floor import products_alone
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import SelectiveInteraction, TokenSelection
 
@@ -38,7 +39,8 @@ def comparisons(device: str) -> Iterator[Comparison]:
             contenders={
                 name: Contender(trained(layer, patches, class_tokens), exactly(layer, patches, class_tokens))
                 for name, layer in (("as written", written), ("ours", ours), ("ours, as released", released))
-            },
+            }
+            | {"products alone": products_alone(trained(ours, patches, class_tokens))},
             targets=(Target("time", 0.2),),
             threads=1,
         )
