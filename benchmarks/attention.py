@@ -70,7 +70,7 @@ def _targets(device: str, dtype: torch.dtype, backward: bool) -> tuple[Target, .
         return (Target("time", 1.4 if backward else 1.25), Target("memory", 1.5))
     if dtype is torch.float32:
         return (Target("time", 1.3 if backward else 1.25), Target("memory", 1.5))
-    return (Target("time", 0.9), Target("error", 1.5), Target("memory", 1.5))
+    return (Target("time", 1.0), Target("error", 1.5), Target("memory", 1.5))
 
 
 class Problem:

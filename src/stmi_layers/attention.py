@@ -88,7 +88,9 @@ def modulated_attention(
 
     `"auto"` is dense while a graph is exported or traced, inside `torch.func` and for forward-mode derivatives; else
     tiled on CPU and widened elsewhere. Where extrema of a row are tied, dense and tiled spread the gradient evenly, and
-    the other two give it to one of the tied keys. The page on benchmarks has figures.
+    the other two give it to one of the tied keys. On a CPU with bfloat16 products (AVX512-BF16 or AMX), tiled attends
+    in bfloat16 as plain attention does, above 2^19 logits per sample; elsewhere it computes half precision in
+    float32. The page on benchmarks has figures.
 
     Args:
         query: queries per head.

@@ -16,7 +16,7 @@ import reference
 from attention_problems import LAYOUTS, NAMES, assert_equal, problem, with_gradients
 from benchmarks.runner import peak_memory, threads
 from stmi_layers import SegmentationModulatedAttention, modulated_attention
-from stmi_layers.kernels import tiles
+from stmi_layers.kernels import merged, tiles
 from stmi_layers.kernels.sides import prepare
 
 
@@ -95,7 +95,9 @@ def test_half_precision(dtype, rounding):
 
 
 @either_form
-def test_half_precision_errs_no_more_than_plain_attention():
+@pytest.mark.parametrize("products", [False, True], ids=["float32", "bfloat16"])
+def test_half_precision_errs_no_more_than_plain_attention(products, monkeypatch):
+    monkeypatch.setattr(merged, "_multiplies_bfloat16", lambda: products)
     inputs = problem(300, dtype=torch.bfloat16, head_dim=64, strengths=(0.1, 0.2))
     wide = [item.double() if item.is_floating_point() else item for item in inputs]
 
@@ -105,6 +107,21 @@ def test_half_precision_errs_no_more_than_plain_attention():
     ours = error(modulated_attention(*inputs, implementation="tiled"), modulated_attention(*wide))
     plain = error(F.scaled_dot_product_attention(*inputs[:3]), F.scaled_dot_product_attention(*wide[:3]))
     assert ours <= 1.5 * plain
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("strengths", [(0.3, 0.6), (1.0, 1.0), (1.3, -0.2)])
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_products_in_bfloat16(share, strengths, per_head, monkeypatch):
+    """Plain attention over parts of the keys, merged, for strengths of all kinds."""
+    monkeypatch.setattr(merged, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(tiles, "TILE", 2000)
+    query, *rest = problem(70, share, strengths=strengths, per_head=per_head, dtype=torch.bfloat16, head_dim=32)
+    inputs = [query * 3, *rest]
+    assert merged.is_fast(query)
+    actual, expected = with_gradients("tiled", inputs), with_gradients("specification", inputs)
+    for name, one, other in zip(NAMES, actual, expected, strict=True):
+        assert (one.double() - other).abs().max() <= 3e-2 * other.abs().max().clamp(min=1), name
 
 
 @either_form

@@ -9,11 +9,10 @@ SHORT = 256  # tokens of an image of 256 x 128 pixels in patches of 16 x 16, and
 
 
 class Sides(NamedTuple):
-    """Which pairs of tokens are modulated, each batch 1 rows columns or with one of both, 1 for yes and 0 for no."""
+    """Sides that rows and columns are on, batch 1 rows 1 and batch 1 1 columns, 1 for yes and 0 for no."""
 
     rows: Tensor  # the row is in the foreground
     outward: Tensor  # the column is in the background
-    both: Tensor  # row and column are in the foreground
 
 
 def sides_of(foreground: Tensor, dtype: torch.dtype) -> Sides:
@@ -22,7 +21,7 @@ def sides_of(foreground: Tensor, dtype: torch.dtype) -> Sides:
     if carried is not None and carried.rows.dtype is dtype:
         return carried
     rows = foreground.to(dtype)[:, None, :, None]
-    return Sides(rows, 1 - rows.mT, rows * rows.mT)
+    return Sides(rows, 1 - rows.mT)
 
 
 def prepare(foreground: Tensor) -> Tensor:

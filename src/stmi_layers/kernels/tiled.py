@@ -7,7 +7,8 @@ Some heads of one sample at a time, its queries sorted into foreground and backg
 - A foreground query needs the extrema of its logits before the softmax. Such rows are made in tiles that stay in the
   cache, modulated in closed form and used up before the next tile.
 
-Where the logits of a whole sample fit into one tile, `tiled_short.py` takes over. Half precision computes in float32.
+Where the logits of a whole sample fit into one tile, `tiled_short.py` takes over. Half precision computes in float32,
+except that a processor which multiplies bfloat16 lets `merged.py` attend in longer sequences.
 """
 
 from typing import Any
@@ -17,8 +18,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from stmi_layers._precision import at_least_float32
+from stmi_layers.kernels import merged, tiled_short, tiles
 from stmi_layers.kernels import tiled_backward as tiled_backward  # registers the operator of the backward pass
-from stmi_layers.kernels import tiled_short, tiles
 from stmi_layers.kernels.flops import tell_counters
 from stmi_layers.kernels.tiles import Piece, exponentials, new_buffer, pieces, put_rows, take_rows, tile_in, wide_rows
 
@@ -65,6 +66,9 @@ def _attend(
     normaliser = alpha.new_zeros(batch, heads, tokens)
     if tiled_short.is_short(query):
         result = tiled_short.attend(query, key, value, foreground, alpha, beta, scale, normaliser)
+        return result.transpose(1, 2), normaliser
+    if merged.is_fast(query):
+        result = merged.attend(query, key, value, foreground, alpha, beta, scale, normaliser)
         return result.transpose(1, 2), normaliser
     result = value.new_empty(batch, tokens, heads, head_dim)  # tokens first, as plain attention lays it out
     # About two tiles of memory; half precision has its rows, keys, values and what they attend to in float32.

@@ -29,15 +29,16 @@ class Pairs:
 
     def __init__(self, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float) -> None:
         """`alpha` and `beta` hold one strength for all heads or one for each."""
-        self.sides, self.scale = sides_of(foreground, alpha.dtype), scale
+        self.sides = sides_of(foreground, alpha.dtype)
         one = len(alpha) == len(beta) == 1  # a number saves calls
         strengths = ((of.item() if one else of[:, None, None]) for of in (alpha, beta))
         self.alpha, self.beta = (scale * strength for strength in strengths)
+        self.least = scale * (1 - beta[:, None, None])  # slope of a pair that is not of the foreground twice
 
     def of(self, part: slice) -> tiles.Modulation:
         """Return the modulation of a slice of samples."""
-        rows, outward, both = (side[part] for side in self.sides)
-        slope = (both * (self.beta - self.alpha)).add_(self.scale - self.beta)
+        rows, outward = (side[part] for side in self.sides)
+        slope = torch.addcmul(self.least, rows * (self.beta - self.alpha), rows.mT)
         return tiles.Modulation(self.alpha, self.beta, slope, outward, rows)
 
 
@@ -80,8 +81,7 @@ def _attend_some(
     modulation.apply(logits, logits.amax(dim=-1, keepdim=True), logits.amin(dim=-1, keepdim=True), out=logits)
     greatest = logits.amax(dim=-1, keepdim=True)
     sums = logits.sub_(greatest).exp_().sum(dim=-1, keepdim=True)
-    logits.div_(sums)
-    _put_product(out, tile, values)
+    _put_product(out, tile, values, sums)
     if log_sums is not None:
         log_sums.copy_(greatest.add_(sums.log_())[..., 0])
 
@@ -136,9 +136,14 @@ def _flat(tensor: Tensor) -> Tensor:
     return at_least_float32(tensor).flatten(0, 1)
 
 
-def _put_product(target: Tensor, left: Tensor, right: Tensor) -> None:
-    """Write the product of matrices to where samples and heads are two axes, of any layout and precision."""
-    if len(target) == 1 and target.dtype is left.dtype:
-        torch.bmm(left, right, out=target[0])
-    else:
-        target.copy_(torch.bmm(left, right).unflatten(0, target.shape[:2]))
+def _put_product(target: Tensor, left: Tensor, right: Tensor, divisor: Tensor | None = None) -> None:
+    """Write the product of matrices to where samples and heads are two axes, of any layout and precision.
+
+    `divisor`, where there is one, holds a number for each row of the target.
+    """
+    direct = len(target) == 1 and target.dtype is left.dtype
+    product = torch.bmm(left, right, out=target[0]) if direct else torch.bmm(left, right)
+    if divisor is not None:
+        product.div_(divisor.flatten(0, 1))
+    if not direct:
+        target.copy_(product.unflatten(0, target.shape[:2]))
