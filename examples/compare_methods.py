@@ -121,13 +121,13 @@ def fit_epochs(rows: Rows, results: Mapping[str, list[Result]], minutes: float) 
     return {label: run.changed({"epochs": epochs[label]}) for label, run in rows.items()}
 
 
-def results_of(rows: Rows, options: Options, asked: float | None = None) -> dict[str, list[Result]]:
+def results_of(rows: Rows, options: Options, asked: Rows | None = None) -> dict[str, list[Result]]:
     """Results of the rows by label, one per seed, with their learning rate and what describing an item costs.
 
     Args:
         rows: runs by label.
         options: seeds and folder.
-        asked: learning rate that rows have where no better one was found; None where no rate was tried.
+        asked: the rows before their learning rates were chosen; None where no rate was tried.
     """
     places = {label: places_of(label, run, options, asked) for label, run in rows.items()}
     seeded = {
@@ -145,10 +145,10 @@ def results_of(rows: Rows, options: Options, asked: float | None = None) -> dict
     return found
 
 
-def places_of(label: str, run: Run, options: Options, asked: float | None) -> list[Path]:
-    """Folders of the runs of a row, one per seed: by its epochs, and its learning rate where another was asked for."""
-    rate = run.schedule.learning_rate
-    stage = f"epochs-{run.schedule.epochs}" + (f"-rate-{rate:g}" if rate != (asked or rate) else "")
+def places_of(label: str, run: Run, options: Options, asked: Rows | None) -> list[Path]:
+    """Folders of the runs of a row, one per seed: by its epochs, and its learning rate where other rates were asked."""
+    rates = [(one.schedule.learning_rate, one.schedule.rates) for one in (run, (asked or {label: run})[label])]
+    stage = f"epochs-{run.schedule.epochs}" + (f"-rate-{rates[0][0]:g}" if rates[0] != rates[1] else "")
     return [place(options, label, stage, f"seed-{seed}") for seed in options.seeds]
 
 
@@ -196,7 +196,7 @@ def main(shared: Mapping[str, Any], options: Options) -> str:
     """Run what is missing, then write table.md, table.json and the figure into the folder of the comparison."""
     rows, texts, asked = rows_of(shared, options.methods, options.inputs), [], None
     if options.learning_rates:
-        asked, tries = shared["schedule"].learning_rate, try_rates(rows, options)
+        asked, tries = rows, try_rates(rows, options)
         first = dataclasses.replace(options, seeds=options.seeds[:1])
         rule = f"Which learning rate is best for each row? Each had {tries_of(rows, options)}. Nothing else was tried."
         texts.append(write(*table_of_tries(tries, rule), first))

@@ -27,10 +27,10 @@ def score_groups(descriptors: Mapping[str, Tensor], items: Sequence[Item], proto
         Metrics of the descriptors by the values of the column, which are sorted.
 
     Raises:
-        ValueError: when an item has no such column.
+        ValueError: when a query has no value in that column.
     """
     query, gallery = (set(indices.tolist()) for indices in protocol.split(items))
-    values = {index: str(column(items[index], name)) for index in query}
+    values = {index: str(column(items[index], name, "groups")) for index in query}
     alone = replace(protocol, query_cameras=())  # roles tell queries from the gallery instead
     scores: Scores = {}
     for value in sorted(set(values.values())):

@@ -26,10 +26,10 @@ from examples.towers.tower import Tower, build_tower
 from stmi_layers.training import Data, Facts, load_split
 from stmi_layers.training.optimisation import rate
 from stmi_layers.training.schedule import check_not_negative
+from stmi_layers.training.transforms import GREY
 
 FILE = "tower.safetensors"
-GREY = 0.5
-WARMUP = 0.1
+WARMUP = 0.1  # share of the steps
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Arguments:
     epochs: int = 12
     """Passes over all images."""
     batch_size: int = 96
-    """Images in a step."""
+    """Images in a step, at least 2."""
     learning_rate: float = 2e-3
     """Highest learning rate; it rises for a tenth of the training and falls along a cosine."""
     validation: float = 0.0
@@ -66,8 +66,10 @@ class Arguments:
             raise ValueError(f"masked must lie between 0 and 1; received {self.masked}")
         if self.tower.backbone not in ("vit", "cnn") or self.tower.weights is not None:
             raise ValueError("tower must be a small one, --backbone vit or cnn, without --weights")
-        if min(self.epochs, self.batch_size) < 1:
-            raise ValueError(f"epochs and batch_size must be positive; received {self.epochs}, {self.batch_size}")
+        if self.epochs < 1 or self.batch_size < 2:
+            raise ValueError(
+                f"epochs must be positive and batch_size at least 2; received {self.epochs}, {self.batch_size}"
+            )
 
 
 class MaskedModel(nn.Module):
@@ -150,16 +152,19 @@ def guess(images: Tensor) -> float:
 
 def main(arguments: Arguments) -> list[float]:
     """Pretrain, write tower.safetensors, and print what was learned."""
+    path = arguments.out / FILE
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: choose another --out")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     images = read_images(arguments)
     began = time.process_time()
     model, history = pretrain(arguments, images)
     minutes = (time.process_time() - began) / 60
-    save_small_tower(model.tower, arguments.out / FILE)
+    save_small_tower(model.tower, path)
     print(f"{len(images)} images, {arguments.epochs} epochs, {minutes:.2f} CPU minutes")
     print(f"error of a masked pixel: {history[0]:.4f} in the first epoch, {history[-1]:.4f} in the last one")
-    print(f"error of the mean colour of the image: {guess(images):.4f}", arguments.out / FILE, sep="\n")
+    print(f"error of the mean colour of the image: {guess(images):.4f}", path, sep="\n")
     return history
 
 

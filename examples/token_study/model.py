@@ -1,4 +1,4 @@
-"""STMI whose tower, queries or hyperedges differ in the one or other respect, and which measures its tokens.
+"""STMI whose tower, queries or hyperedges differ in one respect or another, and which measures its tokens.
 
 Every change is one that might let semantic tokens tell images apart. `watch` tells what became of it, by the numbers of
 `examples.stmi.tokens` on the first batch of an evaluation.
@@ -160,10 +160,12 @@ class StudiedHypergraph(CrossModalHypergraph):
             compared = self.norm(compared.flatten(1)).view_as(tokens)
         if not self.by_median:
             return super().incidence(compared, present)
+        if present is not None:
+            raise ValueError("median_threshold needs all modalities; received items without some")
         nodes = compared.flatten(1, 2)
         if self.training:
             self.median = median_cosine(nodes)
-        return similarity_incidence(nodes, float(self.median), present=None)
+        return similarity_incidence(nodes, float(self.median))
 
 
 def median_cosine(nodes: Tensor) -> Tensor:

@@ -88,9 +88,9 @@ def incidence_statistics(
         num_modalities: number of modalities; divides the number of nodes.
 
     Returns:
-        Three numbers per sample, the mean number of nodes in a hyperedge; the share of isolated nodes, which are in no
-        hyperedge with another; the share of hyperedges that reach several modalities. Nodes in no hyperedge and empty
-        hyperedges do not count; without any the numbers are 0.
+        Three numbers per sample. The first is the mean number of nodes in a hyperedge, the second the share of isolated
+        nodes, which are in no hyperedge with another, the third the share of hyperedges that reach several modalities.
+        Nodes in no hyperedge and empty hyperedges do not count; without any the numbers are 0.
 
     Raises:
         ValueError: when `num_modalities` does not divide the number of nodes.

@@ -59,7 +59,7 @@ def test_every_layer_has_a_case():
 
 
 @every_case()
-@settings(max_examples=10)
+@settings(max_examples=settings().max_examples * 2 // 5)
 @given(data=st.data())
 def test_shapes(case, data):
     inputs = case.inputs(Drawn(data.draw), data.draw(st.integers(1, 3)))
@@ -69,7 +69,7 @@ def test_shapes(case, data):
 
 
 @every_case(lambda case: case.per_sample)
-@settings(max_examples=10)
+@settings(max_examples=settings().max_examples * 2 // 5)
 @given(data=st.data())
 def test_samples_do_not_see_each_other(case, data):
     batch = data.draw(st.integers(2, 3))

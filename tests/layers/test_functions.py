@@ -147,6 +147,6 @@ def test_vmap(case):
 def test_gradients_are_those_of_finite_differences(case):
     inputs = example(case, dtype=torch.float64, batch=3)
     leaves = tuple(item.requires_grad_(item.is_floating_point()) for item in inputs)
-    # Of large inputs in a random direction, which no wrong entry is orthogonal to.
+    # Large inputs along one random direction, which the error of a wrong gradient is almost never orthogonal to.
     large = sum(item.numel() for item in leaves if item.requires_grad) > 200
     assert torch.autograd.gradcheck(case.call, leaves, fast_mode=large)

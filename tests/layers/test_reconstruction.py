@@ -36,7 +36,7 @@ def with_gradients(result: Tensor, leaves) -> list[Tensor]:
     return [result.detach(), *torch.autograd.grad(total, leaves, materialize_grads=True)]
 
 
-@settings(max_examples=12)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.integers(2, 3), st.integers(1, 2), st.integers(0, 2**32 - 1))
 def test_filling_matches_the_loops(modalities, depth, seed):
     reconstruction, tokens = layer(modalities, depth=depth), inputs(2, modalities)
@@ -47,7 +47,7 @@ def test_filling_matches_the_loops(modalities, depth, seed):
     torch.testing.assert_close(with_gradients(actual, leaves), with_gradients(expected, leaves))
 
 
-@settings(max_examples=12)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.integers(2, 3), st.integers(1, 2), st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
 def test_loss_matches_the_loops(modalities, depth, seed, complete, detached):
     reconstruction, tokens = layer(modalities, depth=depth), inputs(2, modalities)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from examples import cli, compare, compare_methods, cost
-from examples.compare_methods import Options, fit_epochs, results_of, try_rates, with_rate
+from examples.compare_methods import Options, fit_epochs, places_of, results_of, try_rates, with_rate
 from examples.comparison_rates import best_rate, table_of_tries
 from examples.entrants import OWN, entrants, rows_of
 from examples.methods import METHODS, load_method
@@ -177,7 +177,11 @@ def test_a_run_that_has_its_best_rate_is_that_of_the_comparison_without_tries(fo
     assert with_rate(run, 0.002) is run
     assert with_rate(run, 0.001).schedule.rates["backbone"] == 0.001
     lowered = run.changed({"learning_rate": 0.001})  # its tower keeps 0.002
-    assert with_rate(lowered, 0.001) != lowered
+    tuned = with_rate(lowered, 0.001)
+    assert tuned != lowered
+    options = Options(Path())
+    assert places_of("cnn", run, options, {"cnn": run}) == places_of("cnn", run, options, None)
+    assert places_of("cnn", tuned, options, {"cnn": lowered}) != places_of("cnn", lowered, options, None)
 
 
 # Whole comparisons

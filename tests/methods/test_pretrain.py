@@ -45,6 +45,8 @@ def test_images_are_those_of_the_training_split_one_per_modality(tmp_path, capsy
     assert len(pretrain.read_images(asked)) == 5 * 4 * 2
     assert len(pretrain.main(asked)) == 1
     assert "40 images, 1 epochs" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match=r"tower\.safetensors exists already: choose another --out"):
+        pretrain.main(asked)
     run = tiny(folder, "topreid", weights=asked.out / pretrain.FILE)
     assert build_model(run, FACTS)[1].startswith("2 small towers: ")
 
@@ -78,7 +80,8 @@ def test_weights_of_another_tower_and_other_files_are_refused(tmp_path):
     [
         ({"masked": 1.0}, "masked must lie between 0 and 1; received 1.0"),
         ({"tower": Tower(backbone="timm")}, "tower must be a small one"),
-        ({"epochs": 0}, "epochs and batch_size must be positive; received 0, 96"),
+        ({"epochs": 0}, "epochs must be positive and batch_size at least 2; received 0, 96"),
+        ({"batch_size": 1}, "batch_size at least 2; received 12, 1"),
     ],
 )
 def test_pretraining_that_cannot_be_is_refused(changes, rule, tmp_path):

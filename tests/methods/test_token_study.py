@@ -104,6 +104,8 @@ def test_the_median_joins_half_of_all_pairs(tmp_path):
     assert joined == pytest.approx(0.5, abs=0.01)
     assert chi.eval().incidence(tokens + 50).all()  # by the threshold of the batch before
     assert chi.median == median_cosine(tokens.flatten(1, 2))
+    with pytest.raises(ValueError, match="median_threshold needs all modalities"):
+        chi.incidence(tokens, torch.ones(40, 2, dtype=torch.bool))
 
 
 def test_the_term_of_diversity_is_the_mean_squared_cosine():

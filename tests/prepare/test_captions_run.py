@@ -40,7 +40,6 @@ from processes import as_command, start
 from stmi_layers.training.splits import read_split
 from toy_runs import DATA, SCHEDULE, train_toy
 
-ROOT = Path(__file__).parents[2]
 MODALITIES = ("RGB", "NI")
 
 

@@ -25,8 +25,6 @@ from toy_method.model import Toy
 from toy_method.settings import Settings
 from toy_runs import DATA, MACHINE, SCHEDULE, assert_same_weights, train_toy, weights
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,8 +20,6 @@ from processes import as_command, in_processes, start
 from sets import save, tiny
 from stmi_layers.training import Machine, MultiModalDataset, describe, load_split, open_shards, unlabelled
 
-ROOT = Path(__file__).parents[2]
-
 
 def run(module: Any, *arguments: object) -> Any:
     """A command by its command line, on the CPU."""

@@ -54,7 +54,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _in_one_storage(*tensors: Tensor) -> list[Tensor]:
-    """Equal tensors in one storage, widest numbers first: a worker opens a file for every storage it hands over."""
+    """Copies in one storage of tensors, widest numbers first: a worker opens a file for every storage it hands over."""
     block = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors])
     parts = block.split([tensor.nbytes for tensor in tensors])
     return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

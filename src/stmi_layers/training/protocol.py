@@ -171,13 +171,16 @@ def query_gallery(items: Sequence[Item], query_cameras: Sequence[int] = ()) -> I
     return is_query.nonzero().flatten(), (~is_query).nonzero().flatten()
 
 
-def column(item: Item, name: str) -> str | int:
-    """The value of an item in a column: a field of its own, or one of `items.csv` or the manifest."""
+def column(item: Item, name: str, argument: str = "match and drop") -> str | int:
+    """The value of an item in a column: a field of its own, or one of `items.csv` or the manifest.
+
+    An error names the `argument` that the name of the column comes from.
+    """
     value = getattr(item, name) if name in FIELDS else item.columns.get(name)
     if value is None:
         there = [field for field in FIELDS if getattr(item, field) is not None] + list(item.columns)
         raise ValueError(
-            f"match and drop must be columns of the set, {', '.join(there)}; received {name!r}, which {item.name} "
+            f"{argument} must name columns of the set, {', '.join(there)}; received {name!r}, which {item.name} "
             "has no value of. Further columns go into items.csv or the manifest"
         )
     return value
