@@ -62,11 +62,12 @@ def main() -> int:
     options = parse()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    clock = time.process_time if options.processor_time else time.perf_counter
     results, start = [], time.perf_counter()
     for topic in options.only or TOPICS:
         for comparison in TOPICS[topic].comparisons(options.device):
             began = time.perf_counter()
-            measured = run(comparison, options.device, seconds=options.seconds, turns=options.turns)
+            measured = run(comparison, options.device, seconds=options.seconds, turns=options.turns, clock=clock)
             results.append(as_record(topic, comparison, measured))
             print(f"{report.line(results[-1])}  [{time.perf_counter() - began:.0f} s]", flush=True)
     found = {"command": spelled(sys.argv[1:]), "machine": describe(options.device), "results": results}
@@ -101,6 +102,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=TOPICS, help="measure these topics alone")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of torch, where a row asks for no number of its own")
+    helped = "time of the processor, not of the clock: for one thread, on a machine that is busy with other programs"
+    parser.add_argument("--processor-time", action="store_true", help=helped)
     parser.add_argument("--seconds", type=float, default=1.0, help="after this time a comparison begins no new turn")
     parser.add_argument("--turns", type=int, default=30, help="of a comparison, at most")
     parser.add_argument("--out", type=Path, help="JSON file; runs/benchmarks-DEVICE.json by default")

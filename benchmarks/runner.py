@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 Outputs = tuple[Tensor, ...]
+Clock = Callable[[], float]
 MEBIBYTE = 2**20
 BLOCK_SECONDS = 0.02  # short calls are repeated until a block takes this long
 
@@ -93,7 +94,9 @@ class Measured:
     error: float | None
 
 
-def run(comparison: Comparison, device: str, *, seconds: float, turns: int) -> dict[str, Measured]:
+def run(
+    comparison: Comparison, device: str, *, seconds: float, turns: int, clock: Clock = time.perf_counter
+) -> dict[str, Measured]:
     """Check, then measure every contender.
 
     Args:
@@ -101,6 +104,7 @@ def run(comparison: Comparison, device: str, *, seconds: float, turns: int) -> d
         device: where its tensors are.
         seconds: no further turn begins after this time...
         turns: ...or after this many turns; at least three are done.
+        clock: what a turn is timed by; `time.process_time` leaves out the times in which other programs ran.
 
     Raises:
         AssertionError: when a contender computes something else than it should.
@@ -108,7 +112,7 @@ def run(comparison: Comparison, device: str, *, seconds: float, turns: int) -> d
     with threads(comparison.threads):
         first = {name: first_call(name, contender, device) for name, contender in comparison.contenders.items()}
         repeats = {name: max(1, int(BLOCK_SECONDS / of_call.seconds)) for name, of_call in first.items()}
-        times = interleave(comparison.contenders, repeats, device, seconds, turns)
+        times = interleave(comparison.contenders, repeats, device, seconds, turns, clock)
     base = times[comparison.against]
     return {name: _summary(own, base, first[name]) for name, own in times.items()}
 
@@ -146,7 +150,12 @@ def relative_error(outputs: Outputs, expected: Outputs) -> float:
 
 
 def interleave(
-    contenders: Mapping[str, Contender], repeats: Mapping[str, int], device: str, seconds: float, turns: int
+    contenders: Mapping[str, Contender],
+    repeats: Mapping[str, int],
+    device: str,
+    seconds: float,
+    turns: int,
+    clock: Clock,
 ) -> dict[str, list[float]]:
     """Seconds per call of every turn, in which all contenders take part one after the other."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -159,17 +168,17 @@ def interleave(
                 # The call before the timed ones puts caches and allocator back into the contender's own state.
                 if repeats[name] > 1:
                     contender.call()
-                times[name].append(_timed(contender.call, repeats[name], device))
+                times[name].append(_timed(contender.call, repeats[name], device, clock))
     return times
 
 
-def _timed(call: Callable[[], object], repeats: int, device: str) -> float:
+def _timed(call: Callable[[], object], repeats: int, device: str, clock: Clock) -> float:
     synchronize(device)
-    began = time.perf_counter()
+    began = clock()
     for _ in range(repeats):
         call()
     synchronize(device)
-    return (time.perf_counter() - began) / repeats
+    return (clock() - began) / repeats
 
 
 def _summary(times: list[float], base: list[float], first: FirstCall) -> Measured:
