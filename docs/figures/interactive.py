@@ -25,7 +25,12 @@ from examples.restore import Trained, restore
 from examples.stmi.model import STMI
 from examples.towers.tower import tower_tokens
 from examples.towers.vit import VisionTransformer
-from stmi_layers import CrossModalHypergraph, SegmentationModulatedAttention, token_foreground
+from stmi_layers import (
+    CrossModalHypergraph,
+    SegmentationModulatedAttention,
+    SemanticTokenReallocation,
+    token_foreground,
+)
 from stmi_layers.training import Machine, MultiModalDataset, collate
 
 OUT = Path(__file__).parents[1] / "assets" / "try"
@@ -137,9 +142,9 @@ def semantic_tokens_of(trained: Trained, indices: list[int]) -> dict[str, Any]:
 
 def patches_most_read(model: STMI, patches: Tensor, prior: Tensor | None) -> Tensor:
     """Index of the patch with the greatest mean weight over the heads, (batch modalities semantic)."""
-    assert model.reallocations is not None
-    layers = zip(model.reallocations, patches.unbind(1), strict=True)
-    maps = [layer.attention(of_one, prior).mean(1) for layer, of_one in layers]
+    layers = [layer for layer in model.modules() if isinstance(layer, SemanticTokenReallocation)]
+    per_modality = zip(layers, patches.unbind(1), strict=True)
+    maps = [layer.attention(of_one, prior).mean(1) for layer, of_one in per_modality]
     return torch.stack(maps, dim=1).argmax(-1)
 
 
