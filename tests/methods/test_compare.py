@@ -297,6 +297,7 @@ def test_figures_are_written_with_their_labels(tmp_path, sweep):
     assert "<!-- 100 -->" in paths[1].read_text()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_no_seed_hides_another(tmp_path):
     equal = {"one": [RESULTS["one"][0]] * 3}
     (_, drawn) = draw(equal, [columns("mAP")], tmp_path / "figure", title="", axis="", sweep=False)

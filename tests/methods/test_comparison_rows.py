@@ -31,6 +31,7 @@ def test_panels_of_a_unit_share_their_scale_and_lines_do_not_hide_each_other(tmp
     assert second.collections[0].get_offsets()[0, 1] == 1  # alone on its line
 
 
+@pytest.mark.usefixtures("pictures")
 def test_tables_stand_side_by_side(tmp_path: Path):
     for name, score in (("one", 0.25), ("two", 0.5)):
         result = {"headline": "G", "descriptors": {"G": {"mAP": score, "R1": 0.75}}}
