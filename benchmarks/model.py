@@ -39,7 +39,9 @@ def comparisons(device: str) -> Iterator[Comparison]:
             "three ViT passes": wrap(problem.plain),
             "ours": wrap(problem.whole, expected if wrap == problem.forward else None),
         }
-        yield Comparison(f"STMI, ViT-B/16, M = 3, {name}", contenders, (Target("time", limits[name]), Target("memory", 1.01)))
+        yield Comparison(
+            f"STMI, ViT-B/16, M = 3, {name}", contenders, (Target("time", limits[name]), Target("memory", 1.01))
+        )
 
 
 def with_attention(attention: Callable[..., Tensor], features: Features) -> Features:

@@ -10,6 +10,7 @@ from examples import pretrain
 from examples.towers.tower import Tower, fill_towers
 from examples.train import build_model
 from sets import tiny, write_set
+from stmi_layers.backbones import strengths_of
 from stmi_layers.training import Facts
 
 FACTS = Facts(("RGB", "NI"), (16, 16), 5, cameras=(1, 2))
@@ -34,7 +35,8 @@ def test_a_pretrained_tower_has_looked_and_fills_a_model(backbone, tmp_path):
     pretrain.save_small_tower(model.tower, asked.out / pretrain.FILE)
     run = tiny(folder, weights=asked.out / pretrain.FILE, backbone=backbone)
     started, report = build_model(run, FACTS)
-    assert report == f"small tower: {len(model.tower.state_dict())} tensors from {pretrain.FILE}"
+    count = len(model.tower.state_dict()) - len(strengths_of(model.tower))
+    assert report == f"small tower: {count} tensors from {pretrain.FILE}"
     for name, value in model.tower.state_dict().items():
         assert torch.equal(started.backbone.state_dict()[name], value), name
 
@@ -62,6 +64,15 @@ def test_what_is_masked_is_not_seen():
     assert hidden[:, :4, 12:].all()  # the fourth patch of the first row
     assert hidden.sum() == 2 * 16
     assert (seen[0][:, :, :4, 12:] == pretrain.GREY).all()
+
+
+def test_strengths_are_those_of_the_training_and_not_of_the_file(tmp_path):
+    path = tmp_path / "tower.safetensors"
+    pretrain.save_small_tower(pretrain.build_tower(Tower(**SIZES, shared_strengths=True), FACTS), path)
+    asked = Tower(**SIZES, weights=path, modulated_blocks="none", per_head=True)
+    model = pretrain.build_tower(asked, FACTS)
+    fill_towers(asked, model)
+    assert [value.tolist() for value in strengths_of(model).values()] == [[0.0, 0.0]] * 2
 
 
 def test_weights_of_another_tower_and_other_files_are_refused(tmp_path):

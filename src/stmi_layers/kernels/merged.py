@@ -23,7 +23,7 @@ _plain = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def is_fast(query: Tensor) -> bool:
-    """Tell whether this processor is fast in the precision of these queries, if that is bfloat16."""
+    """Tell whether the queries are in bfloat16 and this processor has instructions for its products."""
     return query.dtype is torch.bfloat16 and _multiplies_bfloat16()
 
 
