@@ -176,6 +176,7 @@ def test_a_run_that_has_its_best_rate_is_that_of_the_comparison_without_tries(fo
     (run,) = rows(folder, "cnn").values()
     assert with_rate(run, 0.002) is run
     assert with_rate(run, 0.001).schedule.rates["backbone"] == 0.001
+    assert with_rate(run, 0.001).data.validation == 0
     lowered = run.changed({"learning_rate": 0.001})  # its tower keeps 0.002
     tuned = with_rate(lowered, 0.001)
     assert tuned != lowered
