@@ -83,3 +83,20 @@ def watched(name: str, *, percent: bool = False, digits: int = 1) -> Column:
         return (100 if percent else 1) * (statistics.mean(filter(None, numbers)) if any(numbers) else numbers[0])
 
     return Column(value, digits)
+
+
+SFM = Preset(
+    "Masks",
+    "Does SFM help the tower of another method?",
+    (Row("plain attention", "full"), Row("SFM", "full+sfm")),
+    ("mAP", "R1", "R5", "R10", "CPU minutes", "alpha", "beta"),
+)
+"""For methods with a variant "full+sfm" and the columns "alpha" and "beta"."""
+
+MISSING = Preset(
+    "Missing modalities",
+    "How well does the full model retrieve when modalities are missing at test time only?",
+    (Row("", "full"),),
+    axis="there at test time",
+    subsets=True,
+)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import Preset, Row, watched
+from examples.preset import MISSING, Preset, Row, watched
 
 USUAL = ("baseline", "full")  # compared where nothing else is asked
 
@@ -53,12 +53,5 @@ PRESETS: dict[str, Preset] = {
         (Row("plain attention", "full"), Row("SFM", "full-with-sfm")),
         columns=(*SCORES, "kept patches", "alpha", "beta"),
     ),
-    "missing": Preset(
-        "Missing modalities",
-        "How well does EDITOR retrieve when modalities are missing at test time only?",
-        (Row("", "full"),),
-        columns=SCORES,
-        axis="there at test time",
-        subsets=True,
-    ),
+    "missing": MISSING,
 }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import Preset, Row, watched
+from examples.preset import MISSING, SFM, Preset, Row, watched
 
 USUAL = ("baseline", "full")  # compared where nothing else is asked
 
@@ -60,17 +60,6 @@ PRESETS: dict[str, Preset] = {
         axis="patches",
         sweep=True,
     ),
-    "sfm": Preset(
-        "Masks",
-        "Does SFM help the tower of another method?",
-        (Row("plain attention", "full"), Row("SFM", "full+sfm")),
-        (*SCORES, "alpha", "beta"),
-    ),
-    "missing": Preset(
-        "Missing modalities",
-        "How well does the full model retrieve when modalities are missing at test time only?",
-        (Row("", "full"),),
-        axis="there at test time",
-        subsets=True,
-    ),
+    "sfm": SFM,
+    "missing": MISSING,
 }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import Preset, Row, watched
+from examples.preset import MISSING, Preset, Row, watched
 
 USUAL = ("baseline", "full")  # compared where nothing else is asked
 
@@ -70,12 +70,5 @@ PRESETS: dict[str, Preset] = {
         ),
         SCORES,
     ),
-    "missing": Preset(
-        "Missing modalities",
-        "How well does the full model retrieve when modalities are missing at test time only?",
-        (Row("", "full"),),
-        SCORES,
-        axis="there at test time",
-        subsets=True,
-    ),
+    "missing": MISSING,
 }

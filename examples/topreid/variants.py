@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import Preset, Row, watched
+from examples.preset import MISSING, SFM, Preset, Row, watched
 
 USUAL = ("baseline", "tpm", "full")  # compared where nothing else is asked
 
@@ -33,19 +33,8 @@ PRESETS: dict[str, Preset] = {
         (Row("one for all", "full-shared-tower"), Row("one per modality", "full")),
         SCORES,
     ),
-    "sfm": Preset(
-        "Masks",
-        "Does SFM help the towers of another method?",
-        (Row("plain attention", "full"), Row("SFM", "full+sfm")),
-        (*SCORES, "alpha", "beta"),
-    ),
-    "missing": Preset(
-        "Missing modalities",
-        "How well does the full model retrieve when modalities are missing at test time only?",
-        (Row("", "full"),),
-        axis="there at test time",
-        subsets=True,
-    ),
+    "sfm": SFM,
+    "missing": MISSING,
     "missing-without-filling": Preset(
         "Missing modalities, not filled in",
         "How well does it retrieve when CRM fills in nothing?",
