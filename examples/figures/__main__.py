@@ -48,6 +48,7 @@ def main(arguments: Arguments) -> list[Path]:
     trained = restore(arguments.checkpoint, arguments.data.changes(), machine=arguments.machine.machine())
     indices = _choose(trained, arguments)
     out = arguments.out or arguments.checkpoint.parent / "figures"
+    variants = compare_variants(trained, arguments) if arguments.other_checkpoints else {}
     written: list[Path] = []
 
     def write(name: str, figure: Figure) -> None:
@@ -61,8 +62,7 @@ def main(arguments: Arguments) -> list[Path]:
     write("retrieval", ranked_lists(trained.dataset, descriptor, chosen, trained.protocol))
     panels = {name: features[places] for name, features in panels.items()}
     write("features", draw_maps(panels, identities, title="Test features by descriptor, coloured by identity"))
-    if arguments.other_checkpoints:
-        variants = compare_variants(trained, arguments)
+    if variants:
         panels = {name: features[places] for name, features in variants.items()}
         write("variants", draw_maps(panels, identities, title="Test features by variant, coloured by identity"))
     figures, left_out = look_inside(trained, indices)

@@ -19,16 +19,25 @@ OTHERS = {
 }
 VIOLATIONS = """async (options, part = document) => (await axe.run(part, options)).violations.flatMap(
     (rule) => rule.nodes.map((node) => `${rule.id} at ${node.target}: ${node.failureSummary}`))"""
-# Most text is code and formulas. Those in colours that a block before them has already shown need no second look.
-CONTRAST_VIOLATIONS = f"""(options) => {{
-    const seen = new Set();
-    const colours = (block) => [block, ...block.querySelectorAll("span")].map((node) => {{
-        const {{ color, backgroundColor, fontWeight }} = getComputedStyle(node);
-        return [block.localName, color, backgroundColor, fontWeight].join();
+# Most text is code, formulas and the list of all pages. What stands in colours, on a ground and in a size that were
+# looked at on a page in the same palette needs no second look.
+CONTRAST_VIOLATIONS = f"""async (options) => {{
+    const key = `seen in ${{document.body.dataset.mdColorScheme}}`;
+    const seen = new Set(JSON.parse(sessionStorage.getItem(key) || "[]"));
+    const ground = (node) => {{
+        const own = getComputedStyle(node).backgroundColor;
+        return own === "rgba(0, 0, 0, 0)" && node.parentElement ? ground(node.parentElement) : own;
+    }};
+    const looks = (block) => [block, ...block.querySelectorAll("span")].map((node) => {{
+        const {{ color, fontWeight, fontSize }} = getComputedStyle(node);
+        return [block.localName, color, ground(node), fontWeight, fontSize].join();
     }});
-    const known = (block) => colours(block).filter((one) => !seen.has(one) && seen.add(one)).length === 0;
-    const exclude = [...document.querySelectorAll("article :is(pre, code, .katex)")].filter(known);
-    return ({VIOLATIONS})(options, {{ exclude }});
+    const known = (block) => looks(block).filter((one) => !seen.has(one) && seen.add(one)).length === 0;
+    const blocks = document.querySelectorAll("article :is(pre, code, .katex), .md-sidebar--primary");
+    const exclude = [...blocks].filter(known);
+    const violations = await ({VIOLATIONS})(options, {{ exclude }});
+    sessionStorage.setItem(key, JSON.stringify([...seen]));
+    return violations;
 }}"""
 UNRENDERED = """[...document.querySelectorAll(".arithmatex")]
     .filter((node) => !node.querySelector(".katex") || node.querySelector(".katex-error"))

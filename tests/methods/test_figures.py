@@ -25,6 +25,7 @@ from examples.towers.cnn import ConvolutionalBackbone
 from examples.towers.pretrained import PretrainedBackbone
 from examples.towers.vit import VisionTransformer
 from examples.train import train
+from no_pictures import save_none
 from sets import tiny, write_set
 from stmi_layers import SemanticTokenReallocation
 from stmi_layers.backbones import TokenBackbone, attention_layers, heads_of, modulate, recording
@@ -157,7 +158,10 @@ def test_one_command_draws_all_figures_twice(run: Path, tmp_path: Path, capsys) 
         ),
     ],
 )
-def test_what_a_model_lacks_is_left_out_and_said(run: Path, tmp_path: Path, capsys, name: str, reasons: list[str]):
+def test_what_a_model_lacks_is_left_out_and_said(
+    run: Path, tmp_path: Path, capsys, monkeypatch, name: str, reasons: list[str]
+):
+    monkeypatch.setattr("examples.figures.__main__.save", save_none)
     written = {path.stem for path in draw(run, name, "--out", tmp_path, "--count", 1)}
     printed = capsys.readouterr().out
     assert all(reason in printed for reason in reasons)

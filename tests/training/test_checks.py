@@ -122,17 +122,17 @@ def test_several_share_one_check(root: Path, seen: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_start_on_ten_thousand_files_takes_a_tenth_of_the_first(tmp_path: Path) -> None:
+def test_a_second_start_on_three_thousand_files_takes_a_tenth_of_the_first(tmp_path: Path) -> None:
     noise(tmp_path / "original.jpg", (256, 128))
     for modality in MODALITIES:
         (tmp_path / "set" / "train" / modality).mkdir(parents=True)
-        for number in range(3334):
+        for number in range(1000):
             name = f"{number // 4:06d}_cam{number % 4}_0_00.jpg"
             (tmp_path / "set" / "train" / modality / name).hardlink_to(tmp_path / "original.jpg")
     times = []
     for _ in range(2):
         start = time.process_time()
-        assert len(read(tmp_path / "set", captions="off")) == 3334
+        assert len(read(tmp_path / "set", captions="off")) == 1000
         times.append(time.process_time() - start)
     assert times[1] < 0.1 * times[0], times
 
