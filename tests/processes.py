@@ -44,8 +44,11 @@ def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2, pat
 
 
 def start(work: Callable[..., None], *arguments: Any, says: Path) -> BaseProcess:
-    """Start `work` in a process of its own, which writes its output and its errors into the file `says`."""
-    process = CONTEXT.Process(target=_saying, args=(str(says), work, arguments))
+    """Start `work` in a process of its own, which writes its output and its errors into the file `says`.
+
+    The server that forks it was started earlier, with the variables of the environment at that time.
+    """
+    process = CONTEXT.Process(target=_saying, args=(dict(os.environ), str(says), work, arguments))
     process.start()
     return process
 
@@ -63,7 +66,9 @@ def as_command(module: str, *arguments: object) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _saying(says: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _saying(variables: dict[str, str], says: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
     with open(says, "w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

@@ -161,7 +161,7 @@ def test_one_command_draws_all_figures_twice(run: Path, tmp_path: Path, capsys) 
 def test_what_a_model_lacks_is_left_out_and_said(
     run: Path, tmp_path: Path, capsys, monkeypatch, name: str, reasons: list[str]
 ):
-    monkeypatch.setattr("examples.figures.__main__.save", save_none)
+    monkeypatch.setitem(main.__globals__, "save", save_none)
     written = {path.stem for path in draw(run, name, "--out", tmp_path, "--count", 1)}
     printed = capsys.readouterr().out
     assert all(reason in printed for reason in reasons)
