@@ -131,7 +131,7 @@ PRESETS: dict[str, Preset] = {
         axis="text prior",
     ),
     "binding": _ask(
-        "Identities that only the combination of parts tells apart",
+        "Binding identities",
         "What does each module add where every part of an identity is shared, and where it is not?",
         tuple(Row(label, name, groups="kind") for label, name in STEPS),
         columns=("mAP", "mAP of plain", "mAP of binding"),
