@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 # Content of metrics.json.
 Result = dict[str, Any]
 
+SCORES = ("mAP", "R1", "R5", "R10")
+TIMED_SCORES = (*SCORES, "CPU minutes")
+
 
 class Column(NamedTuple):
     """A number of a run, and the digits it is shown with; a run that lacks it raises KeyError or TypeError."""
@@ -60,7 +63,7 @@ class Preset(NamedTuple):
     title: str
     asks: str
     rows: tuple[Row, ...]
-    columns: tuple[str, ...] = ("mAP", "R1", "R5", "R10")
+    columns: tuple[str, ...] = SCORES
     panels: tuple[tuple[str, ...], ...] = (("mAP",),)
     axis: str = "variant"
     sweep: bool = False
@@ -85,13 +88,16 @@ def watched(name: str, *, percent: bool = False, digits: int = 1) -> Column:
     return Column(value, digits)
 
 
+# What methods share: the columns of the strengths of SFM, and presets.
+STRENGTHS = {"alpha": watched("alpha", digits=2), "beta": watched("beta", digits=2)}
+
 SFM = Preset(
     "Masks",
     "Does SFM help the tower of another method?",
     (Row("plain attention", "full"), Row("SFM", "full+sfm")),
-    ("mAP", "R1", "R5", "R10", "CPU minutes", "alpha", "beta"),
+    (*TIMED_SCORES, *STRENGTHS),
 )
-"""For methods with a variant "full+sfm" and the columns "alpha" and "beta"."""
+"""For methods with a variant "full+sfm" and the columns `STRENGTHS`."""
 
 MISSING = Preset(
     "Missing modalities",

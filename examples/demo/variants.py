@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import MISSING, Preset, Row, watched
+from examples.preset import MISSING, SCORES, STRENGTHS, Preset, Row
 
 USUAL = ("baseline", "full")  # compared where nothing else is asked
 
@@ -20,9 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 # What a run of DeMo says of itself.
-COLUMNS = {"alpha": watched("alpha", digits=2), "beta": watched("beta", digits=2)}
-
-SCORES = ("mAP", "R1", "R5", "R10")
+COLUMNS = STRENGTHS
 
 PRESETS: dict[str, Preset] = {
     "modules": Preset(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import MISSING, Preset, Row, watched
+from examples.preset import MISSING, SCORES, STRENGTHS, Preset, Row, watched
 
 USUAL = ("baseline", "full")  # compared where nothing else is asked
 
@@ -19,13 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 # What a run of EDITOR says of itself.
-COLUMNS = {
-    "alpha": watched("alpha", digits=2),
-    "beta": watched("beta", digits=2),
-    "kept patches": watched("kept"),
-}
-
-SCORES = ("mAP", "R1", "R5", "R10")
+COLUMNS = STRENGTHS | {"kept patches": watched("kept")}
 
 PRESETS: dict[str, Preset] = {
     "modules": Preset(

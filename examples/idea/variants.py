@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import MISSING, SFM, Preset, Row, watched
+from examples.preset import MISSING, SFM, STRENGTHS, TIMED_SCORES, Preset, Row
 
 USUAL = ("baseline", "full")  # compared where nothing else is asked
 
@@ -23,16 +23,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"reach-{reach}": {"captions": "required", "max_offset": (float(reach), float(reach))} for reach in REACHES},
 }
 
-COLUMNS = {"alpha": watched("alpha", digits=2), "beta": watched("beta", digits=2)}
-
-SCORES = ("mAP", "R1", "R5", "R10", "CPU minutes")
+COLUMNS = STRENGTHS
 
 PRESETS: dict[str, Preset] = {
     "modules": Preset(
         "Modules",
         "What does each module add?",
         (Row("baseline", "baseline"), Row("IMFE", "captions"), Row("CDA", "cda"), Row("IMFE + CDA", "full")),
-        SCORES,
+        TIMED_SCORES,
     ),
     "text": Preset(
         "Captions",
@@ -50,13 +48,13 @@ PRESETS: dict[str, Preset] = {
             Row("offsets per modality", "full-separate"),
             Row("offsets per modality along a diagonal", "full-diagonal"),
         ),
-        SCORES,
+        TIMED_SCORES,
     ),
     "reach": Preset(
         "Reach",
         "How many patches should a place move at most?",
         tuple(Row(str(reach), f"reach-{reach}") for reach in REACHES),
-        SCORES,
+        TIMED_SCORES,
         axis="patches",
         sweep=True,
     ),

@@ -6,7 +6,7 @@ the same run there.
 
 from typing import Any
 
-from examples.preset import MISSING, SFM, Preset, Row, watched
+from examples.preset import MISSING, SFM, STRENGTHS, TIMED_SCORES, Preset, Row
 
 USUAL = ("baseline", "full")  # compared where nothing else is asked
 
@@ -26,9 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full+sfm": {"masks": "given"},
 }
 
-COLUMNS = {"alpha": watched("alpha", digits=2), "beta": watched("beta", digits=2)}
-
-SCORES = ("mAP", "R1", "R5", "R10", "CPU minutes")
+COLUMNS = STRENGTHS
 
 PRESETS: dict[str, Preset] = {
     "modules": Preset(
@@ -40,19 +38,19 @@ PRESETS: dict[str, Preset] = {
             Row("PFA + SRP", "adapters+prompts"),
             Row("PFA + SRP + readout", "full"),
         ),
-        SCORES,
+        TIMED_SCORES,
     ),
     "start": Preset(
         "Start of the adapters",
         "Should adapters leave the tower as it is at first, or disturb it, as in the research code?",
         (Row("at 0", "full-zero-start"), Row("at random", "full-random-start")),
-        SCORES,
+        TIMED_SCORES,
     ),
     "tower": Preset(
         "Tower",
         "Is a frozen tower with adapters as good as one that is trained?",
         (Row("frozen", "full"), Row("trained", "full-trained-tower")),
-        SCORES,
+        TIMED_SCORES,
     ),
     "sfm": SFM,
     "missing": MISSING,

@@ -12,6 +12,7 @@ from examples.methods import Method, load_method
 from examples.run import Run, default_run
 from examples.towers.releases.tensors import Carried, Release, State
 from examples.towers.releases.towers import tower_state
+from stmi_layers.backbones.positions import GRID_NAME
 from stmi_layers.training import Data, Facts
 from stmi_layers.training.messages import shorten
 from stmi_layers.training.run import Run as TrainingRun
@@ -115,9 +116,7 @@ def _load(module: nn.Module, state: State, kept: Mapping[str, str], release: Rel
     """Fill a module, and return how many of its tensors were filled."""
     own = module.state_dict()
     missing = [
-        name
-        for name in own
-        if name not in state and not name.startswith(tuple(kept)) and not name.endswith("position_grid")
+        name for name in own if name not in state and not name.startswith(tuple(kept)) and not name.endswith(GRID_NAME)
     ]
     unknown = [f"{name}{_source(release, state[name])}" for name in state if name not in own]
     wrong = [

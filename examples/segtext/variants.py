@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import MISSING, Preset, Row, watched
+from examples.preset import MISSING, SCORES, Preset, Row, watched
 
 USUAL = ("baseline", "full")  # compared where nothing else is asked
 
@@ -31,8 +31,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 COLUMNS = {"temperature": watched("temperature", digits=3), "mask weight": watched("mask_weight", digits=2)}
-
-SCORES = ("mAP", "R1", "R5", "R10")
 
 PRESETS: dict[str, Preset] = {
     "modules": Preset(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import MISSING, SFM, Preset, Row, watched
+from examples.preset import MISSING, SFM, STRENGTHS, TIMED_SCORES, Preset, Row, watched
 
 USUAL = ("baseline", "sim", "sim+gam", "full")  # compared where nothing else is asked
 
@@ -24,20 +24,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"keep-{share:g}": {"keep": share} for share in (0.125, 0.25, 0.5, 0.75, 1.0)},
 }
 
-COLUMNS = {
-    "alpha": watched("alpha", digits=2),
-    "beta": watched("beta", digits=2),
-    "temperature": watched("temperature", digits=3),
-}
-
-SCORES = ("mAP", "R1", "R5", "R10", "CPU minutes")
+COLUMNS = STRENGTHS | {"temperature": watched("temperature", digits=3)}
 
 PRESETS: dict[str, Preset] = {
     "modules": Preset(
         "Modules",
         "What does each module add?",
         (Row("baseline", "baseline"), Row("SIM", "sim"), Row("SIM + GAM", "sim+gam"), Row("SIM + GAM + LAM", "full")),
-        SCORES,
+        TIMED_SCORES,
     ),
     "readings": Preset(
         "Readings",
@@ -50,13 +44,13 @@ PRESETS: dict[str, Preset] = {
             Row("own identity as negatives", "full-all-negatives"),
             Row("positions of the code", "full-released-points"),
         ),
-        (*SCORES, "temperature"),
+        (*TIMED_SCORES, "temperature"),
     ),
     "keep": Preset(
         "Selected patches",
         "How large a share of the patches should a class token select?",
         tuple(Row(f"{share:g}", f"keep-{share:g}") for share in (0.125, 0.25, 0.5, 0.75, 1.0)),
-        SCORES,
+        TIMED_SCORES,
         axis="share",
         sweep=True,
     ),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import Preset, Row, watched
+from examples.preset import STRENGTHS, Preset, Row, watched
 
 BASELINE = {"masks": "none", "reallocation": False}
 
@@ -39,9 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 # What a run of STMI says of itself. Strengths are those of the blocks in which SFM acts; the others have 0.
-COLUMNS = {
-    "alpha": watched("alpha", digits=2),
-    "beta": watched("beta", digits=2),
+COLUMNS = STRENGTHS | {
     "edge size": watched("hypergraph/mean_edge_size", digits=2),
     "nodes": watched("hypergraph/nodes", digits=0),
     "isolated %": watched("hypergraph/isolated_share", percent=True),

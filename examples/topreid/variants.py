@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.preset import MISSING, SFM, Preset, Row, watched
+from examples.preset import MISSING, SFM, STRENGTHS, TIMED_SCORES, Preset, Row
 
 USUAL = ("baseline", "tpm", "full")  # compared where nothing else is asked
 
@@ -16,22 +16,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full+sfm": {"masks": "given"},
 }
 
-COLUMNS = {"alpha": watched("alpha", digits=2), "beta": watched("beta", digits=2)}
-
-SCORES = ("mAP", "R1", "R5", "R10", "CPU minutes")
+COLUMNS = STRENGTHS
 
 PRESETS: dict[str, Preset] = {
     "modules": Preset(
         "Modules",
         "What does each module add?",
         (Row("baseline", "baseline"), Row("TPM", "tpm"), Row("TPM + CRM", "full")),
-        SCORES,
+        TIMED_SCORES,
     ),
     "towers": Preset(
         "Towers",
         "Is a tower per modality worth its weights?",
         (Row("one for all", "full-shared-tower"), Row("one per modality", "full")),
-        SCORES,
+        TIMED_SCORES,
     ),
     "sfm": SFM,
     "missing": MISSING,

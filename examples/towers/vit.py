@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stmi_layers import SegmentationModulatedAttention, token_foreground
 from stmi_layers.backbones import choose_layers
+from stmi_layers.backbones.positions import GRID_NAME
 
 Placement = Literal["all", "early", "late", "none"]
 
@@ -71,7 +72,7 @@ class VisionTransformer(nn.Module):
         self.class_token = nn.Parameter(torch.empty(dim))
         self.positions = nn.Parameter(torch.empty(1 + self.grid[0] * self.grid[1], dim))
         # The grid travels with the weights: 16 x 8 and 8 x 16 positions have the same shape and another meaning.
-        self.register_buffer("position_grid", torch.tensor(self.grid))
+        self.register_buffer(GRID_NAME, torch.tensor(self.grid))
         self.register_load_state_dict_pre_hook(_refuse_other_grid)
         self.blocks = nn.ModuleList(
             Block(
@@ -159,7 +160,7 @@ def convolutional_stem(patch_size: int, width: int, dim: int, depth: int) -> nn.
 
 
 def _refuse_other_grid(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    stored = state_dict.get(f"{prefix}position_grid")
+    stored = state_dict.get(f"{prefix}{GRID_NAME}")
     if stored is not None and tuple(stored.tolist()) != module.grid:
         raise ValueError(
             f"the checkpoint's positions are for a grid of {tuple(stored.tolist())} patches, the model's for "
