@@ -21,7 +21,11 @@ CONTENTS = {
     str(page.relative_to(ROOT)): page.read_text()
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
-GUIDES = [name for name in CONTENTS if name.startswith("docs/guides/") or name in ("docs/start.md", "docs/examples.md")]
+GUIDES = [
+    name
+    for name in CONTENTS
+    if name.startswith(("docs/guides/", "docs/layers/")) or name in ("docs/start.md", "docs/choose.md", "docs/examples.md")
+]
 PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -115,7 +119,7 @@ def test_code_fits_its_pane(page: str):
 
 
 @pytest.mark.parametrize("page", GUIDES)
-def test_a_guide_says_what_it_needs_and_keeps_to_it(page: str):
+def test_a_page_says_what_it_needs_and_keeps_to_it(page: str):
     text = CONTENTS[page]
     needs = re.match(r"# .+\n\n\*\*Needs:\*\* (the package|a clone)\b", text)
     assert needs, "the first paragraph must say: **Needs:** the package ..., or **Needs:** a clone ..."
