@@ -74,7 +74,7 @@ PRESETS: dict[str, Preset] = {
         columns=("mAP", "R1", "R5", "R10", "mAP by G", "alpha", "beta", "CPU minutes"),
     ),
     "fusion": _ask(
-        "Fusion",
+        "Interaction of the semantic tokens",
         "What should the semantic tokens interact by (Table 4)?",
         (
             Row("concatenation", "full-concatenation"),
