@@ -21,11 +21,8 @@ CONTENTS = {
     str(page.relative_to(ROOT)): page.read_text()
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
-GUIDES = [
-    name
-    for name in CONTENTS
-    if name.startswith(("docs/guides/", "docs/layers/")) or name in ("docs/start.md", "docs/choose.md", "docs/examples.md")
-]
+FIRST_PAGES = ("docs/start.md", "docs/choose.md", "docs/examples.md")
+GUIDES = [name for name in CONTENTS if name.startswith(("docs/guides/", "docs/layers/")) or name in FIRST_PAGES]
 PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
