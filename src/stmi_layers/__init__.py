@@ -1,4 +1,4 @@
-"""Typed PyTorch layers for multi-modal object re-identification: the STMI system as composable parts."""
+"""Typed PyTorch layers for multi-modal object re-identification: the parts of STMI and of related systems."""
 
 from stmi_layers._typing import typed as typed
 from stmi_layers.adapters import AsymmetricAdapter as AsymmetricAdapter

@@ -1,7 +1,7 @@
-"""Quick acceptance of arguments: a yes for a call whose annotations hold, in a few microseconds.
+"""Fast path of the annotation checks: accepts a call whose annotations hold within a few microseconds.
 
-The checks of `jaxtyping` and `beartype` take ten times as long, and they alone may refuse: whatever is not accepted
-here goes to them, whether it is wrong or annotated in a way that this file does not read.
+The checks of `jaxtyping` and `beartype` take ten times as long. They alone may refuse a call: every call that is not
+accepted here goes to these checks, whether it is wrong or annotated in a way that this file does not read.
 """
 
 import functools
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import AbstractArray
 from torch import Tensor
 
-Sizes = dict[str, Any]  # size of every axis by its name, and the sizes of axes that one name stands for
+Sizes = dict[str, Any]  # the size of an axis by its name; a tuple of sizes for a name of several axes, `*name`
 Accepts = Callable[[Any, Sizes], bool]
 Axis = tuple[str | int | types.CodeType | None, bool]
 WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -24,7 +24,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, *WHOLE)
 
 
 class Acceptance:
-    """Accepts arguments and results of `function`, or says that it cannot tell."""
+    """Recognises arguments and results of `function` that hold their annotations; False means that it cannot tell."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         signature = inspect.signature(function)
@@ -37,7 +37,7 @@ class Acceptance:
         self._result = _reader(signature.return_annotation)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: Sizes) -> bool:
-        """Tell whether the arguments hold their annotations and share a device; write the sizes of their axes."""
+        """Tell whether the arguments hold their annotations and share a device; write their axes into `sizes`."""
         if self._named is None or len(args) > len(self._positional):
             return False
         device = None
@@ -58,7 +58,7 @@ class Acceptance:
 
 
 def _reader(annotation: Any) -> Accepts | None:
-    """Return what accepts values of an annotation; None where it is of a kind not read here."""
+    """Return a function that accepts the values of `annotation`; None for a kind that this file does not read."""
     if annotation is inspect.Parameter.empty:
         return lambda value, sizes: True
     if annotation in (None, types.NoneType):
@@ -74,7 +74,7 @@ def _reader(annotation: Any) -> Accepts | None:
         return None
     if issubclass(annotation, AbstractArray):
         return _array(annotation)
-    kind = (float, int) if annotation is float else annotation  # an int is welcome where a float is
+    kind = (float, int) if annotation is float else annotation  # an int may stand for a float
     return lambda value, sizes: isinstance(value, kind)
 
 
@@ -104,7 +104,10 @@ def _tuple(readers: list[Accepts | None]) -> Accepts | None:
 
 
 def _array(annotation: type[AbstractArray]) -> Accepts | None:
-    """Return what accepts a tensor by dtype and axes: names, numbers, arithmetic, `#name`, and one `*name` or `...`."""
+    """Return a function that accepts tensors by dtype and axes.
+
+    It reads names, numbers, arithmetic, `#name`, and at most one `*name` or `...`.
+    """
     axes = annotation.dim_str.split()
     several = [place for place, axis in enumerate(axes) if axis == "..." or axis[0] == "*"]
     if annotation.array_type is not Tensor or len(several) > 1 or any(_is_unread(axis) for axis in axes):
@@ -137,7 +140,7 @@ def _is_unread(axis: str) -> bool:
 
 
 def _axis(text: str) -> Axis:
-    """Return the name, the number, compiled arithmetic or None for any size; and whether 1 will do, too."""
+    """Return the size as a name, number, compiled arithmetic or None (any size), and whether size 1 fits as well."""
     bare = text.removeprefix("#")
     if bare.startswith("_"):
         return None, False
@@ -158,5 +161,5 @@ def _fits(axis: Axis, size: int, sizes: Sizes) -> bool:
 
 @functools.cache
 def _dtypes(kind: Any) -> frozenset[torch.dtype]:
-    """Return the dtypes of `Float`, `Int` and the like, by asking them; complex and quantized ones are left to them."""
+    """Return the common dtypes that a kind such as `Float` accepts; complex and quantized dtypes go to `jaxtyping`."""
     return frozenset(dtype for dtype in DTYPES if isinstance(SimpleNamespace(shape=(), dtype=dtype), kind[Any, "..."]))

@@ -1,4 +1,4 @@
-"""Activations that torch has not."""
+"""Activation functions that torch does not provide."""
 
 import torch
 from torch import Tensor

@@ -1,11 +1,11 @@
-"""Checksums of the zip archives that torch writes, which it does not compare when it reads them."""
+"""Checksums of the zip archives that torch writes; torch does not verify them when it reads an archive."""
 
 import zipfile
 from pathlib import Path
 
 
 def find_damage(path: Path) -> str | None:
-    """Find out what is damaged in an archive, by the CRC-32 of every record; None when nothing is."""
+    """Return what is damaged in an archive, by the CRC-32 of every record; None for an intact archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()

@@ -1,4 +1,4 @@
-"""Batch norm whose statistics leave out what is absent."""
+"""Batch norm whose statistics leave out absent entries."""
 
 import torch
 from torch import Tensor, nn
@@ -7,18 +7,19 @@ from stmi_layers._precision import at_least_float32, without_autocast
 
 
 def batch_norm(norm: nn.BatchNorm1d, rows: Tensor, keep: Tensor | None) -> Tensor:
-    """Apply `norm` to `rows`, (batch channels); in training, only rows and channels that `keep` marks True count.
+    """Apply `norm` to `rows` (batch channels); in training, only the entries that `keep` marks True count.
 
-    A channel kept in fewer than two rows has no statistics: it uses the running ones, and leaves them as they are.
-    A norm that sees the samples of several processes sums over them by its `total`.
+    A channel kept in fewer than two rows has no batch statistics: the channel uses its running statistics and leaves
+    them unchanged. A norm over several processes has an attribute `total`, a function that sums over the processes.
     """
     total = getattr(norm, "total", None)
     if norm.training and rows.shape[0] == 1 and total is None:
-        raise ValueError("batch must hold at least two samples in training, for batch norm; received 1. Call eval()")
+        rule = "batch must hold at least two samples for batch norm in training"
+        raise ValueError(f"{rule}; received 1. Add samples, or call eval() for inference")
     rows = rows.to(torch.promote_types(rows.dtype, norm.weight.dtype))
-    # In bfloat16 on a CPU, torch loses a tenth of the gradients in training: these are computed here, in float32.
+    # In bfloat16 on a CPU, torch loses a tenth of the gradients in training: the code below works in float32.
     half = rows.dtype.itemsize == 2 and type(norm) is nn.BatchNorm1d
-    # Processes have to sum alike, whether one of their own samples lacks something or not.
+    # Every process has to take part in the sums, also a process whose samples lack nothing.
     if not norm.training or (keep is None and not half and total is None):
         return norm(rows)
     keep = torch.ones_like(rows, dtype=torch.bool) if keep is None else keep

@@ -1,4 +1,4 @@
-"""Pre-norm transformer block that several layers are made of; tokens left out are seen by no other."""
+"""Pre-norm transformer block that several layers share; no token attends to a token that is left out."""
 
 from collections.abc import Callable
 
@@ -17,10 +17,10 @@ def self_attention(
     num_heads: int,
     keep: Tensor | None,
 ) -> Tensor:
-    """Multi-head self-attention among the tokens that `keep` (batch tokens) marks True; the others become zero.
+    """Attend with several heads among the tokens that `keep` (batch tokens) marks True; all other rows become zero.
 
-    `project` maps the concatenated heads: a layer hands its `out_proj` over, as a module, so that hooks, adapters and
-    quantised modules take part.
+    `project` maps the concatenated heads. A layer passes its `out_proj` as a module, so that hooks, adapters and
+    quantised modules take effect.
     """
     packed = F.linear(tokens, in_proj_weight)
     query, key, value = rearrange(packed, "b t (part h d) -> part b h t d", part=3, h=num_heads).unbind(0)
@@ -30,15 +30,15 @@ def self_attention(
 
 
 def _mask(keep: Tensor, query: Tensor) -> Tensor:
-    """Bias added to the logits. It is finite, because a row of nothing but -inf is NaN on some runtimes."""
+    """Return the bias of the logits. The bias is finite, because a row of nothing but -inf is NaN on some runtimes."""
     nothing = torch.zeros_like(keep, dtype=query.dtype)
     return nothing.masked_fill(~keep, torch.finfo(query.dtype).min / 2)[:, None, None, :]
 
 
 class Block(nn.Module):
-    r"""$x \leftarrow x + \operatorname{Attn}(N_1(x))$, then $x \leftarrow x + \operatorname{FFN}(N_2(x))$.
+    r"""Attention block: $x \leftarrow x + \operatorname{Attn}(N_1(x))$, $x \leftarrow x + \operatorname{FFN}(N_2(x))$.
 
-    The projection to query, key and value has no bias; `bias` says whether the other three linear maps have one.
+    The projection to query, key and value has no bias; `bias=True` gives a bias to the other three linear maps.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Block(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: those of torch."""
-        bound = self.in_proj_weight.shape[1] ** -0.5  # that of nn.Linear
+        """Set the initial values: those of `nn.LayerNorm` and `nn.Linear`."""
+        bound = self.in_proj_weight.shape[1] ** -0.5  # the bound of nn.Linear
         nn.init.uniform_(self.in_proj_weight, -bound, bound)
         for layer in self.modules():
             if isinstance(layer, nn.LayerNorm | nn.Linear):

@@ -1,10 +1,10 @@
-"""Checks of arguments that several layers share: each raises ValueError with the rule and what was received."""
+"""Argument checks that several layers share: each raises ValueError with the rule and the received value."""
 
 from collections.abc import Collection
 
 
 def check_choice(name: str, value: str, options: Collection[str]) -> None:
-    """Refuse a `value` that is none of the `options`; `Literal` alone is silent where the type checker is off."""
+    """Refuse a `value` outside the `options`; an annotation `Literal` has no effect while the type checker is off."""
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; received {value!r}")
 
@@ -16,20 +16,20 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 
 def check_probability(name: str, value: float) -> None:
-    """Refuse what lies outside [0, 1], NaN included."""
+    """Refuse a value outside [0, 1], NaN included."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability in [0, 1]; received {value}")
 
 
 def check_positive(**sizes: int | None) -> None:
-    """Refuse sizes below 1; None stands for a size that is left open."""
+    """Refuse sizes below 1; None stands for a size that keeps its default."""
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1; received {size}")
 
 
 def check_hidden(dim: int, mlp_ratio: float) -> int:
-    """Return the hidden width of a feed-forward network; refuse one without any unit."""
+    """Return the hidden width of a feed-forward network; refuse a width below 1."""
     hidden = int(mlp_ratio * dim)
     if hidden < 1:
         raise ValueError(f"mlp_ratio * dim must be at least 1; received mlp_ratio={mlp_ratio}, dim={dim}")

@@ -20,8 +20,8 @@ class ExpertNetworks(nn.Module):
         num_experts: number of networks.
         mlp_ratio: hidden width, in units of `dim`.
         dropout: probability, in training, that a feature is zeroed before the residual.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ExpertNetworks(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: for every expert those of `nn.LayerNorm` and `nn.Linear`."""
+        """Set the initial values of every expert: those of `nn.LayerNorm` and `nn.Linear`."""
         nn.init.ones_(self.norm_weight)
         nn.init.zeros_(self.norm_bias)
         for weight, bias in (
@@ -66,7 +66,7 @@ class ExpertNetworks(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch sequences tokens dim"]
     ) -> Float[Tensor, "batch networks tokens dim"]:
-        """Pass the tokens of every expert through its network; a single sequence goes through all of them."""
+        """Pass the tokens of every expert through its network; a single sequence goes through all networks."""
         if tokens.shape[1] not in (1, self.num_experts) or tokens.shape[3] != self.dim:
             rule = f"tokens must have one sequence or num_experts={self.num_experts}, of width dim={self.dim}"
             raise ValueError(f"{rule}; received shape {tuple(tokens.shape)}")

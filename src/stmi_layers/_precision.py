@@ -23,12 +23,12 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
 def autocast_enabled(tensor: Tensor) -> bool:
     """Tell whether autocast is on where `tensor` lives; devices such as meta have none."""
     device = tensor.device.type
-    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)  # torch 2.6 cannot trace the question
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)  # torch 2.6 cannot trace it
     return known and torch.is_autocast_enabled(device)
 
 
 def call_wide(module: nn.Module, tensor: Tensor) -> Tensor:
-    """Call a linear layer in at least float32, outside of autocast, as a module: hooks and adapters take part."""
+    """Call a linear layer in at least float32, outside of autocast, as a module: hooks and adapters take effect."""
     with without_autocast(tensor):
         wide = at_least_float32(tensor)
         narrow = {name: own for name, own in module.named_parameters() if own.dtype != wide.dtype}
@@ -38,15 +38,15 @@ def call_wide(module: nn.Module, tensor: Tensor) -> Tensor:
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Tell whether the weights of a linear layer say all it does: it is no adapter, not quantised, and has no hooks."""
+    """Tell whether a linear layer is a plain `nn.Linear`: no adapter, not quantised and without hooks."""
     hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
     return type(linear) is nn.Linear and not any(hooks)
 
 
 def layer_norm(norm: nn.LayerNorm, tensor: Tensor) -> Tensor:
-    """Apply `norm` in at least float32, and return the dtype of `tensor`.
+    """Apply `norm` in at least float32, and return the result in the dtype of `tensor`.
 
-    In bfloat16 on a CPU, torch sums the gradients of weight and bias one by one in bfloat16: they stop at 256 terms.
+    In bfloat16 on a CPU, torch sums the gradients of weight and bias in bfloat16: the sum stops growing at 256 terms.
     """
     with without_autocast(tensor):
         wide = at_least_float32(tensor)

@@ -1,4 +1,4 @@
-"""Ranking of a gallery by distance, in what metrics, re-ranking and search share: checks, features, scores."""
+"""Ranking of a gallery by distance: the checks, features and scores that metrics, re-ranking and search share."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -11,7 +11,7 @@ from stmi_layers._checks import check_choice
 from stmi_layers.kernels.ranking import positive_ranks
 
 Metric = Literal["euclidean", "cosine"]
-METRICS = get_args(Metric)  # torch 2.6 cannot trace the question
+METRICS = get_args(Metric)  # torch 2.6 cannot trace get_args
 
 
 class Positives:
@@ -31,12 +31,12 @@ class Positives:
         self.stop = torch.searchsorted(sorted_ids, query_ids, right=True)
 
     def chunks(self, chunk_size: int) -> list[Tensor]:
-        """Return the queries whose identity is in the gallery; those with as many entries stand together."""
+        """Return chunks of the queries whose identity is in the gallery, sorted by their number of entries."""
         size, order = (self.stop - self.start).sort()
         return [rows for rows in order[size > 0].split(chunk_size) if len(rows)]
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gallery entries (rows entries), the first one again as padding, and which are positives."""
+        """Return gallery entries (rows entries), padded with the first entry, and a mask of the positives."""
         start, stop = self.start[rows, None], self.stop[rows, None]
         slot = start + torch.arange(max(1, int((stop - start).max())), device=rows.device)
         positive = slot < stop
@@ -47,9 +47,10 @@ class Positives:
 
 
 def score_rows(distance: Tensor, entry: Tensor, positive: Tensor) -> Tensor:
-    """Average precision (NaN without positives), rank of the first positive, inverse negative penalty: (3 queries).
+    """Return average precision, rank of the first positive and inverse negative penalty of each query, (3 queries).
 
-    Entries that share the identity and are no positives take no part: the rule that drops a query's own group.
+    Average precision is NaN without positives. Entries of the query's identity that are no positives are left out of
+    the ranking: the rule that drops a query's own group.
     """
     rank, count = positive_ranks(distance, entry, positive), positive.sum(dim=1)
     hits = torch.arange(1, rank.shape[1] + 1, device=rank.device)
@@ -58,7 +59,7 @@ def score_rows(distance: Tensor, entry: Tensor, positive: Tensor) -> Tensor:
 
 
 def average_scores(scores: Tensor, ranks: Sequence[int]) -> dict[str, Any]:
-    """Average the scores of all queries, (3 queries), over those that have a positive: the fields of `ReIDMetrics`."""
+    """Average `scores` (3 queries) over the queries that have a positive, and return the fields of `ReIDMetrics`."""
     average_precision, first, inverse_penalty = scores
     evaluated = ~average_precision.isnan()
     num_queries, num_evaluated = len(evaluated), int(evaluated.sum())
@@ -78,7 +79,7 @@ def average_scores(scores: Tensor, ranks: Sequence[int]) -> dict[str, Any]:
 
 
 def check_ranks(ranks: Sequence[int]) -> None:
-    """Refuse ranks that do not count from 1."""
+    """Refuse ranks below 1."""
     if min(ranks, default=1) < 1:
         raise ValueError(f"ranks must count from 1; received {tuple(ranks)}")
 
@@ -91,7 +92,10 @@ def check_groups(query_groups: Tensor | None, gallery_groups: Tensor | None) -> 
 
 
 def comparable(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """Return both without gradient, in at least float32, of unit length for the cosine; refuse what is not finite."""
+    """Return both sets of features without gradient, in at least float32, with unit length for the cosine.
+
+    Rows that are not finite raise ValueError.
+    """
     check_choice("metric", metric, METRICS)
     dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
     query, gallery = query.detach().to(dtype), gallery.detach().to(dtype)
@@ -105,10 +109,10 @@ def comparable(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Ten
 
 
 def centre_of(features: Tensor) -> Tensor:
-    """Return a place amid the rows: around it, a common offset costs fewer digits of the distances.
+    """Return a point amid the rows, which is subtracted so that a common offset costs no digits of the distances.
 
-    It is a multiple of a power of two near the spread of the rows. Features on a grid, such as whole numbers, stay on
-    one as coarse when the centre is subtracted, so that equal distances stay equal.
+    The point is a multiple of a power of two near the spread of the rows. Features on a grid, such as whole numbers,
+    therefore stay on an equally coarse grid, and equal distances stay equal.
     """
     if len(features) == 0:
         return features.new_zeros(features.shape[1])
@@ -119,5 +123,5 @@ def centre_of(features: Tensor) -> Tensor:
 
 
 def squared_norms(features: Tensor) -> Tensor:
-    """Return the squared length of every row, without a copy of all of them."""
+    """Return the squared length of every row, without a copy of all rows at once."""
     return torch.cat([rows.square().sum(dim=1) for rows in features.split(1024)]) if len(features) else features[:, 0]

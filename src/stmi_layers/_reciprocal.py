@@ -17,7 +17,7 @@ from stmi_layers._ranking import centre_of, comparable, squared_norms
 from stmi_layers.kernels.ranking import smallest
 
 Reading = Literal["paper", "authors"]
-READINGS = get_args(Reading)  # torch 2.6 cannot trace the question
+READINGS = get_args(Reading)  # torch 2.6 cannot trace get_args
 
 
 class _Rows(NamedTuple):
@@ -28,7 +28,7 @@ class _Rows(NamedTuple):
     value: Tensor
 
 
-# Pairs of common neighbours looked at together, about 40 MB.
+# Pairs of common neighbours processed at once, about 40 MB.
 _PAIRS = 1 << 20
 
 
@@ -42,7 +42,7 @@ def reciprocal_distances(
     chunk_size: int,
     reading: str = "paper",
 ) -> Iterator[Tensor]:
-    """Yield the distances of `k_reciprocal_rerank`, of `chunk_size` queries at a time."""
+    """Yield the distances of `k_reciprocal_rerank`, for `chunk_size` queries at a time."""
     check_positive(k1=k1, k2=k2, chunk_size=chunk_size)
     check_probability("weight", weight)
     check_choice("reading", reading, READINGS)
@@ -63,14 +63,14 @@ def reciprocal_distances(
 
 
 def _squared_distance(rows: Tensor, columns: Tensor, norms: Tensor) -> Tensor:
-    """Return (rows columns); `norms` are the squared lengths of the columns."""
+    """Return squared distances (rows columns); `norms` are the squared lengths of the columns."""
     with without_autocast(rows):
         products = torch.addmm(norms, rows, columns.T, alpha=-2)
     return products.add_(rows.square().sum(dim=1, keepdim=True)).clamp_(min=0)
 
 
 def _nearest(features: Tensor, norms: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Return every entry and its `k` nearest others, and the distance of the farthest one, 1 where all are equal."""
+    """Return each entry with its `k` nearest neighbours, and its largest squared distance (1 where all are equal)."""
     entries, k = torch.arange(len(features), device=features.device), min(k, len(features) - 1)
     near = entries[:, None].repeat(1, 1 + k)  # the entry itself goes first, before others at distance zero
     radius = features.new_empty(len(features))
@@ -78,7 +78,7 @@ def _nearest(features: Tensor, norms: Tensor, k: int, chunk_size: int) -> tuple[
         own = features[rows].square().sum(dim=1, keepdim=True)
         with without_autocast(features):
             rough = torch.addmm(norms, features[rows], features.T, alpha=-2)
-        # Squared distances from numbers that lack the length of the entry itself: done to those alone that count.
+        # `rough` is the squared distance less the entry's own squared length, which is added only where it matters.
         radius[rows] = (rough.amax(dim=1, keepdim=True) + own).clamp_(min=0)[:, 0]
         if k:
             rough.scatter_(1, rows[:, None], torch.inf)
@@ -87,11 +87,11 @@ def _nearest(features: Tensor, norms: Tensor, k: int, chunk_size: int) -> tuple[
 
 
 def _smallest(rough: Tensor, own: Tensor, count: int, entries: Tensor) -> Tensor:
-    """Return the places of the `count` smallest numbers of every row, those of equal ones by their order."""
+    """Return the columns of the `count` smallest numbers of every row; the lower column comes first in a tie."""
     found = smallest(rough, count, lambda part: (part + own).clamp_(min=0))
     if found is None:
         index_bits = (1 << (len(entries) - 1).bit_length()) - 1
-        # The bits of a distance order as it does, and the index in the last ones settles ties. + 0.0 mends -0.0.
+        # The bits of a distance sort as the distance does, the index in the last bits breaks ties, + 0.0 removes -0.0.
         keys = rough.add_(own).clamp_(min=0).double().add_(0.0).view(torch.int64)
         keys = keys.bitwise_and_(~index_bits).bitwise_or_(entries)
         return keys.topk(count, dim=1, largest=False).values & index_bits
@@ -100,13 +100,13 @@ def _smallest(rough: Tensor, own: Tensor, count: int, entries: Tensor) -> Tensor
 
 
 def _mutual(near: Tensor, chunk_size: int) -> Tensor:
-    """For every neighbour of an entry, whether the entry is its neighbour, too."""
+    """Tell, for every neighbour of an entry, whether the entry is a neighbour of that neighbour in turn."""
     entries = torch.arange(len(near), device=near.device)
     return torch.cat([(near[near[rows]] == rows[:, None, None]).any(dim=2) for rows in entries.split(chunk_size)])
 
 
 def _encode(features: Tensor, near: Tensor, k1: int, farthest: Tensor, authors: bool, chunk_size: int) -> _Rows:
-    """Return the members of R* of every entry, and how close they are to it."""
+    """Return the members of R* of every entry, and the closeness of each member to the entry."""
     half = round(k1 / 2) if authors else k1 // 2
     none = len(features)
     mutual, mutual_half = _mutual(near, chunk_size), _mutual(near[:, : half + 1], chunk_size)
@@ -115,7 +115,7 @@ def _encode(features: Tensor, near: Tensor, k1: int, farthest: Tensor, authors: 
         core = near[rows].masked_fill(~mutual[rows], none)
         joined = near[near[rows], : half + 1]
         known = mutual_half[near[rows]] & (core < none)[..., None]
-        among = (joined.int()[..., None] == core.int()[:, None, None, :]).any(dim=3)  # half the memory to run through
+        among = (joined.int()[..., None] == core.int()[:, None, None, :]).any(dim=3)  # int: half the memory traffic
         common = known & among
         excess = 3 * common.sum(dim=2) - 2 * known.sum(dim=2)
         known &= (excess > 0 if authors else excess >= 0)[..., None]
@@ -149,7 +149,7 @@ def _mean_rows(encoding: _Rows, near: Tensor, chunk_size: int) -> _Rows:
 
 
 def _transpose(encoding: _Rows, first: int) -> _Rows:
-    """For every column the rows from `first` on, counted from there."""
+    """Return the transpose of the rows from `first` on; row `first` becomes column 0."""
     entries = torch.arange(len(encoding.start) - 1, device=encoding.start.device)
     begin = int(encoding.start[first])
     column, order = encoding.column[begin:].sort(stable=True)
@@ -158,7 +158,7 @@ def _transpose(encoding: _Rows, first: int) -> _Rows:
 
 
 def _shared(encoding: _Rows, of_gallery: _Rows, rows: Tensor, num_gallery: int) -> Tensor:
-    """The sum of the smaller values of every query and gallery entry, found by what they have in common."""
+    """Sum the smaller values of every query and gallery entry, over the neighbours that both have in common."""
     shared = encoding.value.new_zeros(len(rows) * num_gallery)
     owner, slot = _slots(encoding.start, rows)
     pairs = of_gallery.start.diff()[encoding.column[slot]].cumsum(dim=0)
@@ -175,7 +175,7 @@ def _starts(counts: Tensor) -> Tensor:
 
 
 def _slots(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The positions of all values of some rows, and for each which of these rows it belongs to."""
+    """Return, for every value of the given `rows`, the index into `rows` of its row, and its own position."""
     counts = start[rows + 1] - start[rows]
     owner = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
     offset = start[rows] - (counts.cumsum(dim=0) - counts)

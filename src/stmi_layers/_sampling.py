@@ -1,4 +1,4 @@
-"""Bilinear samples of token maps as products with weights: any dtype, second derivatives, no scatter in backward."""
+"""Bilinear sampling of token maps as a product with weights: any dtype, second derivatives, no scatter in backward."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,17 @@ from stmi_layers._precision import at_least_float32, without_autocast
 
 
 def bilinear_samples(tokens: Tensor, positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Sample (batch patches dim), row by row a map of the size `grid`, at (batch samples 2) rows and columns.
+    """Sample a map of `tokens` (batch patches dim), stored row by row, at `positions` (batch samples 2).
 
-    The product is in the dtype of the tokens, which half precision computes faster than `sample_tokens`, and rounds.
+    Positions are row and column in patches. The product runs in the dtype of the tokens: half precision is faster
+    here than in `sample_tokens`, and it rounds.
     """
     with without_autocast(tokens):
         return bilinear_weights(at_least_float32(positions), grid).to(tokens.dtype) @ tokens
 
 
 def bilinear_weights(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the shares of all tokens of a map at (batch samples 2) rows and columns, (batch samples tokens).
+    """Return the weights of all tokens of a map, (batch samples tokens), at `positions` (batch samples 2).
 
     A position outside the grid moves to the border, where it gets no gradient.
     """
@@ -25,7 +26,7 @@ def bilinear_weights(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _axis_weights(positions: Tensor, size: int) -> Tensor:
-    """Weights of the `size` rows or columns at every position, (batch samples size): two next to it, summing to 1."""
+    """Return weights of all rows or columns, (batch samples size); the two next to a position share a weight of 1."""
     if size == 1:
         return torch.ones_like(positions)[..., None]
     positions = positions.clamp(0, size - 1)

@@ -1,11 +1,11 @@
 """`typed`: shape, dtype and device checks at the public boundary, absent while a graph is captured.
 
-`jaxtyping` reads the shapes from the annotations and `beartype` checks them at every eager call. A call that is right
-is accepted before they run, in some 10 µs per layer (`python -m benchmarks --only checks`); on all others they have the
-last word. Inside `torch.compile`, `torch.export`, `torch.jit.trace` and the ONNX exporters the undecorated function
-runs, so that the checks neither break the graph nor end up in it. A checked function of this package calls others of
-this package without checks: a layer checks its arguments once. Set `JAXTYPING_DISABLE=1` before the import to switch
-the shape and dtype checks off; that all tensors share a device is checked all the same.
+`jaxtyping` reads the shapes from the annotations and `beartype` checks them at every eager call. A valid call is
+accepted before both run, in some 10 µs per layer (`python -m benchmarks --only checks`); every other call goes to both.
+Inside `torch.compile`, `torch.export`, `torch.jit.trace` and the ONNX exporters the undecorated function runs, so that
+the checks neither break the graph nor end up in it. A checked function of this package calls other functions of this
+package without checks, so that a layer checks its arguments once. Set `JAXTYPING_DISABLE=1` before the import to switch
+off the checks of shape and dtype; the check that all tensors share one device stays on.
 """
 
 import functools
@@ -24,7 +24,7 @@ from stmi_layers._acceptance import Acceptance, Sizes
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
-# An int is welcome where a float is annotated, as everywhere in Python.
+# An int is accepted where a float is annotated, as everywhere in Python.
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
@@ -54,8 +54,9 @@ def typed(function: Callable[Params, Result]) -> Callable[Params, Result]:
         function: a function or method whose tensor arguments carry `jaxtyping` annotations.
 
     Returns:
-        The same function with checks in eager mode; the function itself while a graph is captured. A function of
-        `stmi_layers` called by another one of it runs unchecked; your own functions are always checked.
+        The function with checks in eager mode and without checks while a graph is captured. A function of
+        `stmi_layers` runs unchecked when another function of `stmi_layers` calls it; your own functions are checked
+        in every eager call.
 
     Raises:
         jaxtyping.TypeCheckError: on the call, when an argument or the result breaks its annotation.
@@ -87,7 +88,7 @@ def typed(function: Callable[Params, Result]) -> Callable[Params, Result]:
                 result = function(*args, **kwargs)
                 if acceptance().result(result, sizes) or config.jaxtyping_disable:
                     return result
-            return checked(*args, **kwargs)  # computes a doubtful result once more, for its message
+            return checked(*args, **kwargs)  # repeats the call, if its result was not accepted
         finally:
             _thread.inside = outer
 

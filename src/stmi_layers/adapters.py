@@ -1,8 +1,8 @@
 r"""Modules for frozen transformers: parallel adapters, residual prompts, and adapters into another space.
 
-Parallel adapters (PFA) and synergistic residual prompts (SRP) are those of "MambaPro: Multi-Modal Object
-Re-Identification with Mamba Aggregation and Synergistic Prompt", <https://arxiv.org/abs/2412.10707>; the formulas are
-those of its code, <https://github.com/924973292/MambaPro>. `stmi_layers.backbones.adapt` puts both into the vision
+Parallel adapters (PFA) and synergistic residual prompts (SRP) come from "MambaPro: Multi-Modal Object
+Re-Identification with Mamba Aggregation and Synergistic Prompt", <https://arxiv.org/abs/2412.10707>. The formulas
+follow its code, <https://github.com/924973292/MambaPro>. `stmi_layers.backbones.adapt` puts both into the vision
 transformers of open_clip, timm and transformers.
 """
 
@@ -22,22 +22,22 @@ Activation = Literal["quick_gelu", "gelu"]
 
 
 class ParallelAdapter(nn.Module):
-    r"""A small network beside the feed-forward network of a block, whose results are added (PFA).
+    r"""Small network parallel to the feed-forward network of a block, which adds its result to the tokens (PFA).
 
     $$W_b\, \sigma(W_a\, \text{tokens} + b_a) + b_b$$
 
-    It reads the tokens before the norm of the feed-forward network.
+    The adapter reads the tokens before the norm of the feed-forward network.
 
-    Differences from the research code: $W_b$ starts at 0, so that the pretrained block starts as it was
-    (`zero_init=False` for normal numbers of standard deviation 0.02, as for $W_a$).
+    Differences from the research code: $W_b$ starts at 0, so that the pretrained block is unchanged at first.
+    `zero_init=False` draws $W_b$ like $W_a$, from a truncated normal distribution of standard deviation 0.02.
 
     Args:
         dim: width of the tokens.
         hidden: width between the two maps; twice `dim` by default, as in the research code.
         activation: $\sigma$: "quick_gelu", $x \operatorname{sigmoid}(1.702\, x)$, or "gelu".
-        zero_init: start $W_b$ at 0.
-        device: of the parameters.
-        dtype: of the parameters.
+        zero_init: whether $W_b$ starts at 0.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is below 1 or `activation` is unknown.
@@ -69,7 +69,7 @@ class ParallelAdapter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: small weights, or zeros behind the activation, and no biases."""
+        """Set the initial values: small weights, zero biases and, with `zero_init`, zero weights in `project`."""
         for layer in (self.expand, self.project):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -78,7 +78,7 @@ class ParallelAdapter(nn.Module):
 
     @typed
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Compute what is to be added to `tokens`."""
+        """Return the change that the block adds to its tokens."""
         if tokens.shape[-1] != self.dim:
             raise ValueError(f"tokens must have width dim={self.dim}; received shape {tuple(tokens.shape)}")
         hidden = self.expand(tokens)
@@ -95,16 +95,16 @@ class AsymmetricAdapter(nn.Module):
 
     $$W_2 \operatorname{GELU}\big(W_1 \operatorname{LN}(x) + b_1\big) + b_2 \;(+\, x)$$
 
-    Queries and targets play different roles: build one for each, with weights of its own. The residual exists where
-    `in_dim` is `dim`. For systems such as FusionSegReID / PS-ReID (<https://arxiv.org/abs/2503.21595>), whose adapters
-    are "linear or MLP" without a public formula: this one is our reading.
+    Queries and targets play different roles: build one adapter for each. The residual $+\, x$ exists only where
+    `in_dim` equals `dim`. FusionSegReID / PS-ReID (<https://arxiv.org/abs/2503.21595>) calls its adapters "linear or
+    MLP" and publishes no formula; this layer is our reading.
 
     Args:
         in_dim: width of the features.
         dim: width of the result.
         hidden: width between the two maps; `dim` by default.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is below 1.
@@ -150,30 +150,30 @@ class AsymmetricAdapter(nn.Module):
 
 
 class ResidualPrompts(nn.Module):
-    r"""Prompts of every modality for one block: learned, and carried on from the block before (SRP).
+    r"""Prompts of every modality for one block: learned prompts plus results of the previous block (SRP).
 
     $$\text{own slot of } m:\ p_m + c + T(c) \qquad \text{slot of another modality } k:\ p_k + A_k(p_k)$$
 
-    $c$ is what the last block made of the prompts in this image, the mean over its slots; the first block has none. $T$
-    and $A_k$ are networks like a [`ParallelAdapter`][stmi_layers.adapters.ParallelAdapter]. Modalities meet through
-    shared parameters alone: an image of one modality sees what was learned for the others, never their images. For an
-    absent modality nothing is to be done: leave its result out.
+    $c$ is the output of the previous block for the prompts of this image, averaged over its slots; the first block has
+    no $c$. $T$ and $A_k$ have the form of a [`ParallelAdapter`][stmi_layers.adapters.ParallelAdapter]. Modalities meet
+    through shared parameters alone: an image of one modality sees the prompts of all modalities, but no other image.
+    An absent modality needs no treatment: ignore its part of the result.
 
     Differences from the research code:
 
-    - Prompts start at random. There they start at 0, all alike, get equal gradients and stay alike (`std=0.0`): several
-      act as one.
+    - Prompts start at random values. In the research code all prompts start at 0, get equal gradients and stay equal,
+      so that several prompts act as one; `std=0.0` gives this start.
     - The first block, with `carries=False`, has no unused $T$.
 
     Args:
         dim: width of the tokens.
         num_modalities: number of modalities.
-        num_prompts: prompts per modality.
-        hidden: width inside $T$ and $A$; half of `dim` by default.
-        carries: whether a block before hands prompts on.
-        std: standard deviation of the initial prompts.
-        device: of the parameters.
-        dtype: of the parameters.
+        num_prompts: number of prompts per modality.
+        hidden: width inside $T$ and $A_k$; half of `dim` by default.
+        carries: whether `forward` gets the prompts of a previous block; False for the first block.
+        std: standard deviation of the initial prompts, at least 0.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is below 1 or `std` negative.
@@ -210,7 +210,7 @@ class ResidualPrompts(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: small prompts and weights, no biases."""
+        """Set the initial values: small prompts and weights, zero biases."""
         nn.init.normal_(self.prompts, std=self.std)
         for layer in self.modules():
             if isinstance(layer, ParallelAdapter):
@@ -220,7 +220,7 @@ class ResidualPrompts(nn.Module):
     def forward(
         self, carried: Float[Tensor, "batch modalities prompts dim"] | None = None
     ) -> Float[Tensor, "batch modalities slots dim"]:
-        """Prompts for each image, all slots; without `carried` those of the first block, for a batch of one."""
+        """Return the prompts of all slots for each image; without `carried`, a batch of one for the first block."""
         own, others = self.prompts[None], []
         if carried is not None:
             own = self._carry(carried) + carried + own
@@ -232,7 +232,8 @@ class ResidualPrompts(nn.Module):
     def _carry(self, carried: Tensor) -> Tensor:
         expected = (self.num_modalities, self.num_prompts, self.dim)
         if self.carry is None:
-            raise ValueError("carried must be None in the first block; build the layer with carries=True")
+            rule = "carried must be None with carries=False"
+            raise ValueError(f"{rule}; received shape {tuple(carried.shape)}. Build the layer with carries=True")
         if carried.shape[1:] != expected:
             rule = f"carried must have num_modalities, num_prompts and dim={expected}"
             raise ValueError(f"{rule}; received shape {tuple(carried.shape)}")

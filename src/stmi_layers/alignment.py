@@ -28,7 +28,7 @@ def gram_alignment_loss(
     smoothing: float = 0.1,
     equalise: bool = True,
 ) -> Float[Tensor, ""]:
-    r"""Contrast the volume of each sample with the volumes of exchanged anchors (eq. 22).
+    r"""Contrast the volume of each sample with its volumes for the anchors of other samples (eq. 22).
 
     $$\tfrac12 \operatorname{CE}(-V / t) + \tfrac12 \operatorname{CE}(-V^\top / t)$$
 
@@ -37,18 +37,20 @@ def gram_alignment_loss(
 
     Args:
         features: one vector per modality, of any length.
-        temperature: above 0.
-        anchor: the modality that is exchanged between samples; None for the mean over all of them, without which the
-            other modalities of different samples are never set apart.
+        temperature: $t$, finite and above 0.
+        anchor: index of the modality that is exchanged between samples. None averages over every modality as anchor,
+            because a single anchor never separates the remaining modalities of different samples.
         present: True for the modalities that a sample has; None for all. A sample takes part when it has the anchor
             and another modality.
-        labels: identities. Samples of the same identity are no negatives of each other; None makes them negatives.
+        labels: identity of each sample. Samples of one identity are then no negatives of each other; None makes all
+            other samples negatives.
         smoothing: share of the target that is spread evenly over all samples of a row, in [0, 1).
-        equalise: raise the volume of a sample with $n$ others than the anchor to the power $(M - 1) / n$, so that
-            volumes of fewer modalities compare with the others.
+        equalise: raise the volume of a sample with $n$ of $M$ modalities besides the anchor to the power
+            $(M - 1) / n$, so that it compares with the volume of all modalities.
 
     Returns:
-        The mean over the samples that take part, in at least float32; 0 with a zero gradient where none does.
+        The mean over the samples that take part and over the anchors, in at least float32; 0 with a zero gradient
+        when no sample takes part.
 
     Raises:
         ValueError: when `anchor`, `smoothing`, or a `temperature` that is a float, is out of range.
@@ -85,7 +87,7 @@ def _anchored_loss(
     smoothing: float,
     equalise: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of one anchor, and 1 where it has a sample to learn from, else 0 for both."""
+    """Return the loss of one anchor and 1; both are 0 where no sample has the anchor and another modality."""
     volume = gram_volume(features, anchor=anchor, present=present)
     if present is None and allowed is None:
         logits, target = volume / -temperature, torch.arange(volume.shape[0], device=volume.device)
@@ -108,7 +110,7 @@ def _anchored_loss(
 
 
 def _smoothed_cross_entropy(logits: Tensor, choice: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of each row with its diagonal, among the columns that are a `choice`."""
+    """Return the cross-entropy of each row, with its diagonal as target, among the columns that `choice` marks."""
     logarithm = logits.masked_fill(~choice, torch.finfo(logits.dtype).min).log_softmax(dim=1)
     spread = torch.where(choice, logarithm, 0.0).sum(dim=1) / choice.sum(dim=1).clamp(min=1)
     return -(1 - smoothing) * logarithm.diagonal() - smoothing * spread
@@ -124,29 +126,29 @@ def _check_options(smoothing: float, temperature: Tensor | float) -> None:
 class GramAlignment(nn.Module):
     r"""Draws the modalities of a sample together by the volume of their mean patches (eq. 19-22).
 
-    [`gram_alignment_loss`][stmi_layers.alignment.gram_alignment_loss] of the mean of the patches of each modality; for
-    features of another kind, call that. Learned is the temperature, as `log_excess`, the logarithm of what exceeds the
-    smallest temperature.
+    The layer applies [`gram_alignment_loss`][stmi_layers.alignment.gram_alignment_loss] to the mean patch of each
+    modality. For features of another kind, call this function. The layer learns the temperature, as `log_excess`: the
+    logarithm of the temperature minus `min_temperature`.
 
     Differences from the paper and the research code:
 
-    - Every modality is the anchor in turn. There it is the first one alone, although the paper calls its loss
-      anchor-free. `anchor=0` gives that reading.
-    - Volume and gradient are exact and finite for features that are nearly or wholly equal, where a determinant gives
+    - Every modality is the anchor in turn. In the research code the first modality is the only anchor, although the
+      paper calls its loss anchor-free; `anchor=0` gives this reading.
+    - Volume and gradient are exact and finite for features that are nearly or exactly equal, where a determinant gives
       NaN. See [`gram_volume`][stmi_layers.volume.gram_volume].
-    - The temperature stays above `min_temperature`. There it is a free number, which nothing keeps positive.
-    - Any number of modalities, samples with missing ones, and `labels`, without which images of one identity are
-      negatives of each other.
+    - The temperature stays above `min_temperature`. In the research code it is a free number that may turn negative.
+    - The layer takes any number of modalities, samples with missing modalities, and `labels`. Without `labels`, images
+      of one identity are negatives of each other.
 
     Args:
-        temperature: at the start; above `min_temperature`.
-        anchor: the modality that is exchanged between samples; None for the mean over all.
-        smoothing: of the labels, in [0, 1).
-        equalise: make volumes of fewer modalities comparable with those of all.
-        min_temperature: the temperature stays above it; above 0.
-        learn_temperature: learn the temperature, by which the loss can fall while the volumes stay; False fixes it.
-        device: of the parameter.
-        dtype: of the parameter.
+        temperature: initial temperature, above `min_temperature`.
+        anchor: index of the modality that is exchanged between samples; None averages over every modality as anchor.
+        smoothing: label smoothing, in [0, 1).
+        equalise: make volumes of fewer modalities comparable with volumes of all modalities.
+        min_temperature: lower bound of the temperature, above 0.
+        learn_temperature: train the temperature, by which the loss can fall while the volumes stay; False freezes it.
+        device: device of the parameter; torch's default device if None.
+        dtype: data type of the parameter; torch's default dtype if None.
 
     Raises:
         ValueError: when an option is out of range.
@@ -187,7 +189,7 @@ class GramAlignment(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """The current temperature, in at least float32."""
+        """Return the current temperature, in at least float32."""
         return at_least_float32(self.log_excess).exp() + self.min_temperature
 
     @typed
@@ -197,7 +199,7 @@ class GramAlignment(nn.Module):
         present: Bool[Tensor, "batch modalities"] | None = None,
         labels: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the loss, in at least float32."""
+        """Return the loss of the mean patches, in at least float32; arguments as of `gram_alignment_loss`."""
         features = patches.mean(dim=2, dtype=at_least_float32(patches[:0]).dtype)
         options = {"present": present, "labels": labels, "smoothing": self.smoothing, "equalise": self.equalise}
         return gram_alignment_loss(features, self.temperature.to(features.dtype), anchor=self.anchor, **options)

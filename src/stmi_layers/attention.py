@@ -1,6 +1,6 @@
 r"""Self-attention steered by a segmentation mask: Segmentation-Guided Feature Modulation (SFM).
 
-Foreground tokens look at each other more, everything else less, and no token is dropped (eq. 3-8).
+Foreground tokens attend to each other more, all other pairs attend less, and no token is dropped (eq. 3-8).
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal Object
 Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
@@ -74,8 +74,8 @@ def modulated_attention(
     $$\operatorname{softmax}\big(\text{scale} \cdot (A + S)\big)\,\text{value},
     \qquad A = \text{query}\,\text{key}^\top$$
 
-    Equal to a softmax over [`modulate_logits`][stmi_layers.attention.modulate_logits], in closed form: a pair keeps the
-    slope $1-\alpha$ (both foreground) or $1-\beta$ (otherwise) of its logit, and only the background columns of a
+    $A + S$ are the [`modulate_logits`][stmi_layers.attention.modulate_logits], computed in closed form: a pair keeps
+    the slope $1-\alpha$ (both foreground) or $1-\beta$ (otherwise) of its logit, and only the background columns of a
     foreground row need a constant, $\beta \min_j A - \alpha \max_j A$. A background row is therefore plain attention at
     another temperature. Logits and softmax are computed in at least float32.
 
@@ -83,27 +83,27 @@ def modulated_attention(
     | --- | --- | --- | --- |
     | `"dense"` | any | the readable one: stores tokens x tokens logits | yes |
     | `"tiled"` | CPU | stores a few tiles of the logits; near the time of plain attention | no |
-    | `"widened"` | any | one `scaled_dot_product_attention` over heads of twice the width | as that has |
+    | `"widened"` | any | one `scaled_dot_product_attention` over heads of twice the width | those of this function |
     | `"triton"` | NVIDIA GPU | own kernels, never run on a GPU so far; needs triton, heads of 32, 64, 128 | no |
 
-    `"auto"` is dense while a graph is exported or traced, inside `torch.func` and for forward-mode derivatives; else
-    tiled on CPU and widened elsewhere. Where extrema of a row are tied, dense and tiled spread the gradient evenly, and
-    the other two give it to one of the tied keys. On a CPU with bfloat16 products (AVX512-BF16 or AMX), tiled attends
-    in bfloat16 as plain attention does, above 2^19 logits per sample; elsewhere it computes half precision in
-    float32. The page on benchmarks has figures.
+    `"auto"` is dense while a graph is exported or traced, inside `torch.func` and for forward-mode derivatives;
+    otherwise it is tiled on a CPU and widened elsewhere. Where extrema of a row are tied, dense and tiled spread the
+    gradient evenly, while widened and triton give it to one of the tied keys. On a CPU with bfloat16 products
+    (AVX512-BF16 or AMX), tiled attends in bfloat16 as plain attention does, above 2^19 logits per sample; below, and on
+    any other CPU, it computes half precision in float32. The page on benchmarks has figures.
 
     Args:
         query: queries per head.
         key: keys per head.
         value: values per head.
-        foreground: True for foreground tokens; None is plain attention, without modulation.
-        alpha: strength on pairs of foreground tokens, one for all heads or one per head; 0 to 1, not enforced.
-        beta: strength on all other pairs, likewise.
+        foreground: True for foreground tokens; None gives plain attention, without modulation.
+        alpha: strength on pairs of foreground tokens, one for all heads or one per head; usually 0 to 1, not enforced.
+        beta: strength on all other pairs, with the same shape and range.
         scale: factor of the logits, above 0; `head_dim ** -0.5` by default.
         implementation: name of the form, or "auto".
 
     Returns:
-        The attended values, in the dtype of `value`. With `alpha == beta == 0` they are those of plain attention.
+        The attended values, in the dtype of `value`; with `alpha == beta == 0` those of plain attention.
 
     Raises:
         ValueError: when `scale` is not positive, the dtypes of `query`, `key` and `value` differ, or the
@@ -122,7 +122,7 @@ def modulated_attention(
         received = f"query {query.dtype}, key {key.dtype}, value {value.dtype}"
         raise ValueError(f"query, key and value must share one dtype; received {received}")
     if scale is not None and not scale > 0:
-        rule = "scale must be above 0, for maximum and minimum of a row to keep their roles"
+        rule = "scale must be above 0, because another sign swaps maximum and minimum of a row"
         raise ValueError(f"{rule}; received {scale}")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     attend = implementation_for(implementation, query, key, value, alpha, beta)
@@ -151,14 +151,15 @@ class SegmentationModulatedAttention(nn.Module):
         dim: width of the tokens.
         num_heads: number of heads; divides `dim`.
         qkv_bias: learn a bias in the projections to query, key and value.
-        alpha: initial strength on pairs of foreground tokens. At 0 the layer starts as plain attention, yet learns.
+        alpha: initial strength on pairs of foreground tokens. With `alpha` and `beta` 0, the layer starts as plain
+            attention, and still learns both.
         beta: initial strength on all other pairs.
         per_head: learn `alpha` and `beta` per head.
         perturbation: probability, in training, that a background token is treated as foreground; drawn in every call.
-        implementation: of [`modulated_attention`][stmi_layers.attention.modulated_attention]; `"dense"` has second
-            derivatives.
-        device: of the parameters.
-        dtype: of the parameters.
+        implementation: form of [`modulated_attention`][stmi_layers.attention.modulated_attention]; `"dense"` has
+            second derivatives.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`, `perturbation` is not a probability, or there is no such
@@ -219,7 +220,7 @@ class SegmentationModulatedAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], foreground: Bool[Tensor, "batch tokens"] | None
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Attend among `tokens`; `foreground` True marks foreground, None switches the modulation off."""
+        """Attend among `tokens`; `foreground` is True for foreground tokens, and None switches the modulation off."""
         if tokens.shape[-1] != self.dim:
             raise ValueError(f"tokens must have width dim={self.dim}; received shape {tuple(tokens.shape)}")
         if foreground is not None and self.training and self.perturbation > 0:

@@ -1,4 +1,4 @@
-r"""Moving centres of identities and modalities (OCFR), and the loss that draws features to them.
+r"""Moving centres per identity and modality (OCFR), and the loss that pulls features towards their centres.
 
 Paper: "Magic Tokens: Select Diverse Tokens for Multi-modal Object Re-Identification" (EDITOR), CVPR 2024,
 <https://arxiv.org/abs/2403.10254>.
@@ -26,7 +26,7 @@ def move_centres(
     rate: float = 0.8,
     present: Bool[Tensor, "batch modalities"] | None = None,
 ) -> tuple[Float[Tensor, "modalities identities dim"], Bool[Tensor, "modalities identities"]]:
-    r"""Move the centre of every identity in the batch towards the mean of its features of unit length.
+    r"""Move the centre of every identity in the batch towards the mean of its unit-length features.
 
     $$C_{m,y} \leftarrow \text{rate} \cdot \operatorname{mean}_{b:\ \text{labels}_b = y,\ \text{present}_{b,m}}
     \frac{f_{b,m}}{\lVert f_{b,m} \rVert} + (1 - \text{rate})\, C_{m,y}$$
@@ -37,13 +37,14 @@ def move_centres(
     Args:
         centres: $C$, one per modality and identity.
         seen: True for the centres that were moved before.
-        features: one per sample and modality.
+        features: one vector per sample and modality, of any length.
         labels: identity of each sample, from 0 to `identities - 1`.
         rate: share of the new mean, in [0, 1].
-        present: features that count; None for all.
+        present: True for the features that count; None for all.
 
     Returns:
-        The moved centres and which of them were seen by now; both without gradient. Others stay as they are.
+        All centres, and a mask of the centres seen so far, both without gradient. Centres of absent identities are
+        unchanged.
 
     Raises:
         ValueError: when `rate` lies outside [0, 1].
@@ -74,7 +75,7 @@ def centre_alignment(
     centres: Float[Tensor, "modalities identities dim"],
     present: Bool[Tensor, "batch modalities"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Mean squared difference between features of unit length and their centres, summed over the modalities.
+    r"""Compute the mean squared difference of unit-length features and their centres, summed over the modalities.
 
     $$\sum_m \frac{1}{|V_m| \cdot \text{dim}} \sum_{b \in V_m}
     \Big\lVert \frac{f_{b,m}}{\lVert f_{b,m} \rVert} - C_{m,\, \text{labels}_b} \Big\rVert^2$$
@@ -82,10 +83,10 @@ def centre_alignment(
     $f$ are the `features`, $C$ the `centres`, and $V_m$ the samples in which the modality is present.
 
     Args:
-        features: one per sample and modality.
+        features: one vector per sample and modality, of any length.
         labels: identity of each sample, from 0 to `identities - 1`.
-        centres: one per modality and identity; they get no gradient from `CentreAlignment`.
-        present: features that count; None for all.
+        centres: one per modality and identity; those of `CentreAlignment` are buffers without gradient.
+        present: True for the features that count; None for all.
 
     Returns:
         The sum, never negative, in at least float32; 0 with a zero gradient when nothing is present.
@@ -105,26 +106,27 @@ def centre_alignment(
 
 
 def _units(features: Tensor, present: Tensor | None) -> Tensor:
-    """Features of unit length, in at least float32; zero where absent."""
+    """Return features of unit length, in at least float32; zero where absent."""
     features = at_least_float32(features)
     features = features if present is None else torch.where(present[..., None], features, 0.0)
     return F.normalize(features, dim=-1)
 
 
 class CentreAlignment(nn.Module):
-    r"""Keeps one moving centre per identity and modality, and draws the features of a batch to them (OCFR).
+    r"""Keeps one moving centre per identity and modality, and pulls the features of a batch towards them (OCFR).
 
     In training the centres move first, by [`move_centres`][stmi_layers.centres.move_centres], and the loss is then
-    [`centre_alignment`][stmi_layers.centres.centre_alignment] with the moved centres. In evaluation they stay. Centres
-    are buffers: they are saved, and no optimizer touches them. The gradient flows through the features alone.
+    [`centre_alignment`][stmi_layers.centres.centre_alignment] with the moved centres. In evaluation the centres do not
+    move. Centres are buffers: checkpoints hold them, and no optimizer changes them. The gradient flows through the
+    features alone.
 
     Differences from the paper and the research code:
 
     - The order of the batch does not matter, and identities may differ in their number of samples. The research code
-      takes a batch sorted by identity with equal counts for granted; another order gives another loss.
+      assumes a batch that is sorted by identity with equal counts; any other order gives another loss.
     - The first time an identity is seen, its centre becomes the mean of its features. In the research code centres
-      start at zero, so that the first centre is `rate` of the mean, which features of unit length cannot reach;
-      `start="zero"` gives that.
+      start at zero, so that the first centre is `rate` times the mean, which unit-length features cannot reach;
+      `start="zero"` gives this start.
 
     Under distributed training every process moves its own copy unless the features are gathered first.
 
@@ -133,9 +135,9 @@ class CentreAlignment(nn.Module):
         num_identities: number of training identities.
         num_modalities: number of modalities.
         rate: share of the new mean in a moved centre, in [0, 1].
-        start: "mean" or "zero": where centres start.
-        device: of the buffers.
-        dtype: of the buffers.
+        start: "mean" for a first centre that is the mean of its features, "zero" for centres that move from zero.
+        device: device of the buffers; torch's default device if None.
+        dtype: data type of the buffers; torch's default dtype if None.
 
     Raises:
         ValueError: when an option is out of range.

@@ -1,4 +1,4 @@
-r"""Background consistency (BCC): patches that no modality selected shall look alike in all modalities.
+r"""Background consistency (BCC): patches that no modality selected should be alike in all modalities.
 
 Paper: "Magic Tokens: Select Diverse Tokens for Multi-modal Object Re-Identification" (EDITOR), CVPR 2024,
 <https://arxiv.org/abs/2403.10254>.
@@ -20,7 +20,7 @@ def background_consistency(
     keep: Bool[Tensor, "batch patches"],
     present: Bool[Tensor, "batch modalities"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Mean squared difference between the background patches of every two modalities, summed over the pairs.
+    r"""Compute the mean squared difference of the background patches of two modalities, summed over all pairs.
 
     $$\sum_{m < k} \frac{1}{|V_{mk}| \cdot \text{patches} \cdot \text{dim}} \sum_{b \in V_{mk}}
     \sum_{j \notin \text{keep}_b} \lVert P_{b,m,j} - P_{b,k,j} \rVert^2$$
@@ -29,12 +29,12 @@ def background_consistency(
     over all patches, the kept ones counting as zero: the more a sample keeps, the less it adds.
 
     Args:
-        patches: of every modality, before those that are not kept are zeroed.
+        patches: patches of every modality, before a selection zeroes the patches that are not kept.
         keep: True for the patches that some modality selected, such as the result of `select_tokens`.
-        present: modalities that take part; None for all.
+        present: True for the modalities that a sample has; None for all.
 
     Returns:
-        The sum, never negative, in at least float32; 0 with a zero gradient when nothing can be compared.
+        The sum, never negative, in at least float32; 0 with a zero gradient when no two modalities can be compared.
 
     Reference: Zhang et al., "Magic Tokens", CVPR 2024, section "Background Consistency Constraint".
 

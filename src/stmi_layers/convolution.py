@@ -16,7 +16,7 @@ from stmi_layers._precision import without_autocast
 from stmi_layers._typing import typed
 
 Normalization = Literal["row", "symmetric", "none"]
-NORMALIZATIONS = get_args(Normalization)  # torch 2.6 cannot trace the question
+NORMALIZATIONS = get_args(Normalization)  # torch 2.6 cannot trace get_args
 
 
 @typed
@@ -36,10 +36,10 @@ def hypergraph_conv(
     \end{aligned}$$
 
     $X$ are the `nodes`, $H$ the `incidence` and $W$ the diagonal matrix of `edge_weight`; $D_v$ and $D_e$ hold the row
-    and column sums of $H$. A hyperedge $e$ has the mean of its nodes, $h_e$. With "row" a node receives the mean of
-    $w_e h_e$ over its hyperedges, with "none" their sum, which is eq. 15 to the letter; "symmetric" is Bai et al.
-    Unlike theirs, $D_v$ is free of $W$: weights are learned, and a sum of them may come to zero. The result is linear
-    in `nodes` and in `edge_weight`, and computed in at least float32.
+    and column sums of $H$. $h_e$ is the mean of the nodes in hyperedge $e$. With "row" a node receives the mean of
+    $w_e h_e$ over its hyperedges; with "none" it receives their sum, which is eq. 15 to the letter. "symmetric" follows
+    Bai et al., except that $D_v$ does not contain $W$, because learned weights may sum to zero. The result is linear in
+    `nodes` and in `edge_weight`, and computed in at least float32.
 
     Args:
         nodes: features of the nodes.
@@ -48,8 +48,8 @@ def hypergraph_conv(
         normalization: "row", "symmetric" or "none".
 
     Returns:
-        New features, in the dtype of `nodes`; 0 for a node in no hyperedge. With "row" and weight 1 the others are
-        convex combinations of `nodes`.
+        New features, in the dtype of `nodes`; 0 for a node in no hyperedge. With "row" and weight 1, every node in a
+        hyperedge gets a convex combination of `nodes`.
 
     Raises:
         ValueError: when `normalization` is none of the three.
@@ -70,7 +70,7 @@ def hypergraph_conv(
     node_degree, edge_degree = membership.sum(dim=2), membership.sum(dim=1)
     edge_scale = _inverse(edge_degree) if edge_weight is None else _inverse(edge_degree) * edge_weight
     with without_autocast(nodes):
-        # The small operator first: cheaper than two steps while there are fewer nodes than features.
+        # The operator (nodes nodes) comes first: cheaper than two steps while there are fewer nodes than features.
         operator = (membership * edge_scale[:, None, :]) @ membership.transpose(1, 2)
         if normalization == "row":
             operator = operator * _inverse(node_degree)[:, :, None]
@@ -81,7 +81,7 @@ def hypergraph_conv(
 
 
 def _inverse(degree: Tensor) -> Tensor:
-    """1 / degree, and 0 for a degree of 0; the gradient is finite there, too."""
+    """Return 1 / degree, and 0 with a finite gradient for a degree of 0."""
     occupied = degree > 0
     return torch.where(occupied, 1 / torch.where(occupied, degree, 1.0), 0.0)
 

@@ -1,6 +1,6 @@
 r"""Cross-attention of a few queries to many tokens, without projecting the tokens.
 
-Semantic token reallocation (STMI, eq. 11) and the readout (eq. 18) read tokens with it.
+Semantic token reallocation (STMI, eq. 11) and the readout (eq. 18) use this attention.
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal
 Object Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
@@ -29,7 +29,7 @@ def absorbed_cross_attention(
     *,
     keep: Bool[Tensor, "batch tokens"] | None = None,
 ) -> Float[Tensor, "batch queries dim"]:
-    r"""Multi-head attention of a few queries to many tokens, without projecting the tokens.
+    r"""Attend from a few queries to many tokens with several heads, without projecting the tokens.
 
     $$\operatorname{concat}_h\Big( \big(A_h\,\text{context}\big)\, W_{v,h}^\top + b_{v,h} \Big)\,
     \text{out\_weight}^\top + \text{out\_bias}, \qquad
@@ -37,13 +37,14 @@ def absorbed_cross_attention(
 
     $q_h = (\text{query}\, W_{q,h}^\top + b_{q,h})\, /\, \sqrt{\text{dim} / \text{num\_heads}}$; $W_q, W_k, W_v$ and
     $b_q, b_k, b_v$ are the thirds of `in_proj_weight` and `in_proj_bias`. This is `nn.MultiheadAttention` in another
-    order: $W_k$ goes to the queries, $W_v$ behind the weighted sum, and $b_k$, which adds the same to all logits of a
-    query, cancels. That pays while the queries are fewer than half the width of a head; from there on the tokens are
-    projected, in the usual order, with the same result. Logits and softmax are computed in at least float32.
+    order: $W_k$ multiplies the queries, $W_v$ multiplies the weighted sum, and $b_k$ cancels, because it adds the same
+    to all logits of a query. This order is cheaper while the queries are fewer than half the width of a head. For more
+    queries the tokens are projected in the usual order, with the same result. Logits and softmax are computed in at
+    least float32.
 
     Args:
-        query: what the tokens are read with.
-        context: what is read: keys and values.
+        query: queries, which read the tokens.
+        context: tokens that serve as keys and as values; at least one.
         in_proj_weight: projections to query, key and value, stacked as in `nn.MultiheadAttention`.
         in_proj_bias: biases of these projections, or None.
         out_weight: projection of the concatenated heads.
@@ -77,10 +78,10 @@ def read_heads(
     keep: Tensor | None = None,
     gates: Tensor | None = None,
 ) -> Tensor:
-    """Return what `absorbed_cross_attention` projects in the end: the concatenated heads, (batch queries dim).
+    """Return the concatenated heads, (batch queries dim), which `absorbed_cross_attention` projects at the end.
 
-    A layer calls its `out_proj` on it, as a module, so that hooks, adapters and quantised modules take part. `gates`
-    (batch tokens) are 1 for the tokens that `keep` marks and get the gradient of factors of the tokens.
+    A layer calls its `out_proj` on the heads, as a module, so that hooks, adapters and quantised modules take effect.
+    `gates` (batch tokens) are 1 for the tokens that `keep` marks and get the gradient of factors of the tokens.
     """
     if context.shape[1] == 0:
         raise ValueError(f"context must hold at least one token; received shape {tuple(context.shape)}")
@@ -95,7 +96,7 @@ def read_heads(
 
 
 def read_by_keys(query: Tensor, keys: Tensor, values: Tensor, num_heads: int) -> Tensor:
-    """Let a query per set of tokens, (batch sets dim), read keys and values of its set, (batch sets tokens dim)."""
+    """Let one query per set, (batch sets dim), read the keys and values of its set, (batch sets tokens dim)."""
     parts = (query[:, :, None], keys, values)
     query, keys, values = (rearrange(part, "b sets n (heads d) -> b sets heads n d", heads=num_heads) for part in parts)
     with without_autocast(query):
@@ -105,12 +106,12 @@ def read_by_keys(query: Tensor, keys: Tensor, values: Tensor, num_heads: int) ->
 
 
 def zero_where_none(output: Tensor, keep: Tensor | None) -> Tensor:
-    """Return `output` with the samples set to zero that keep no token."""
+    """Return `output`, with zeros for the samples that keep no token."""
     return output if keep is None else torch.where(keep.any(dim=1)[:, None, None], output, 0.0)
 
 
 def absorbed_rows(query: Tensor, query_weight: Tensor, bias: Tensor | None, key_weight: Tensor, heads: int) -> Tensor:
-    """Return what the tokens are multiplied with: scaled queries times key weights, (batch heads*queries dim)."""
+    """Return scaled queries times key weights, (batch heads*queries dim): their products with tokens are logits."""
     query = rearrange(F.linear(query, query_weight, bias), "b queries (heads d) -> b queries heads d", heads=heads)
     key_weight = rearrange(key_weight, "(heads head_dim) dim -> heads head_dim dim", heads=heads)
     with without_autocast(query):
@@ -119,7 +120,7 @@ def absorbed_rows(query: Tensor, query_weight: Tensor, bias: Tensor | None, key_
 
 
 def attention_weights(rows: Tensor, keys: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Softmax of `rows` times `keys`, in at least float32; even where nothing is kept."""
+    """Return the softmax of `rows` times `keys`, in at least float32; equal weights where nothing is kept."""
     with without_autocast(rows):
         logits = rows @ at_least_float32(keys).transpose(-2, -1)
         if keep is not None:
@@ -131,7 +132,7 @@ def attention_weights(rows: Tensor, keys: Tensor, keep: Tensor | None = None) ->
 def _read(rows: Tensor, context: Tensor, keep: Tensor | None, gates: Tensor | None) -> Tensor:
     """Return weighted means of the tokens, (batch rows dim)."""
     wide = context.dtype in (torch.float32, torch.float64) and not autocast_enabled(context)
-    # A graph holds plain operations; where the tokens need no gradient, autograd is as good.
+    # A captured graph must hold plain operations; for tokens without a gradient, autograd is as good.
     if wide and context.requires_grad and not capturing():
         return ReadTokens.apply(rows, context, keep, gates)[0]
     context = _gated(context, gates)
@@ -140,7 +141,7 @@ def _read(rows: Tensor, context: Tensor, keep: Tensor | None, gates: Tensor | No
 
 
 def _gated(context: Tensor, gates: Tensor | None) -> Tensor:
-    """Return the tokens times their gates, of which only a gradient can tell: no token is read whose gate is 0."""
+    """Return the tokens times their gates. This changes the gradient alone, because tokens of gate 0 are never read."""
     return context if gates is None else context * gates[..., None].to(context.dtype)
 
 
@@ -152,7 +153,7 @@ def _read_projected(
     heads: int,
     keep: Tensor | None,
 ) -> Tensor:
-    """Return the same in the usual order, with keys and values of all tokens: cheaper for many queries."""
+    """Return the concatenated heads by keys and values of all tokens, the usual order: cheaper for many queries."""
     parts = (F.linear(*operands) for operands in zip((query, context, context), weights, biases, strict=True))
     query, key, value = (rearrange(part, "b tokens (heads d) -> b heads tokens d", heads=heads) for part in parts)
     keep = None if keep is None else keep[:, None, None, :]

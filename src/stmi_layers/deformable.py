@@ -1,8 +1,9 @@
 r"""Sampling of token maps at a few learned positions.
 
 Equations 23-25 of Signal, the paper "Signal: Selective Interaction and Global-Local Alignment for Multi-Modal Object
-Re-Identification", AAAI 2026, <https://arxiv.org/abs/2511.17965>; after the deformable attention of Xia et al., CVPR
-2022, <https://arxiv.org/abs/2201.00520>. Positions count in cells of the grid of tokens: the first token is at 0.
+Re-Identification", AAAI 2026, <https://arxiv.org/abs/2511.17965>, which follow the deformable attention of Xia et al.,
+CVPR 2022, <https://arxiv.org/abs/2201.00520>. Positions are measured in cells of the token grid; the first token is at
+row 0 and column 0.
 """
 
 from typing import Literal, get_args
@@ -30,22 +31,22 @@ def reference_positions(
     released: bool = False,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "height width 2"]:
-    r"""Centres of the windows of a convolution over the grid: where a sample is taken that has no offset.
+    r"""Return the centres of the windows of a convolution over the grid: the positions of samples without offset.
 
     Args:
         grid: rows and columns of the tokens.
         points: rows and columns of the windows.
-        kernel_size: rows and columns of a window.
-        stride: step between the windows.
-        released: give the positions of the research code of Signal, $(i + \tfrac12)(\text{size} - 1) / (\text{points} -
-            1)$, of which the last in each direction lies beyond the grid.
-        device: of the result.
+        kernel_size: rows and columns of a window, in tokens.
+        stride: step between the windows, in tokens.
+        released: give the positions of the research code of Signal instead, $(i + \tfrac12)(\text{size} - 1) /
+            (\text{points} - 1)$; the last position in each direction lies beyond the grid.
+        device: device of the result; torch's default device if None.
 
     Returns:
         Row and column of every point, in cells, in float32.
 
     Raises:
-        ValueError: when the released reading meets a single row or column of points, for which it divides by zero.
+        ValueError: when `released` is True and `points` has a single row or column, because its formula divides by 0.
 
     Examples:
         >>> reference_positions((8, 4), (2, 1))
@@ -54,8 +55,8 @@ def reference_positions(
                 [[5.5000, 1.5000]]])
     """
     if released and min(points) < 2:
-        rule = "the released positions must have 2 rows and columns of points at least"
-        raise ValueError(f"{rule}; received {points[0]} x {points[1]}. Take centred ones")
+        rule = "points must have at least 2 rows and 2 columns for the released positions"
+        raise ValueError(f"{rule}; received {points[0]} x {points[1]}. Take the centred positions")
     axes = []
     for size, count in zip(grid, points, strict=True):
         index = torch.arange(count, device=device, dtype=torch.float32)
@@ -71,20 +72,20 @@ def deformable_positions(
     *,
     reach: tuple[float, float] | None = None,
 ) -> Float[Tensor, "batch height width 2"]:
-    r"""Move the reference positions by the offsets, and keep them on the grid.
+    r"""Move the reference positions by the offsets, and keep the results on the grid.
 
     Args:
         offsets: row and column by which each point moves, in cells.
         reference: row and column of each point, in cells, as of
             [`reference_positions`][stmi_layers.deformable.reference_positions].
         grid: rows and columns of the tokens.
-        reach: the largest offset in rows and in columns. Where it would lead off the grid, all offsets in that
-            direction are shortened in proportion, so that every position keeps a gradient. None cuts positions off at
-            the border, where they have none.
+        reach: largest offset in rows and in columns, in cells. Where this offset would leave the grid, all offsets in
+            its direction are shortened in proportion, so that every position keeps a gradient. None cuts positions off
+            at the border, where their gradient is 0.
 
     Returns:
-        Row and column of every point, in cells, in at least float32. Rows and columns lie between 0 and their number
-        less 1, and strictly between these for offsets below `reach` of points inside.
+        Row and column of every point, in cells, in at least float32. Rows lie in [0, rows - 1] and columns in
+        [0, columns - 1]; points inside the grid stay strictly inside while their offsets are below `reach`.
 
     Examples:
         >>> offsets = torch.tensor([-2.0, 2.0]).view(1, 1, 1, 2)
@@ -110,14 +111,14 @@ def sample_tokens(
 ) -> Float[Tensor, "batch height width dim"]:
     """Interpolate between the four tokens around each position.
 
-    As a product of matrices, whose gradient is the same in every run and exact in half precision.
+    The interpolation is a matrix product in at least float32, whose gradient is the same in every run.
 
     Args:
-        tokens: tokens of one map, row by row.
-        positions: row and column, in cells; beyond the grid, the nearest position on it.
+        tokens: one map of tokens per sample.
+        positions: row and column, in cells; a position beyond the grid moves to the nearest position on the grid.
 
     Returns:
-        One token per position, in the dtype of `tokens`; computed in at least float32.
+        One token per position, in the dtype of `tokens`.
 
     Examples:
         >>> tokens = torch.arange(6.0).view(1, 2, 3, 1)  # rows 0 1 2 and 3 4 5
@@ -136,35 +137,35 @@ class DeformableSampling(nn.Module):
     $$\tilde F = \operatorname{sample}(F, r + \Delta) \qquad \Delta = \text{reach} \cdot
     \tanh\Big(W_o \operatorname{GELU}\big(\operatorname{windows}(\operatorname{GELU}(W F + b))\big)\Big)$$
 
-    $F$ are the `tokens`, sampled by [`sample_tokens`][stmi_layers.deformable.sample_tokens], and $r$ the centres of the
-    windows of a depth-wise convolution, which tell the network where it is. Learned are `mix` ($W$ and $b$), the
-    convolution `windows` and `offset` ($W_o$).
+    $F$ are the `tokens`, sampled by [`sample_tokens`][stmi_layers.deformable.sample_tokens], and $r$ are the
+    [`reference_positions`][stmi_layers.deformable.reference_positions]: the centres of the windows of a depth-wise
+    convolution. The layer learns `mix` ($W$ and $b$), the convolution `windows` and `offset` ($W_o$).
 
     Differences from the paper and the research code:
 
     - The reference positions are the centres of the windows, and offsets that would leave the grid are shortened:
-      every position is inside and keeps its gradient. There, the last row and column of positions lies beyond the grid
-      and is cut off, where it learns nothing, and the first columns are out of reach. `points="clamped"` centres the
-      positions and cuts them off, `"released"` does as the code.
-    - Row and column have an offset each. There, one number serves both, so that a point moves along a diagonal:
-      `offset_channels=1`.
-    - The two linear maps before the first GELU are one, which computes the same. A checkpoint is merged in
-      `examples/signal_reid/released.py`.
-    - Any grid from the size of a window on; a single row or column of points works, except as `"released"`.
+      every position is inside and keeps its gradient. In the research code the last row and column of positions lie
+      beyond the grid, are cut off and learn nothing, and the first columns are out of reach. `points="clamped"` keeps
+      the centres and cuts positions off; `"released"` follows the research code.
+    - Row and column have separate offsets. In the research code one number serves both, so that a point moves along a
+      diagonal; `offset_channels=1` gives this reading.
+    - One linear map replaces the two linear maps before the first GELU, which compute the same. The script
+      `examples/signal_reid/released.py` merges the two maps of a checkpoint.
+    - The grid may have any size from one window on. One row or column of points works, except as `"released"`.
 
     Args:
         dim: width of the tokens.
-        kernel_size: rows and columns of a window.
-        stride: step between the windows.
-        offset_range: the largest offset: 2 for the distance between the outer positions if these stood on the outer
-            tokens, divided by their number less 1.
-        offset_channels: 2 for an offset each of row and column, 1 for the same of both, in units of its reach.
-        points: the reading, see above.
-        device: of the parameters.
-        dtype: of the parameters.
+        kernel_size: rows and columns of a window, in tokens.
+        stride: step between the windows, in tokens.
+        offset_range: largest offset, above 0, in units of $(\text{size} - 1) / (2\,(\text{points} - 1))$ cells: half
+            the distance between neighbours if the points were spread evenly from the first to the last token.
+        offset_channels: 2 for separate offsets of row and column; 1 for one number that scales the reach of both.
+        points: "inside", "clamped" or "released", as explained above.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1, or an option not known.
+        ValueError: when a size is below 1, `offset_range` is not above 0 or an option is unknown.
 
     Reference: Signal, AAAI 2026, section on the Local Alignment Module.
 
@@ -212,12 +213,12 @@ class DeformableSampling(nn.Module):
 
     @typed
     def positions(self, tokens: Float[Tensor, "batch rows columns dim"]) -> Float[Tensor, "batch height width 2"]:
-        """Row and column where `forward` samples, in cells."""
+        """Return the row and column of every sample of `forward`, in cells."""
         if tokens.shape[-1] != self.dim:
             raise ValueError(f"tokens must have width dim={self.dim}; received shape {tuple(tokens.shape)}")
         grid = tokens.shape[1], tokens.shape[2]
         if min(grid) < self.kernel_size:
-            rule = f"tokens must have kernel_size={self.kernel_size} rows and columns at least"
+            rule = f"tokens must have at least kernel_size={self.kernel_size} rows and columns"
             raise ValueError(f"{rule}; received {grid[0]} x {grid[1]}")
         mixed = F.gelu(self.windows(F.gelu(self.mix(tokens)).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         points = mixed.shape[1], mixed.shape[2]

@@ -1,8 +1,8 @@
-r"""Queries that read token maps at learned places: cooperative deformable aggregation (CDA).
+r"""Queries that read token maps at learned positions: cooperative deformable aggregation (CDA).
 
 A network predicts where to sample the maps of all modalities; class and text tokens read the samples.
 Paper: "IDEA: Inverted Text with Cooperative Deformable Aggregation for Multi-modal Object Re-Identification",
-CVPR 2025, pages 29701-29710. The formulas are those of its code, <https://github.com/924973292/IDEA>.
+CVPR 2025, pages 29701-29710. The formulas follow its code, <https://github.com/924973292/IDEA>.
 """
 
 from collections.abc import Iterable
@@ -44,25 +44,25 @@ def sampled_cross_attention(
 
     $(y_{ms}, x_{ms})$ are the `positions`, $(y_n, x_n)$ row and column of patch $n$, and CrossAttn is
     [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]. A position outside the grid
-    moves to the border, without gradient. Right on a patch, the gradient is that towards the next row and column.
+    moves to the border, without gradient. On a patch, the gradient points towards the next row and column.
 
     Args:
-        queries: what the samples are read with.
+        queries: queries, which read the samples.
         patches: one token map per modality, row by row.
         positions: row and column of each sample, in patches from the first; one set per modality, or one for all.
         grid: rows and columns of patches.
         in_proj_weight: projections to query, key and value, stacked as in `nn.MultiheadAttention`.
-        in_proj_bias: their biases, or None.
+        in_proj_bias: biases of these projections, or None.
         out_weight: projection of the concatenated heads.
-        out_bias: its bias, or None.
+        out_bias: bias of that projection, or None.
         num_heads: number of heads; divides `dim`.
-        present: False where a sample misses a modality; None when all are there.
+        present: True for the modalities that a sample has; None for all.
 
     Returns:
-        What each query reads, without residual; zero where no modality is present.
+        The result of the attention for each query, without residual; zero where no modality is present.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, or `grid` is not that of `patches`.
+        ValueError: when `num_heads` does not divide `dim`, or `grid` does not hold as many cells as `patches`.
 
     Examples:
         >>> row = torch.tensor([[[[0.0, 0.0], [4.0, 8.0]]]])  # a map of 1 x 2 patches
@@ -79,14 +79,14 @@ def sampled_cross_attention(
 
 
 def _maps(patches: Tensor, present: Tensor | None, joint: bool) -> list[Tensor]:
-    """Inputs of the networks, (batch patches inputs): all modalities side by side, or each alone."""
+    """Return the inputs of the networks, (batch patches inputs): all modalities concatenated, or each alone."""
     if present is not None:
         patches = torch.where(present[..., None, None], patches, 0.0)
     return [patches.transpose(1, 2).flatten(2)] if joint else [tokens.contiguous() for tokens in patches.unbind(1)]
 
 
 def _sample(maps: list[Tensor], positions: Iterable[Tensor], grid: tuple[int, int], dim: int) -> Tensor:
-    """Bilinear samples of all modalities, (batch samples modalities dim)."""
+    """Return bilinear samples of all modalities, (batch samples modalities dim)."""
     pairs = zip(maps, positions, strict=True)
     samples = [bilinear_samples(tokens, places, grid).unflatten(2, (-1, dim)) for tokens, places in pairs]
     return torch.cat(samples, dim=2) if len(samples) > 1 else samples[0]
@@ -98,40 +98,40 @@ def _read(queries: Tensor, samples: Tensor, attention: Any, project: Any, presen
 
 
 class DeformableReadout(nn.Module):
-    r"""Lets class and text tokens read all modalities at places that a network chooses (CDA).
+    r"""Lets class and text tokens read all modalities at positions that a network predicts (CDA).
 
     $$\text{queries} + \operatorname{CrossAttn}\big(\text{queries}, S, S\big), \qquad
     (y, x)_{ij} = r_{ij} + \text{max\_offset} \cdot \tanh(o_{ij})$$
 
     $o$ is a linear map of every patch, GELU, a depthwise convolution with `kernel` and `stride`, GELU, and a linear map
-    to two offsets; $r_{ij}$ is the place of its window. The reading is
+    to two offsets; $r_{ij}$ is the reference point of a window. $\operatorname{CrossAttn}$ and $S$ are those of
     [`sampled_cross_attention`][stmi_layers.deformable_readout.sampled_cross_attention]. Queries do not see each other,
     so text tokens may be left out. The key part of `in_proj_bias` has no effect.
 
-    A missing modality is zero for the network and nobody's key; a query missing by `query_present` comes out as zero.
+    A missing modality enters the network as zeros and is never a key; a query with `query_present` False becomes zero.
     A sample without any modality returns its queries.
 
     Differences from the research code:
 
-    - `max_offset` counts patches. There it depends on the number of samples, up to 44 patches on an 8 x 16 grid, and
-      places outside the picture get no gradient. Grids with one row of samples work.
-    - Reference points are the centres of the windows; there they are half a patch further down and to the right
-      (`reference="shifted"`).
-    - Separate networks predict two numbers; there one for both axes (`offsets="diagonal"`).
+    - `max_offset` is given in patches. In the research code it depends on the number of samples, up to 44 patches on an
+      8 x 16 grid, where positions outside the picture get no gradient. Grids with one row of samples work.
+    - Reference points are the centres of the windows. `reference="shifted"` puts them half a patch further down and to
+      the right, as the research code does.
+    - Networks predict two offsets; `offsets="diagonal"` predicts one for both axes, as the research code does.
 
     Args:
         dim: width of the tokens.
         num_modalities: number of modalities.
         grid: rows and columns of patches; at least `kernel` each.
-        max_offset: rows and columns that a sample moves at most.
+        max_offset: largest move of a sample in rows and in columns, in patches, at least 0.
         kernel: side of the window of a sample, in patches.
-        stride: distance of two windows, in patches.
-        offsets: "shared" by all modalities and predicted from all of them, "separate" for each from itself, or
-            "diagonal", which is separate with one number for both axes.
+        stride: step between two windows, in patches.
+        offsets: "shared" by all modalities and predicted from all of them, "separate" for each modality and predicted
+            from it alone, or "diagonal", which is separate with one number for both axes.
         reference: "centred" or "shifted" reference points.
         num_heads: heads of the attention; divides `dim`.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size or option is out of its range, or `num_heads` does not divide `dim`.
@@ -163,7 +163,7 @@ class DeformableReadout(nn.Module):
         check_choice("offsets", offsets, get_args(Offsets))
         check_choice("reference", reference, get_args(Reference))
         if min(grid) < kernel:
-            raise ValueError(f"grid must hold at least one window of kernel={kernel} a side; received {grid}")
+            raise ValueError(f"grid must have at least kernel={kernel} rows and columns; received {grid}")
         if not min(max_offset) >= 0:
             raise ValueError(f"max_offset must be at least 0 patches; received {max_offset}")
         self.dim, self.num_modalities, self.grid, self.num_heads = dim, num_modalities, grid, num_heads
@@ -194,7 +194,7 @@ class DeformableReadout(nn.Module):
         present: Bool[Tensor, "batch modalities"] | None = None,
         query_present: Bool[Tensor, "batch queries"] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """Add to each of the `queries` what it reads; `present` is False for a missing modality, None has them all."""
+        """Return `queries` plus what they read; `present` is True for the modalities of a sample, None for all."""
         if queries.shape[-1] != self.dim:
             raise ValueError(f"queries must have width dim={self.dim}; received shape {tuple(queries.shape)}")
         if query_present is not None:
@@ -212,7 +212,7 @@ class DeformableReadout(nn.Module):
         patches: Float[Tensor, "batch modalities patches dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch sets rows columns 2"]:
-        """Row and column of every sample, before the border stops it; one set, or one per modality."""
+        """Return row and column of every sample before the cut at the border; one set, or one set per modality."""
         return torch.stack([*map(self._positions, self.networks, self._maps(patches, present))], dim=1)
 
     def _maps(self, patches: Tensor, present: Tensor | None) -> list[Tensor]:
@@ -237,7 +237,7 @@ class DeformableReadout(nn.Module):
 
 
 class _OffsetNetwork(nn.Module):
-    """Raw offsets (batch rows columns outputs) from a map (batch height width inputs)."""
+    """Predicts raw offsets (batch rows columns outputs) from a map (batch height width inputs)."""
 
     def __init__(self, inputs: int, dim: int, outputs: int, kernel: int, stride: int, **factory: Any) -> None:
         super().__init__()

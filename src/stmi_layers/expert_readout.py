@@ -1,7 +1,7 @@
 r"""Class tokens that read the results of all experts: multi-grained aggregation (MGFA).
 
-One cross-attention with a query per modality over the tokens of every expert. The published text fixes this structure
-and leaves norms and residual open: the layer documents its reading.
+One cross-attention, with a query per modality, reads the tokens of every expert. The published text fixes this
+structure and leaves norms and residual open; the layer documents its reading.
 Paper: NEXT, arXiv 2505.20001, <https://arxiv.org/abs/2505.20001>.
 """
 
@@ -16,27 +16,28 @@ from stmi_layers.cross_attention import read_heads, zero_where_none
 
 
 class ExpertReadout(nn.Module):
-    r"""Adds to the global token of every modality what it reads from the tokens of all experts.
+    r"""Lets the global token of every modality read the tokens of all experts.
 
     $$U = G + \operatorname{CrossAttn}\big( G,\, Y,\, Y \big), \qquad Y = [\, y_1 ; \dots ; y_E \,]$$
 
     $G$ are the `globals`, one per modality, $y_e$ the `tokens` of expert $e$, and CrossAttn is
     [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]: the few queries read thousands
-    of tokens without projecting them. The order of the experts does not matter. Learned is the attention, which has the
-    parameter names of `nn.MultiheadAttention`; the key part of `in_proj_bias` has no effect. A model holds one readout
-    per kind of experts and supervises each result; say which of them the descriptor is.
+    of tokens without projecting them. The order of the experts does not matter. The layer learns the attention, which
+    has the parameter names of `nn.MultiheadAttention`; the key part of `in_proj_bias` has no effect. A model holds one
+    readout per kind of experts and supervises each result; document which result is the descriptor.
 
-    Open in the paper, and read so here: the residual is the global token itself, no feed-forward network follows, and
-    norms on both inputs are an option, off by default.
+    The paper leaves three points open. In this layer the residual is the global token itself, no feed-forward network
+    follows, and norms on both inputs are an option, off by default.
 
-    Ours: tokens of absent modalities are not read, whatever stands in them, and the results of absent modalities are 0.
+    Our addition: tokens of absent modalities are not read, whatever their values, and the results of absent modalities
+    are 0.
 
     Args:
         dim: width of the tokens.
         num_heads: heads of the attention; divides `dim`.
-        norm: whether to normalise both inputs first, as `GlobalCrossAttention` does.
-        device: of the parameters.
-        dtype: of the parameters.
+        norm: whether a layer norm comes before the attention on both inputs, as in `GlobalCrossAttention`.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`.
@@ -83,14 +84,14 @@ class ExpertReadout(nn.Module):
         tokens: Float[Tensor, "batch experts tokens dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch modalities dim"]:
-        """Read the `tokens` of all experts, those of the first modality first; 0 where a modality is absent."""
+        """Return `globals` plus the attention to `tokens`, which hold the first modality first; 0 where absent."""
         modalities, (experts, count) = globals.shape[1], tokens.shape[1:3]
         if globals.shape[2] != self.dim:
             raise ValueError(f"globals must have width dim={self.dim}; received shape {tuple(globals.shape)}")
         keep = None
         if present is not None:
             if count % modalities:
-                raise ValueError(f"tokens must hold as many of each of {modalities} modalities; received {count}")
+                raise ValueError(f"tokens must hold equally many of each of {modalities} modalities; received {count}")
             keep = present.repeat_interleave(count // modalities, dim=1).repeat(1, experts)
             globals = torch.where(present[..., None], globals, 0.0)
         context = tokens.flatten(1, 2)

@@ -1,6 +1,6 @@
-r"""Small experts, one per head and feature, and the attention that weighs them: ATMoE.
+r"""Attention-triggered mixture of experts (ATMoE): one small expert per head and feature, weighted by attention.
 
-A sample decides by attention which of its features counts in which head, and every part passes an expert of its own.
+Attention decides for each sample how much each feature counts in each head; every head of a feature has its own expert.
 Paper: "DeMo: Decoupled Feature-Based Mixture of Experts for Multi-Modal Object Re-Identification", AAAI 2025,
 <https://arxiv.org/abs/2412.10650>.
 """
@@ -27,7 +27,7 @@ def feature_gates(
     *,
     present: Bool[Tensor, "batch features"] | None = None,
 ) -> Float[Tensor, "batch heads features"]:
-    r"""Weigh the features of a sample by attention, apart in every head.
+    r"""Weight the features of a sample by attention, separately in every head.
 
     $$\operatorname{softmax}_s\Big( \frac{ (\text{query\_weight}\ \text{query})_h \cdot
     (\text{key\_weight}\ \text{features}_s)_h }{ \sqrt{\text{dim} / \text{num\_heads}} } \Big)$$
@@ -36,12 +36,12 @@ def feature_gates(
     feature is projected. Logits and softmax are computed in at least float32.
 
     Args:
-        query: what the features are compared with, one vector per sample.
-        features: what is weighed; finite, also where a feature is absent.
+        query: one vector per sample, with which the features are compared.
+        features: features to weight; finite, also where a feature is absent.
         query_weight: projection of the query, without bias.
         key_weight: projection of the features, without bias.
         num_heads: number of heads; divides `dim`.
-        present: True for the features that are there; None for all. The others get weight 0.
+        present: True for the features that a sample has; None for all. Absent features get weight 0.
 
     Returns:
         Weights in at least float32 that sum to 1 over the present features of a sample; 0 when it has none.
@@ -80,7 +80,7 @@ def head_experts(
     $$\operatorname{QuickGELU}( \text{weight}_{sh}\, \text{features}_{s}[h] + \text{bias}_{sh} )$$
 
     Args:
-        features: any number of features, whose width is cut into heads.
+        features: any number of features; their width is split evenly into heads.
         weight: one square matrix per feature and head.
         bias: one vector per feature and head.
 
@@ -92,35 +92,36 @@ def head_experts(
         >>> head_experts(torch.ones(1, 1, 2), weight, bias)
         tensor([[[  0., 100.]]])
     """
-    # The weights to the left, so that their gradients come in the order of the parameters, without a copy.
+    # The weights stand on the left, so that their gradients have the layout of the parameters, without a copy.
     heads = weight @ rearrange(features, "b features (heads d) -> features heads d b", heads=weight.shape[1])
     return quick_gelu(rearrange(heads + bias[..., None], "features heads d b -> b features (heads d)"))
 
 
 class GatedExperts(nn.Module):
-    r"""Weighs several features of a sample head by head, each behind an expert of its own.
+    r"""Passes every head of several features through its own expert, and weights the results by attention.
 
     $$y_s = \operatorname{concat}_h\big( a_{hs}\, \operatorname{BN}_{sh}( E_{sh}(z_s[h]) ) \big), \qquad
     q = \operatorname{BN}\big( \operatorname{QuickGELU}( W_q' [z_1 ; \dots ; z_S] + b_q' ) \big)$$
 
     $z$ are the `features`, the gates $a$ are [`feature_gates`][stmi_layers.experts.feature_gates] of the query $q$, and
     the experts $E$ are [`head_experts`][stmi_layers.experts.head_experts]. All experts are one batched product and one
-    batch norm over features times width. Learned are the experts, the norms, the map to the query and two projections.
-    The gates of a sample tell which of its features it relies on: `gates` returns them.
+    batch norm over features times width. The layer learns the experts, the norms, the map to the query and two
+    projections. The gates of a sample tell which features it relies on; the method `gates` returns them.
 
     Differences from the research code:
 
-    - Any number of features, and a batch of one keeps its axis. In training batch norm still needs two samples.
+    - The layer takes any number of features, and a batch of one keeps its axis. In training, batch norm needs at least
+      two samples.
     - `present` leaves out features, such as those of missing modalities: their gate and their result are 0, and batch
-      norm takes its statistics from the samples that have them.
-    - No balance loss; the research code gives it a weight of 0. `gates` returns what such a loss needs.
+      norm takes the statistics of a feature from the samples that have the feature.
+    - There is no balance loss, which has weight 0 in the research code. `gates` returns the input of such a loss.
 
     Args:
         dim: width of a feature.
         num_features: number of features, such as 7 for all subsets of three modalities.
         num_heads: heads of the gates; divides `dim`. DeMo takes 4 for persons and 8 for vehicles.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is not positive, or `num_heads` does not divide `dim`; in training also for a batch of
@@ -177,7 +178,7 @@ class GatedExperts(nn.Module):
         features: Float[Tensor, "batch features dim"],
         present: Bool[Tensor, "batch features"] | None = None,
     ) -> Float[Tensor, "batch features dim"]:
-        """Weigh what the experts make of the `features`; 0 where a feature is absent."""
+        """Return the weighted results of the experts, one per feature; 0 where a feature is absent."""
         features = self._present(features, present)
         gates = self._gates(features, present)
         experts = head_experts(features, self.expert_weight, self.expert_bias).flatten(1)
@@ -192,7 +193,10 @@ class GatedExperts(nn.Module):
         features: Float[Tensor, "batch features dim"],
         present: Bool[Tensor, "batch features"] | None = None,
     ) -> Float[Tensor, "batch heads features"]:
-        """Weights of the features in each head; they sum to 1 over the present features. Call it in evaluation."""
+        """Return the weights of the features in each head; they sum to 1 over the present features.
+
+        Call this method in evaluation mode, because batch norm updates its running statistics in training mode.
+        """
         return self._gates(self._present(features, present), present)
 
     def _present(self, features: Tensor, present: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
-r"""From a segmentation mask in pixels to the tokens that are foreground.
+r"""Foreground tokens from a segmentation mask in pixels.
 
-The binary mask $m$ of STMI (eq. 2) and its perturbation in training.
+The file computes the binary mask $m$ of STMI (eq. 2) and perturbs it in training.
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal Object
 Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
@@ -30,18 +30,18 @@ def token_foreground(
 
     $$m_i = \Big[\tfrac{1}{|P_i|}\int_{P_i} \text{mask} \ge \text{threshold}\Big]$$
 
-    $P_i$ is the area of patch $i$. Mask and image may differ in resolution, and the patches need not divide the mask:
-    a pixel counts with the share of it that lies in the patch. The area is exact for boolean masks below 16 megapixels.
+    $P_i$ is the area of patch $i$. Mask and image may differ in resolution, and the patches need not divide the mask: a
+    pixel counts with the share of its area in the patch. The area is exact for boolean masks below 16 megapixels.
 
     Args:
-        mask: foreground per pixel; True, or the probability between 0 and 1. Values of 255 are refused on a CPU; on
-            a GPU they are not looked at, because reading them would make the host wait.
+        mask: foreground per pixel; True, or the probability between 0 and 1. Values above 1.5, such as 255, are refused
+            on a CPU. Masks on a GPU are not checked, because reading their values would make the host wait.
         grid: rows and columns of patches, as in `(height // patch, width // patch)`.
-        threshold: share of a patch's area from which on it is foreground, in (0, 1].
-        prefix_tokens: number of class and register tokens in front of the patches; they are foreground always.
+        threshold: share of a patch's area, in (0, 1], from which on the patch is foreground.
+        prefix_tokens: number of class and register tokens in front of the patches; these are always foreground.
 
     Returns:
-        True for foreground; the prefix first, then the patches row by row.
+        True for foreground tokens; the prefix first, then the patches row by row.
 
     Raises:
         ValueError: when `threshold`, `grid`, `prefix_tokens` or, on a CPU, `mask` is out of range.
@@ -54,7 +54,7 @@ def token_foreground(
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1]; received {threshold}")
     if min(grid) < 1:
-        raise ValueError(f"grid must count at least one row and one column of patches; received {grid}")
+        raise ValueError(f"grid must have at least one row and one column of patches; received {grid}")
     if prefix_tokens < 0:
         raise ValueError(f"prefix_tokens must not be negative; received {prefix_tokens}")
     _check_values(mask)
@@ -64,12 +64,12 @@ def token_foreground(
 
 
 def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the foreground of every cell, (batch rows columns), where a pixel has the area of the grid's cells."""
+    """Return the foreground area of every cell, (batch rows columns); one pixel has the area rows * columns."""
     (height, width), (rows, columns) = mask.shape[1:], grid
-    # A graph is captured for sizes of any kind.
+    # A captured graph must work for all sizes, so that it takes the general way below.
     if not capturing() and height % rows == 0 and width % columns == 0 and mask.numel():
         levels = mask
-        if mask.dtype == torch.bool and not torch._C._are_functorch_transforms_active():  # which torch 2.6 does not map
+        if mask.dtype == torch.bool and not torch._C._are_functorch_transforms_active():  # torch 2.6 cannot vmap view
             levels = mask.view(torch.uint8)  # bytes add up faster
         cells = levels.reshape(-1, rows, height // rows, columns, width // columns)
         return cells.sum(dim=2, dtype=torch.float32).sum(dim=3) * (rows * columns)
@@ -79,7 +79,7 @@ def _covered(mask: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _check_values(mask: Tensor) -> None:
-    """Refuse floating counts of 0 to 255 where nothing has to wait for them and no graph is built of them."""
+    """Refuse floating-point masks of 0 to 255, in eager mode on a CPU: elsewhere the host would wait for the values."""
     if type(mask) is not Tensor or not (mask.is_cpu and mask.is_floating_point()) or mask.numel() == 0:
         return
     if capturing() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
@@ -89,7 +89,7 @@ def _check_values(mask: Tensor) -> None:
 
 
 def _overlap(pixels: int, cells: int, device: torch.device) -> Tensor:
-    """Length shared by each cell and each pixel, both tiling one line of `pixels * cells` units: whole numbers."""
+    """Return the length that each cell shares with each pixel, on a line of `pixels * cells` units: whole numbers."""
     cell = torch.arange(cells, device=device)[:, None] * pixels
     pixel = torch.arange(pixels, device=device)[None, :] * cells
     shared = torch.minimum(cell + pixels, pixel + cells) - torch.maximum(cell, pixel)
@@ -102,12 +102,12 @@ def perturb_background(
 ) -> Bool[Tensor, "batch tokens"]:
     """Turn background tokens into foreground with probability `p`, never the reverse.
 
-    Segmentation errs at boundaries; a model trained on perturbed masks leans on them less (paper, below eq. 6).
+    Segmentation errs at boundaries; a model trained on perturbed masks relies on masks less (paper, below eq. 6).
 
     Args:
         foreground: True for foreground tokens.
         p: probability of a flip per background token, in [0, 1]. The research code uses 0.01 to 0.015.
-        generator: source of the randomness, on the device of `foreground`; the global one by default.
+        generator: source of the randomness, on the device of `foreground`; the global generator by default.
 
     Returns:
         A new mask that is True wherever `foreground` is.
@@ -125,10 +125,13 @@ def perturb_background(
 
 
 class MaskPerturbation(nn.Module):
-    """[`perturb_background`][stmi_layers.foreground.perturb_background] in training, the identity in evaluation.
+    """Applies [`perturb_background`][stmi_layers.foreground.perturb_background] in training, nothing in evaluation.
 
     Args:
         p: probability of a flip per background token, in [0, 1].
+
+    Raises:
+        ValueError: when `p` is not a probability.
 
     Examples:
         >>> MaskPerturbation(0.5).eval()(torch.tensor([[True, False]]))

@@ -1,6 +1,6 @@
 r"""Global tokens that read the semantic tokens of all modalities: the readout of STMI.
 
-The cross-attention from which the final descriptor $U$ comes (eq. 17-18).
+Their cross-attention gives the final descriptor $U$ (eq. 17-18).
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal
 Object Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
@@ -16,37 +16,37 @@ from stmi_layers.cross_attention import read_heads, zero_where_none
 
 
 class GlobalCrossAttention(nn.Module):
-    r"""Lets the global token of every modality read the tokens of all of them (eq. 18).
+    r"""Lets the global token of every modality read the tokens of all modalities (eq. 18).
 
     $$U = \operatorname{CrossAttn}\big(N(G), N(H'), N(H')\big) + G$$
 
     $G$ are the `globals`, one per modality (eq. 17), $H'$ the `tokens`, $N$ layer norms, and CrossAttn is
     [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]. The order of the tokens does not
-    matter. Learns the norms and the attention, which has the parameter names of `nn.MultiheadAttention`; the key
-    part of `in_proj_bias` has no effect.
+    matter. The layer learns the norms and the attention, which has the parameter names of `nn.MultiheadAttention`; the
+    key part of `in_proj_bias` has no effect.
 
     Differences from the paper:
 
-    - Both inputs are normalised first, as in STR: class tokens and semantic tokens come at different scales. Eq. 18
-      writes no norm (`norm=False`). The residual is $G$ itself.
-    - `keep` leaves out tokens, such as those of a missing modality. A sample that keeps none returns its `globals`. The
-      result of a missing modality has no meaning: leave it out of what follows.
+    - Both inputs are normalised first, as in STR, because class tokens and semantic tokens have different scales. Eq.
+      18 writes no norm (`norm=False`). The residual is $G$ itself.
+    - `keep` leaves out tokens, such as the tokens of a missing modality. A sample that keeps no token returns its
+      `globals`. The result of a missing modality has no meaning; do not use it.
 
-    Differences from the research code, whose descriptor `num_heads=1, norm=False` gives in evaluation:
+    Differences from the research code (in evaluation, `num_heads=1, norm=False` gives its descriptor):
 
-    - It has one head and no norm. Eight heads let a global token read several groups of tokens at once.
-    - In training it drops attention weights as well as features of the read, each with probability 0.1; here `dropout`
-      concerns the read alone, because weights that are dropped no longer sum to 1.
-    - It flattens $U$ with the width first and the modality last. Retrieval is the same with the modality first; a
-      classifier trained on one order cannot read the other.
+    - The research code has one head and no norm. Eight heads let a global token read several groups of tokens at once.
+    - In training the research code drops attention weights and features of the result, each with probability 0.1. Here
+      `dropout` applies to the result alone, because weights no longer sum to 1 after dropout.
+    - The research code flattens $U$ with the width first and the modality last. Retrieval is the same with the modality
+      first, but a classifier trained on one order cannot read the other order.
 
     Args:
         dim: width of the tokens.
         num_heads: heads of the attention; divides `dim`.
-        norm: normalise globals and tokens before the attention.
-        dropout: probability, in training, that a feature of what was read is zeroed before the residual.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
+        norm: whether a layer norm comes before the attention on globals and tokens.
+        dropout: probability, in training, that a feature of the attention's result is zeroed before the residual.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`, or `dropout` is not a probability.
@@ -98,11 +98,11 @@ class GlobalCrossAttention(nn.Module):
         tokens: Float[Tensor, "batch nodes dim"],
         keep: Bool[Tensor, "batch nodes"] | None = None,
     ) -> Float[Tensor, "batch modalities dim"]:
-        """Add to each of the `globals` what it reads from the `tokens` that `keep` marks True; None keeps all."""
+        """Return `globals` plus their attention to the `tokens` that `keep` marks True; None keeps all tokens."""
         if globals.shape[-1] != self.dim:
             raise ValueError(f"globals must have width dim={self.dim}; received shape {tuple(globals.shape)}")
         if keep is not None:
-            # Before the norm, because 0 * NaN is NaN: whatever stands in a token left out, gradients stay finite.
+            # Before the norm, because 0 * NaN is NaN: gradients stay finite, whatever the value of a token left out.
             tokens = torch.where(keep[..., None], tokens, 0.0)
         query = globals if self.norm_globals is None else layer_norm(self.norm_globals, globals)
         context = tokens if self.norm_tokens is None else layer_norm(self.norm_tokens, tokens)

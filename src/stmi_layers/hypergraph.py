@@ -19,31 +19,32 @@ from stmi_layers.incidence import Similarity, check_similarity, similarity_incid
 
 
 class HypergraphConv(nn.Module):
-    r"""A linear map, then [`hypergraph_conv`][stmi_layers.convolution.hypergraph_conv], bias and activation (eq. 15).
+    r"""Linear map, then [`hypergraph_conv`][stmi_layers.convolution.hypergraph_conv], bias and activation (eq. 15).
 
     $$h_i' = \sigma\Big( \frac{1}{|\varepsilon(i)|} \sum_{e \in \varepsilon(i)} w_e h_e + b_i \Big)$$
 
-    $\varepsilon(i)$ are the hyperedges of node $i$, and $h_e$ is the mean of the mapped nodes in $e$. Learned are the
-    map, $w_e$ if `num_edges` is given and $b_i$ if `num_nodes` is: then place $i$ must mean the same in every sample.
+    $\varepsilon(i)$ are the hyperedges of node $i$, and $h_e$ is the mean of the mapped nodes in $e$. The layer learns
+    the map, $w_e$ if `num_edges` is given, and $b_i$ if `num_nodes` is given. With $w_e$ or $b_i$, each index must mean
+    the same in every sample.
 
     Differences from the paper:
 
-    - Eq. 15 writes no linear map; the convolution of Bai et al., which it cites, has one.
+    - Eq. 15 writes no linear map; the convolution of Bai et al., which the paper cites, has one.
     - Eq. 15 sums over the hyperedges of a node (`normalization="none"`). The default is the mean, which does not grow
       with the number of similar nodes.
 
-    Differences from the research code: it has neither $w_e$ nor $b_i$, but a bias in the linear map, which the paper
-    has not. Leave out `num_edges` for its reading; a $b_i$ equal for all nodes is its bias.
+    Differences from the research code: the research code has neither $w_e$ nor $b_i$, but a bias in the linear map,
+    which the paper does not have. Leave out `num_edges` for this reading; equal $b_i$ for all nodes act as that bias.
 
     Args:
         in_dim: width of the nodes.
         out_dim: width of the result.
-        num_edges: number of hyperedges, to learn a weight for each, from 1 on.
-        num_nodes: number of nodes, to learn a bias vector for each, from 0 on.
+        num_edges: number of hyperedges, to learn a weight per hyperedge, initially 1; None learns no weights.
+        num_nodes: number of nodes, to learn a bias vector per node, initially 0; None learns no biases.
         normalization: "row", "symmetric" or "none".
-        activation: $\sigma$, a function or a module; the paper names none.
-        device: of the parameters.
-        dtype: of the parameters.
+        activation: $\sigma$, a function or a module; SiLU by default, because the paper names no activation.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when `normalization` is unknown or a size is not positive.
@@ -111,45 +112,46 @@ class HypergraphConv(nn.Module):
 
 
 def _written(activation: Callable[[Tensor], Tensor]) -> str:
-    """Return the code of a function or module of torch; of others as much as their names tell."""
+    """Return the Python expression of an activation of torch, or the name of any other activation."""
     if isinstance(activation, nn.Module):
         return f"torch.nn.{activation}" if type(activation).__module__.startswith("torch.nn.") else repr(activation)
     return f"{getattr(activation, '__module__', None) or 'torch'}.{getattr(activation, '__name__', activation)}"
 
 
 class CrossModalHypergraph(nn.Module):
-    r"""Lets the semantic tokens of all modalities exchange information with those similar to them (eq. 14-16).
+    r"""Lets the semantic tokens of all modalities exchange information with similar tokens (eq. 14-16).
 
     $$H^{(l+1)} = \operatorname{HypergraphConv}_l\big(H^{(l)}\big) + H^{(l)}$$
 
     $H^{(0)}$ are the `tokens`, the first modality first: nodes of one hypergraph per sample, built once by
-    [`similarity_incidence`][stmi_layers.incidence.similarity_incidence]. Learned are the layers, each a
-    [`HypergraphConv`][stmi_layers.hypergraph.HypergraphConv] with a weight per hyperedge and a bias per node. Whether
-    tokens meet at all depends on `threshold`: see
+    [`similarity_incidence`][stmi_layers.incidence.similarity_incidence]. Each layer is a
+    [`HypergraphConv`][stmi_layers.hypergraph.HypergraphConv] that learns a weight per hyperedge and a bias per node.
+    `threshold` decides whether hyperedges join any tokens: check
     [`incidence_statistics`][stmi_layers.incidence.incidence_statistics] of `incidence(tokens)`.
 
-    A modality that is missing in a sample takes no part: its tokens are in no hyperedge and come out as they went in.
-    So would a sample without any modality; refuse it where the data enters, for a check in here would stall the device.
+    A missing modality takes no part: its tokens are in no hyperedge and come out unchanged. All tokens of a sample
+    without any modality come out unchanged; refuse such samples when loading data, because a check here would make the
+    host wait for the device.
 
     Differences from the paper: those of `HypergraphConv`.
 
     Differences from the research code:
 
-    - Similarity is the cosine, because a distance means something else at every width and scale
-      (`similarity="euclidean"`).
-    - The residual follows the activation (eq. 16), without a group norm. The group norm there has one group over all
-      nodes and channels of a sample, so every token depends on every other even where no hyperedge joins them: most of
-      what its CHI mixes, it mixes through the norm.
+    - Similarity is the cosine, because the meaning of a distance changes with the width and scale of the tokens;
+      `similarity="euclidean"` compares distances.
+    - The residual follows the activation (eq. 16), without a group norm. The group norm of the research code has one
+      group over all nodes and channels of a sample, so that every token depends on all other tokens even without a
+      common hyperedge. Most of the mixing in its CHI goes through this norm.
 
     Args:
         dim: width of the tokens.
         num_nodes: number of tokens of all modalities together.
         num_layers: number of convolutions.
-        threshold: least cosine, or greatest distance, within a hyperedge.
+        threshold: least cosine, or greatest distance, between a node and the node of a hyperedge.
         similarity: "cosine" or "euclidean".
         normalization: "row", "symmetric" or "none", as in [`hypergraph_conv`][stmi_layers.convolution.hypergraph_conv].
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when an option is unknown, a size is not positive or `threshold` is a negative distance.
@@ -198,9 +200,9 @@ class CrossModalHypergraph(nn.Module):
         tokens: Float[Tensor, "batch modalities tokens dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch modalities tokens dim"]:
-        """Update the `tokens`; `present` is False where a sample misses a modality, None when all are there."""
+        """Update the `tokens`; `present` is True for the modalities that a sample has, None for all."""
         incidence = self.incidence(tokens, present)
-        # Not left to the incidence: 0 times the NaN of an absent modality is NaN.
+        # The incidence alone would not do, because 0 times the NaN of an absent modality is NaN.
         taking_part = tokens if present is None else torch.where(present[:, :, None, None], tokens, 0.0)
         nodes = taking_part.flatten(1, 2)
         for layer in self.layers:
@@ -214,7 +216,7 @@ class CrossModalHypergraph(nn.Module):
         tokens: Float[Tensor, "batch modalities tokens dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Bool[Tensor, "batch nodes edges"]:
-        """The hypergraph of `forward`, between the tokens of all modalities."""
+        """Return the hypergraph of `forward`, between the tokens of all modalities."""
         modalities, count, dim = tokens.shape[1:]
         if (modalities * count, dim) != (self.num_nodes, self.dim):
             rule = f"tokens must have width dim={self.dim} and count num_nodes={self.num_nodes} over all modalities"

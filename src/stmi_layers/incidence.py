@@ -1,4 +1,4 @@
-r"""Hyperedges between similar tokens: the hypergraph of CHI, and statistics of it.
+r"""Hyperedges between similar tokens: the hypergraph of CHI and its statistics.
 
 Hyperedges join similar tokens within and across modalities (paper, between eq. 14 and 15).
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal Object
@@ -20,7 +20,7 @@ from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._typing import typed
 
 Similarity = Literal["cosine", "euclidean"]
-SIMILARITIES = get_args(Similarity)  # torch 2.6 cannot trace the question
+SIMILARITIES = get_args(Similarity)  # torch 2.6 cannot trace get_args
 
 
 @typed
@@ -31,28 +31,28 @@ def similarity_incidence(
     similarity: Similarity = "cosine",
     present: Bool[Tensor, "batch nodes"] | None = None,
 ) -> Bool[Tensor, "batch nodes edges"]:
-    r"""Join every node with those similar to it: one hyperedge per node.
+    r"""Join every node with similar nodes: one hyperedge per node.
 
     $$\text{incidence}_{ij} = \Big[\, i = j \ \text{ or }\
     \frac{x_i^\top x_j}{\lVert x_i \rVert\, \lVert x_j \rVert} \ge \text{threshold} \,\Big]$$
 
     $x$ are the `nodes`; with `similarity="euclidean"` the condition is $\lVert x_i - x_j \rVert \le$ `threshold`. Both
-    are computed in at least float32. A zero vector has cosine 0 with every other node. The ONNX exporter knows only the
-    cosine, because it has no `torch.cdist`.
+    are computed in at least float32. A zero vector has cosine 0 with every other node. The ONNX exporter supports only
+    the cosine, because it has no `torch.cdist`.
 
-    Differences from the research code: it compares by a distance, and strictly (distance < threshold); here a distance
-    equal to the threshold joins.
+    Differences from the research code: the research code joins nodes at a distance below the threshold; here a distance
+    equal to the threshold joins, too, and the default is the cosine.
 
     Args:
-        nodes: features that are compared.
-        threshold: least cosine, or greatest distance in the units of `nodes`. From a cosine of -1 down everything is
-            joined, above 1 nothing is.
+        nodes: features to compare.
+        threshold: least cosine, or greatest distance in the units of `nodes`. A cosine of -1 or less joins all nodes; a
+            cosine above 1 joins no two nodes.
         similarity: "cosine" or "euclidean".
         present: True for nodes that take part; None for all.
 
     Returns:
-        True where node $i$ is in hyperedge $j$. Every present node is in its own hyperedge. An absent node is in none,
-        and its hyperedge is empty. No gradient flows through it.
+        True where node $i$ is in hyperedge $j$. Every present node is in its own hyperedge. An absent node is in no
+        hyperedge, and its own hyperedge is empty. The result carries no gradient.
 
     Raises:
         ValueError: when `similarity` is unknown, or `threshold` is a negative distance or not a number.
@@ -71,7 +71,7 @@ def similarity_incidence(
         with without_autocast(nodes):
             similar = (unit @ unit.transpose(1, 2)).clamp(-1, 1) >= threshold
     else:
-        # By matrix products, the default from 26 nodes on, the distance of close nodes would lose its digits.
+        # With matrix products, the default from 26 nodes on, the distance of close nodes would lose its digits.
         similar = torch.cdist(nodes, nodes, compute_mode="donot_use_mm_for_euclid_dist") <= threshold
     incidence = similar | on_diagonal(nodes.shape[1], nodes.device)
     return incidence if present is None else incidence & present[:, :, None] & present[:, None, :]
@@ -81,16 +81,16 @@ def similarity_incidence(
 def incidence_statistics(
     incidence: Bool[Tensor, "batch nodes edges"], num_modalities: int
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    r"""Tell what a hypergraph does: it may turn out to join nothing, or everything.
+    r"""Measure how much a hypergraph joins; a bad threshold joins no nodes, or all of them.
 
     Args:
-        incidence: which nodes are in which hyperedges; the nodes of the first modality first, as many in each.
+        incidence: True where a node is in a hyperedge; nodes of the first modality first, equally many per modality.
         num_modalities: number of modalities; divides the number of nodes.
 
     Returns:
-        Three numbers per sample. The first is the mean number of nodes in a hyperedge, the second the share of isolated
-        nodes, which are in no hyperedge with another, the third the share of hyperedges that reach several modalities.
-        Nodes in no hyperedge and empty hyperedges do not count; without any the numbers are 0.
+        Three numbers per sample: the mean number of nodes in a hyperedge; the share of isolated nodes, which share no
+        hyperedge with another node; the share of hyperedges that reach several modalities. Nodes in no hyperedge and
+        empty hyperedges do not count; the numbers are 0 when nothing counts.
 
     Raises:
         ValueError: when `num_modalities` does not divide the number of nodes.
@@ -114,12 +114,12 @@ def incidence_statistics(
 
 
 def check_similarity(similarity: str, threshold: float) -> None:
-    """Refuse an unknown `similarity`, and a `threshold` it cannot have.
+    """Refuse an unknown `similarity`, and a `threshold` outside its range.
 
     Raises:
-        ValueError: naming the rule and what was received.
+        ValueError: when `similarity` is unknown, or `threshold` is a negative distance or not a number.
     """
     check_choice("similarity", similarity, SIMILARITIES)
-    least = 0.0 if similarity == "euclidean" else -math.inf
+    least, rule = (0.0, "at least 0") if similarity == "euclidean" else (-math.inf, "a number")
     if not threshold >= least:
-        raise ValueError(f"threshold must be at least {least} with {similarity} similarity; received {threshold}")
+        raise ValueError(f"threshold must be {rule} with {similarity} similarity; received {threshold}")

@@ -24,29 +24,30 @@ class SelectiveInteraction(nn.Module):
     $$Z = N_1\big(c + \operatorname{CrossAttn}(c, g \odot F, g \odot F)\big) \qquad
     \bar F = N_2\big(Z + \operatorname{FFN}(Z)\big)$$
 
-    $c$ are the `class_tokens`, $F$ the `patches`, $g$ the `gates`, as of
-    [`TokenSelection`][stmi_layers.selection.TokenSelection], $N$ layer norms, and CrossAttn is
+    $c$ are the `class_tokens`, $F$ the `patches`, $g$ the `gates` (such as those of
+    [`TokenSelection`][stmi_layers.selection.TokenSelection]), $N$ layer norms, and CrossAttn is
     [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]. Flattened, the result is the
-    descriptor of the paper, first modality first. Learned are the attention, which has the parameter names of
+    descriptor of the paper, first modality first. The layer learns the attention, which has the parameter names of
     `nn.MultiheadAttention`, the feed-forward network and both norms.
 
     Differences from the paper and the research code:
 
-    - A patch whose gate is 0 leaves the softmax. There it stays as a zero vector, which takes its share of the
-      attention: with 12 % of the patches unselected, 12 % of the attention. `unselected="zeroed"` gives that reading.
+    - A patch whose gate is 0 leaves the softmax. In the research code it stays as a zero vector and takes a share of
+      the attention: 12 % of it when 12 % of the patches are unselected. `unselected="zeroed"` gives this reading.
     - Patches of absent modalities leave the softmax in both readings. The result of an absent modality is 0.
 
     Args:
         dim: width of the tokens.
         num_heads: heads of the attention; divides `dim`.
         mlp_ratio: hidden width of the feed-forward network, in units of `dim`.
-        unselected: what becomes of a patch whose gate is 0: `"hidden"` from the attention, or `"zeroed"`, a zero vector
-            that is read like the others.
-        device: of the parameters.
-        dtype: of the parameters.
+        unselected: treatment of a patch whose gate is 0: `"hidden"` from the attention, or `"zeroed"`, which reads the
+            patch as a zero vector.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, `mlp_ratio` leaves nothing, or `unselected` is not known.
+        ValueError: when `num_heads` does not divide `dim`, the feed-forward network has no width, or `unselected` is
+            unknown.
 
     Reference: Signal, AAAI 2026, section on the Selective Interaction Module.
 
@@ -101,10 +102,10 @@ class SelectiveInteraction(nn.Module):
         gates: Float[Tensor, "batch modalities patches"] | None = None,
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch modalities dim"]:
-        """Read `patches` with the `class_tokens`.
+        """Return the updated `class_tokens`, which read the `patches`.
 
-        `gates` are 1 for the patches that take part and 0 for the others; None lets all of them take part. `present` is
-        True for the modalities that a sample has; None for all.
+        `gates` are 1 for the patches that take part and 0 for all other patches; None lets all patches take part.
+        `present` is True for the modalities that a sample has; None for all.
         """
         if class_tokens.shape[-1] != self.dim:
             received = tuple(class_tokens.shape)
@@ -115,7 +116,7 @@ class SelectiveInteraction(nn.Module):
             class_tokens = torch.where(present[..., None], class_tokens, 0.0)
             patches = torch.where(keep[..., None], patches, 0.0)
             gates = None if gates is None else torch.where(keep, gates, 0.0)
-        learned = None  # gates that change no value, because those of 0 are hidden, but get a gradient
+        learned = None  # gates for their gradient alone: they change no value, because patches of gate 0 are hidden
         if gates is not None and self.unselected == "hidden":
             learned, keep = gates.flatten(1) if gates.requires_grad else None, gates != 0
         elif gates is not None:

@@ -1,4 +1,4 @@
-r"""Alignment of the modalities patch by patch, at positions that follow the content: local alignment (LAM).
+r"""Local alignment (LAM): alignment of the modalities at sampled positions that depend on the patches.
 
 Equations 23-26 of Signal, the paper "Signal: Selective Interaction and Global-Local Alignment for Multi-Modal Object
 Re-Identification", AAAI 2026, <https://arxiv.org/abs/2511.17965>. The alignment of whole images is in `alignment.py`.
@@ -21,19 +21,19 @@ def local_alignment_loss(
     samples: Float[Tensor, "batch modalities samples dim"],
     present: Bool[Tensor, "batch modalities"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Mean squared difference between the modalities of a sample, over all pairs of them (eq. 26).
+    r"""Compute the mean squared difference between the modalities of a sample, over all pairs of modalities (eq. 26).
 
     $$\operatorname{mean}_{b,\ m < n} \frac{1}{P D} \lVert x_{bm} - x_{bn} \rVert^2$$
 
-    $x$ are the `samples`, $P$ the number of samples per map and $D$ their width. The pairs are not formed: the squared
-    differences of $n$ modalities sum to $n$ times those of the modalities from their mean.
+    $x$ are the `samples`, $P$ the number of samples per map and $D$ their width. The code forms no pairs, because the
+    squared differences between $n$ modalities sum to $n$ times the squared differences from their mean.
 
     Args:
-        samples: tokens of every modality, the first of one beside the first of another.
-        present: True for the modalities that a sample has; None for all. Pairs with another one do not count.
+        samples: sampled tokens of every modality; equal indices are compared across modalities.
+        present: True for the modalities that a sample has; None for all. Pairs with an absent modality do not count.
 
     Returns:
-        The mean in at least float32; 0 with a zero gradient where no sample has a pair.
+        The mean, in at least float32; 0 with a zero gradient when no sample has two modalities.
 
     Examples:
         >>> samples = torch.tensor([[[[0.0]], [[1.0]], [[3.0]]]])  # differences 1, 3 and 2
@@ -53,33 +53,33 @@ def local_alignment_loss(
 
 
 class LocalAlignment(nn.Module):
-    r"""Draws the modalities together at a few positions of each map (eq. 23-26).
+    r"""Pulls the modalities together at a few positions of each map (eq. 23-26).
 
-    [`local_alignment_loss`][stmi_layers.local_alignment.local_alignment_loss] of what a
-    [`DeformableSampling`][stmi_layers.deformable.DeformableSampling] per modality samples from the patches. It trains a
-    model and has no use in inference: do not call it there.
+    One [`DeformableSampling`][stmi_layers.deformable.DeformableSampling] per modality samples the patches, and
+    [`local_alignment_loss`][stmi_layers.local_alignment.local_alignment_loss] compares the samples. The loss trains a
+    model; inference does not need this layer.
 
     Differences from the paper and the research code:
 
-    - Those of [`DeformableSampling`][stmi_layers.deformable.DeformableSampling], where the options are explained, too.
-    - The sampling of all modalities starts alike, so that equal images are aligned from the beginning. There, each
-      starts at random.
-    - Any number of modalities, and samples with missing ones. A modality alone gives 0.
+    - Those of [`DeformableSampling`][stmi_layers.deformable.DeformableSampling], which also explains the options.
+    - The sampling networks of all modalities start equal, so that equal images are aligned from the beginning. In the
+      research code each network starts at random.
+    - The layer takes any number of modalities, and samples with missing modalities. A single modality gives 0.
 
     Args:
         dim: width of the patches.
         num_modalities: number of modalities.
-        grid: rows and columns of the patches.
-        kernel_size: rows and columns of a window.
-        stride: step between the windows.
-        offset_range: the largest offset.
-        offset_channels: 2 for an offset each of row and column, 1 for the same of both.
-        points: reading of the positions.
-        device: of the parameters.
-        dtype: of the parameters.
+        grid: rows and columns of the patches; at least `kernel_size` each.
+        kernel_size: rows and columns of a window, in patches.
+        stride: step between the windows, in patches.
+        offset_range: largest offset, in the units of `DeformableSampling`.
+        offset_channels: 2 for separate offsets of row and column; 1 for one number for both.
+        points: "inside", "clamped" or "released", as in `DeformableSampling`.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1, or an option not known.
+        ValueError: when a size is below 1, `grid` is smaller than a window, or an option is out of range.
 
     Reference: Signal, AAAI 2026, section on the Local Alignment Module.
 
@@ -106,7 +106,7 @@ class LocalAlignment(nn.Module):
         super().__init__()
         check_positive(num_modalities=num_modalities)
         if len(grid) != 2 or min(grid) < kernel_size:
-            rule = f"grid must have kernel_size={kernel_size} rows and columns at least"
+            rule = f"grid must have at least kernel_size={kernel_size} rows and columns"
             raise ValueError(f"{rule}; received {grid}. Take a smaller kernel_size")
         self.dim, self.num_modalities, self.grid = dim, num_modalities, grid
         options = {"kernel_size": kernel_size, "stride": stride, "offset_range": offset_range}
@@ -131,7 +131,7 @@ class LocalAlignment(nn.Module):
         patches: Float[Tensor, "batch modalities patches dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the loss, in at least float32; `patches` stand row by row."""
+        """Return the loss, in at least float32; `patches` are ordered row by row."""
         expected = (self.num_modalities, self.grid[0] * self.grid[1], self.dim)
         if tuple(patches.shape[1:]) != expected:
             rule = f"patches must have (modalities, patches, dim) of {expected}"

@@ -1,6 +1,6 @@
 r"""Losses of re-identification: an identity loss and a batch-hard triplet loss.
 
-$\mathcal{L}_g$ of STMI (eq. 19); the whole objective (eq. 20) is a sum of three, on $G$, $U$ and $T$.
+Together they are $\mathcal{L}_g$ of STMI (eq. 19). The whole objective (eq. 20) sums $\mathcal{L}_g$ of $G$, $U$, $T$.
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal
 Object Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
@@ -21,7 +21,7 @@ from stmi_layers._typing import typed
 def batch_hard_triplet(
     features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"], *, margin: float | None = None
 ) -> Float[Tensor, ""]:
-    r"""Pull every sample to its farthest positive and push it away from its nearest negative.
+    r"""Pull every sample towards its farthest positive, and push it away from its nearest negative.
 
     $$\frac{1}{|V|} \sum_{a \in V} \ell\Big(\max_{p \ne a,\ \text{labels}_p = \text{labels}_a} d_{ap}
     - \min_{n:\ \text{labels}_n \ne \text{labels}_a} d_{an}\Big), \qquad d_{ij} = \lVert x_i - x_j \rVert$$
@@ -34,11 +34,11 @@ def batch_hard_triplet(
     Args:
         features: one representation per sample, not normalised.
         labels: identity of each sample; any whole numbers.
-        margin: of the hinge, in units of distance, at least 0; None for the soft margin.
+        margin: margin of the hinge, in units of distance, at least 0; None for the soft margin.
 
     Returns:
-        The mean over $V$, never negative; 0 with a zero gradient when $V$ is empty. In float32 for features
-        in half precision: a float16 loss could not take the initial scale of `torch.amp.GradScaler`.
+        The mean over $V$, never negative; 0 with a zero gradient when $V$ is empty. The loss of half-precision
+        features is float32, because a float16 loss would overflow at the initial scale of `torch.amp.GradScaler`.
 
     Raises:
         ValueError: when `margin` is negative or not finite.
@@ -63,21 +63,21 @@ def batch_hard_triplet(
 
 
 def _hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Farthest positive and nearest negative of every anchor, by index, and which anchors have both."""
-    # Squared distances up to a constant per row; around the mean, because a common offset would cost digits.
+    """Return the indices of the farthest positive and nearest negative of every anchor, and a mask of complete ones."""
+    # Squared distances up to a constant per row. Features are centred, because a common offset would cost digits.
     centred = features - features.mean(dim=0)
     with without_autocast(features):
         product = centred @ centred.T
     distance = torch.sub(product.diagonal(), product, alpha=2)
     same = labels.unsqueeze(1) == labels
     nearest, negative = distance.masked_fill(same, math.inf).min(dim=1)
-    distance.diagonal().fill_(-math.inf)  # nobody is a positive of itself
+    distance.diagonal().fill_(-math.inf)  # no sample is a positive of itself
     farthest, positive = distance.where(same, -math.inf).max(dim=1)
     return positive, negative, farthest - nearest != -math.inf
 
 
 def _distance_to(features: Tensor, partner: Tensor) -> Tensor:
-    # In place: a batch of temporaries less to write.
+    # In place, to write one temporary tensor less.
     return torch.linalg.vector_norm(features.index_select(0, partner).sub_(features), dim=1)
 
 
@@ -87,19 +87,19 @@ def _check_margin(margin: float | None) -> None:
 
 
 class IdentityHead(nn.Module):
-    """Identity logits behind a batch norm without shift: the BNNeck of re-identification.
+    """Classifier of identities behind a batch norm without shift: the BNNeck of re-identification.
 
-    The norm decouples the two losses: the triplet loss shapes the features before it, the classifier reads
-    them after it. Learns the scale of the norm and the classifier. The shift is a parameter fixed at 0,
-    and the classifier has no bias, so that the boundaries between identities pass through the origin.
+    The norm separates the two losses: the triplet loss takes the features before the norm, and the classifier takes
+    the features after the norm. The head learns the scale of the norm and the classifier. The shift is a parameter
+    fixed at 0, and the classifier has no bias, so that the boundaries between identities pass through the origin.
 
     In training the norm needs at least two samples; in evaluation it uses its running statistics.
 
     Args:
         dim: width of the features.
         num_identities: number of training identities.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when `dim` or `num_identities` is not positive.
@@ -141,8 +141,8 @@ class IdentityHead(nn.Module):
             raise ValueError(f"features must have width dim={self.dim}; received shape {received}")
         if self.training and features.shape[0] < 2:
             raise ValueError(
-                "features must hold at least 2 samples in training, for the statistics of the norm; "
-                f"received a batch of {features.shape[0]}: drop the last incomplete batch, or call eval()"
+                "features must hold at least 2 samples in training, because the norm needs batch statistics; "
+                f"received {features.shape[0]}. Drop the last incomplete batch, or call eval() for inference"
             )
         return self.classifier(self.norm(features))
 
@@ -157,27 +157,28 @@ class ReIDLoss(nn.Module):
     \mathcal{L}_\text{Tri}$$
 
     $\mathcal{L}_\text{CE}$ is the label-smoothed cross-entropy of an
-    [`IdentityHead`][stmi_layers.losses.IdentityHead], which this loss owns: give its parameters to the
-    optimizer. $\mathcal{L}_\text{Tri}$ is [`batch_hard_triplet`][stmi_layers.losses.batch_hard_triplet] on
+    [`IdentityHead`][stmi_layers.losses.IdentityHead], which belongs to this loss: pass the parameters of the loss to
+    the optimizer. $\mathcal{L}_\text{Tri}$ is [`batch_hard_triplet`][stmi_layers.losses.batch_hard_triplet] on
     the features before the norm of the head. The paper's objective (eq. 20) is the sum of three such losses,
-    with a head each, on $G$ (the modalities concatenated), $U$ and $T$.
+    each with its own head, on $G$ (the modalities concatenated), $U$ and $T$.
 
     Differences from the paper:
 
-    - The paper names no margin: here the soft margin, as in its research code; `margin` gives the hinge.
-    - The classifier stands behind a batch norm without shift, as usual in the field; the paper has none.
+    - The paper names no margin. The default is the soft margin, as in the research code; `margin` gives the hinge.
+    - The classifier stands behind a batch norm without shift, as usual in the field; the paper has no such norm.
 
-    Differences from the research code: both weights are 1, as in eq. 19; there the identity loss has 0.25.
+    Differences from the research code: both weights are 1, as in eq. 19; the research code weights the identity loss
+    by 0.25.
 
     Args:
         dim: width of the features.
         num_identities: number of training identities.
         smoothing: share of the target that is spread evenly over all identities, in [0, 1).
-        margin: of the triplet loss; None for the soft margin.
+        margin: margin of the triplet loss, in units of distance, at least 0; None for the soft margin.
         identity_weight: factor of the identity loss, at least 0.
         triplet_weight: factor of the triplet loss, at least 0.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when an option is out of range.
@@ -222,8 +223,8 @@ class ReIDLoss(nn.Module):
     def forward(self, features: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Return the weighted sum, in at least float32.
 
-        `labels` count from 0 to `num_identities - 1`. They are not checked here, which would make the host
-        wait for the device: outside this range the cross-entropy fails, with an `IndexError` on the CPU.
+        `labels` count from 0 to `num_identities - 1`. The layer does not check them, because the host would have to
+        wait for the device. For other labels the cross-entropy fails, with an `IndexError` on the CPU.
         """
         logits = at_least_float32(self.head(features))
         identity = F.cross_entropy(logits, labels.long(), label_smoothing=self.smoothing)

@@ -1,8 +1,8 @@
-r"""Losses of predicted masks, and of tokens that shall mean what lies under a mask.
+r"""Losses of predicted masks, and of tokens that should represent the object under a mask.
 
-For systems that find and segment the object at once, such as FusionSegReID / PS-ReID
-(<https://arxiv.org/abs/2503.21595>). That paper's formulas are not public: those here are our own reading of its
-summary, with the usual weights of reasoning segmentation.
+The losses are for systems that find and segment the object at once, such as FusionSegReID / PS-ReID
+(<https://arxiv.org/abs/2503.21595>). The formulas of that paper are not public: the formulas here are our own reading
+of its summary, with the usual weights of reasoning segmentation.
 """
 
 import torch
@@ -26,24 +26,26 @@ def mask_loss(
     smoothing: float = 1.0,
     present: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Binary cross-entropy of every pixel, and the Dice loss of the whole mask.
+    r"""Add the binary cross-entropy of every pixel and the Dice loss of the whole mask.
 
     $$\text{bce\_weight} \cdot \operatorname{BCE}(p, m)
     + \text{dice\_weight} \cdot \Big( 1 - \frac{2 \sum p\, m + \text{smoothing}}{\sum p + \sum m + \text{smoothing}}
     \Big), \qquad p = \operatorname{sigmoid}(\text{logits})$$
 
-    Both are means over the batch. Cross-entropy is fair to pixels, Dice to small objects. Computed in at least float32.
+    Cross-entropy weights all pixels alike, and Dice weights small objects as much as large ones. Both are computed in
+    at least float32.
 
     Args:
         logits: predicted masks before the sigmoid.
         mask: $m$, True or the probability of foreground between 0 and 1.
         bce_weight: factor of the cross-entropy, at least 0.
         dice_weight: factor of the Dice loss, at least 0.
-        smoothing: added above and below, above 0: an empty mask that is predicted empty costs nothing.
-        present: False where there is no mask to learn from; None when all are there.
+        smoothing: number above 0, added to numerator and denominator, so that an empty prediction of an empty mask
+            costs nothing.
+        present: True for the samples that have a mask; None for all.
 
     Returns:
-        The mean over the samples present, in at least float32; 0 without any.
+        The mean over the samples with a mask, in at least float32; 0 when no sample has a mask.
 
     Raises:
         ValueError: when a weight is negative or `smoothing` is not positive.
@@ -55,7 +57,7 @@ def mask_loss(
     """
     if not (bce_weight >= 0 and dice_weight >= 0 and smoothing > 0):
         received = f"bce_weight={bce_weight}, dice_weight={dice_weight}, smoothing={smoothing}"
-        raise ValueError(f"weights must be at least 0 and smoothing above 0; received {received}")
+        raise ValueError(f"bce_weight and dice_weight must be at least 0, smoothing above 0; received {received}")
     if present is not None:
         logits, mask = (torch.where(present[:, None, None], item, False) for item in (logits, mask))
     with without_autocast(logits):
@@ -76,21 +78,19 @@ def mask_coupling_loss(
     *,
     present: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Distance of tokens from the mean of the patches under a mask.
+    r"""Compute the cosine distance of tokens from the mean of the patches under a mask.
 
     $$1 - \cos\Big(\text{tokens}_k,\ \frac{\sum_n \text{mask}_n\, \text{patches}_n}{\sum_n \text{mask}_n}\Big)$$
 
-    Computed in at least float32.
-
     Args:
-        tokens: what shall mean the object.
-        patches: those of the same image, of the same width.
+        tokens: tokens that should represent the object.
+        patches: patches of the same image.
         mask: share of each patch that is foreground, True or between 0 and 1.
-        present: False for samples that take no part; None when all do.
+        present: True for the samples that take part; None for all.
 
     Returns:
-        The mean over tokens and samples, in at least float32, between 0 and 2; samples whose mask is empty leave, and
-        without any left it is 0.
+        The mean over tokens and samples, in at least float32, between 0 and 2. Samples with an empty mask do not count;
+        0 when no sample counts.
 
     Examples:
         >>> patches = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
@@ -105,7 +105,7 @@ def mask_coupling_loss(
     with without_autocast(tokens):
         weights = mask.to(torch.promote_types(patches.dtype, torch.float32))
         filled = weights.sum(dim=1) > 0
-        # The sum has the direction of the mean, and cosines know no length.
+        # The sum replaces the mean, because both have one direction and the cosine ignores length.
         summed = torch.einsum("bn, bnd -> bd", weights, at_least_float32(patches))
         summed = torch.where(filled[:, None], summed, 1.0)[:, None]
         cosine = F.cosine_similarity(at_least_float32(tokens), summed, dim=2, eps=EPSILON)
@@ -113,6 +113,6 @@ def mask_coupling_loss(
 
 
 def _mean(losses: Tensor, present: Tensor | None) -> Tensor:
-    """Mean over the samples present; 0 without any, also in an empty batch."""
+    """Return the mean over the samples present; 0 when there is none, as in an empty batch."""
     kept = torch.ones_like(losses, dtype=torch.bool) if present is None else present
     return torch.where(kept, losses, 0.0).sum() / kept.sum().clamp(min=1)

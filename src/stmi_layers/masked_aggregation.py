@@ -1,4 +1,4 @@
-r"""Masked aggregation (HMA): transformer blocks in which only kept tokens take part, first per modality, then jointly.
+r"""Hierarchical masked aggregation (HMA): transformer blocks over kept tokens, first per modality, then jointly.
 
 Paper: "Magic Tokens: Select Diverse Tokens for Multi-modal Object Re-Identification" (EDITOR), CVPR 2024,
 <https://arxiv.org/abs/2403.10254>.
@@ -26,7 +26,7 @@ def masked_self_attention(
     out_weight: Float[Tensor, "dim dim"],
     num_heads: int,
 ) -> Float[Tensor, "batch tokens dim"]:
-    r"""Multi-head self-attention among the tokens that are kept.
+    r"""Attend among the kept tokens with several heads.
 
     $$\operatorname{concat}_h\Big( \operatorname{softmax}_{j \in \text{keep}}\big( q_{i,h} \cdot k_{j,h} \big/
     \sqrt{\text{dim} / \text{num\_heads}} \big)\, v_{j,h} \Big)\, \text{out\_weight}^\top \quad
@@ -35,14 +35,14 @@ def masked_self_attention(
     $q, k, v$ are the thirds of the tokens times `in_proj_weight`. The softmax runs in at least float32.
 
     Args:
-        tokens: what attends and what is attended to. Tokens that are not kept may hold anything.
+        tokens: queries, keys and values. Tokens that are not kept may hold any value, also NaN.
         keep: True for the tokens that take part.
         in_proj_weight: projections to query, key and value, stacked as in `nn.MultiheadAttention`.
         out_weight: projection of the concatenated heads.
         num_heads: number of heads; divides `dim`.
 
     Returns:
-        The same as attention among the kept tokens alone, in their places; zero in all other places.
+        The result of attention among the kept tokens alone, at their positions; zero at all other positions.
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`.
@@ -61,36 +61,36 @@ def masked_self_attention(
 
 
 class MaskedAggregation(nn.Module):
-    r"""Transformer blocks over the kept tokens of every modality, then one block over those of all modalities (HMA).
+    r"""One transformer block per modality over its kept tokens, then one block over all kept tokens (HMA).
 
     $$F_m \leftarrow B_m(F_m), \qquad [F_1 ; \ldots ; F_M] \leftarrow N\big(B([F_1 ; \ldots ; F_M])\big)$$
 
-    $F$ are the `tokens`, $B$ pre-norm blocks without biases in their linear maps, $N$ a layer norm. A token that is not
-    kept is not seen by any other and comes back as zero: the result is that of the kept tokens alone. `within` and
-    `across` are the two steps; `forward` runs both.
+    $F$ are the `tokens`, $B$ pre-norm blocks without biases in their linear maps, $N$ a layer norm. No token attends to
+    a token that is not kept, whose own result is zero: the blocks work as if the other tokens did not exist. `within`
+    and `across` are the two steps; `forward` runs both.
 
-    Tokens that are not kept are not computed either. On a CPU, in eager mode, the samples are packed to the largest
-    number of kept tokens. On other devices and in captured graphs, where counting would make the host wait, all tokens
-    are computed unless `max_kept` bounds the number.
+    The layer saves the computation of tokens that are not kept. On a CPU, in eager mode, it packs every sample to the
+    largest number of kept tokens. On other devices the count would make the host wait, and graphs cannot count: there
+    the layer computes all tokens unless `max_kept` bounds their number.
 
     Differences from the paper and the research code:
 
-    - Any number of modalities, each with a `keep` of its own; the paper keeps the same patches of all.
-    - Kept tokens alone are computed. The research code computes all of them and multiplies by the mask.
-    - A sample may keep nothing; its result is zero.
+    - The layer takes any number of modalities, each with its own `keep`; the paper keeps the same patches of all.
+    - The layer computes kept tokens alone. The research code computes all tokens and multiplies by the mask.
+    - A sample may keep no token; its result is zero.
 
     Args:
         dim: width of the tokens.
         num_modalities: number of modalities.
         num_heads: heads of the attention; divides `dim`.
         mlp_ratio: hidden width of the feed-forward networks, in units of `dim`.
-        max_kept: most tokens that a sample keeps of one modality; a sample that keeps more becomes NaN. None when the
-            number is not known before.
-        device: of the parameters.
-        dtype: of the parameters.
+        max_kept: largest number of tokens that a sample keeps of one modality. A sample that keeps more becomes NaN.
+            None for an unknown number.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, or a size leaves nothing.
+        ValueError: when `num_heads` does not divide `dim`, or a size is below 1.
 
     Reference: Zhang et al., "Magic Tokens", CVPR 2024, section "Hierarchical Masked Aggregation".
 
@@ -126,7 +126,7 @@ class MaskedAggregation(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: truncated normal weights of deviation 0.02, and norms of scale 1."""
+        """Set the initial values: truncated normal weights of standard deviation 0.02, and norms of scale 1."""
         for layer in self.modules():
             if isinstance(layer, nn.LayerNorm):
                 layer.reset_parameters()
@@ -142,7 +142,7 @@ class MaskedAggregation(nn.Module):
         keep: Bool[Tensor, "batch modalities tokens"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch modalities tokens dim"]:
-        """Return the tokens after both steps, zero where they are not kept or their modality is not `present`."""
+        """Return the tokens after both steps; zero for tokens that are not kept, or whose modality is absent."""
         return self._across(self._within(tokens, keep, present), keep, present)
 
     @typed
@@ -152,7 +152,7 @@ class MaskedAggregation(nn.Module):
         keep: Bool[Tensor, "batch modalities tokens"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch modalities tokens dim"]:
-        """Return the tokens after the block of their own modality."""
+        """Return the tokens after the block of their own modality; arguments as in `forward`."""
         return self._within(tokens, keep, present)
 
     @typed
@@ -162,7 +162,7 @@ class MaskedAggregation(nn.Module):
         keep: Bool[Tensor, "batch modalities tokens"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch modalities tokens dim"]:
-        """Return the tokens after the joint block and the last norm."""
+        """Return the tokens after the joint block and the last norm; arguments as in `forward`."""
         return self._across(tokens, keep, present)
 
     def _within(self, tokens: Tensor, keep: Tensor, present: Tensor | None) -> Tensor:
@@ -195,12 +195,12 @@ class MaskedAggregation(nn.Module):
 def _on_kept(
     function: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, keep: Tensor, max_kept: int | None
 ) -> Tensor:
-    """Apply `function` to the kept tokens (batch tokens dim), packed where it is known how many there are at most."""
+    """Apply `function` to the kept tokens (batch tokens dim), packed where their largest number is known."""
     tokens = torch.where(keep[..., None], tokens, 0.0)  # before any arithmetic, because 0 * NaN is NaN
     width = _width(keep, max_kept)
     if width >= keep.shape[1]:
         return torch.where(keep[..., None], function(tokens, keep), 0.0).to(tokens.dtype)
-    # Kept tokens first, in their order, then as many others as fit; no two keys are equal.
+    # Kept tokens come first, in order, then as many other tokens as fit; no two keys are equal.
     keys = torch.arange(keep.shape[1], device=keep.device) + torch.where(keep, 0, keep.shape[1])
     order = keys.topk(width, dim=1, largest=False).indices
     rows = (order + torch.arange(keep.shape[0], device=keep.device)[:, None] * keep.shape[1]).flatten()
@@ -215,12 +215,12 @@ def _on_kept(
 
 
 def _width(keep: Tensor, max_kept: int | None) -> int:
-    """Number of tokens to compute per sample."""
+    """Return the number of tokens to compute per sample."""
     if max_kept is not None:
         return max_kept
     return max(int(keep.sum(dim=1).max()), 1) if _may_count(keep) else keep.shape[1]
 
 
 def _may_count(keep: Tensor) -> bool:
-    """Tell whether the host can look at the mask without waiting for a device or breaking a graph."""
+    """Tell whether the host can read the mask without waiting for a device or breaking a graph."""
     return keep.device.type == "cpu" and not torch.compiler.is_compiling() and keep.numel() > 0

@@ -1,7 +1,7 @@
 r"""Retrieval scores: mean average precision, cumulative matching, mean inverse negative penalty.
 
-The protocol of re-identification: gallery entries with a query's identity *and* its group are dropped from
-the ranking. The group is the camera (RGBNT201, RGBNT100) or the scene (MSVR310).
+They follow the protocol of re-identification: gallery entries with a query's identity *and* its group are dropped from
+the ranking of this query. The group is the camera (RGBNT201, RGBNT100) or the scene (MSVR310).
 """
 
 import math
@@ -34,8 +34,8 @@ class ReIDMetrics:
 
     Attributes:
         mAP: mean average precision.
-        cmc: for each asked rank, the share of queries with a positive at that rank or before.
-        mINP: mean inverse negative penalty: the number of positives over the rank of the last one.
+        cmc: for each of the `ranks`, the share of queries with a positive at that rank or before.
+        mINP: mean inverse negative penalty: the number of positives over the rank of the last positive.
         average_precision: one score per query, float64; NaN where the query was skipped.
         num_queries: number of queries, skipped ones included.
         num_skipped: number of queries without a positive among their allowed gallery entries.
@@ -70,28 +70,27 @@ def reid_metrics(
 
     $r_{qk}$ is the rank of the $k$-th of the $P_q$ positives of query $q$, counted from 1 among the allowed
     entries. Entries at equal distance are ranked by their index in the gallery. A query without a positive is
-    skipped and counted; $Q$ holds the others. Distances are computed in at least float32. No identity has a meaning of
-    its own: junk, which Market-1501 marks by -1, is to be left out of query and gallery before the call.
+    skipped and counted; $Q$ holds all other queries. Distances are computed in at least float32. No identity has a
+    special meaning: remove junk images, which Market-1501 marks by -1, from query and gallery before the call.
 
     Args:
-        query: one representation per query. On features of unit length both metrics rank alike.
+        query: one representation per query. For features of unit length both metrics give the same ranking.
         gallery: one representation per gallery entry.
         query_ids: identity of each query.
         gallery_ids: identity of each gallery entry.
-        query_groups: camera or scene of each query; None drops nothing, not even the query itself where it is
-            in the gallery.
+        query_groups: camera or scene of each query; None drops nothing, not even a query's own image in the gallery.
         gallery_groups: camera or scene of each gallery entry; given together with `query_groups`.
         ranks: the $n$ of the cumulative matching characteristic, from 1 on.
-        metric: `"euclidean"` or `"cosine"` (a zero vector is orthogonal to everything).
-        chunk_size: queries ranked at once. It bounds the working memory, about `8 * chunk_size` bytes per
+        metric: `"euclidean"` or `"cosine"` (a zero vector is orthogonal to every vector).
+        chunk_size: number of queries ranked at once. It bounds the working memory, about `8 * chunk_size` bytes per
             gallery entry, and does not change the result.
 
     Returns:
-        The scores. A ranking with all positives in front has all of them at 1.
+        The scores; all are 1 when every ranking has all its positives in front.
 
     Raises:
-        ValueError: when no query has a positive, features are not finite, only one of the groups is given, or
-            an option is out of range.
+        ValueError: when no query has a positive, features are not finite, only one of `query_groups` and
+            `gallery_groups` is given, or an option is out of range.
 
     Examples:
         >>> query, gallery = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0], [3.0]])
@@ -105,7 +104,7 @@ def reid_metrics(
     query, gallery, offset = _prepared(query, gallery, metric)
     positives = Positives(query_ids, gallery_ids, query_groups, gallery_groups)
     scores = query.new_full((3, len(query)), math.nan, dtype=torch.float64)
-    # Queries with similar numbers of positives share a chunk, for little padding.
+    # Queries with similar numbers of positives share a chunk, to keep the padding small.
     for rows in positives.chunks(chunk_size):
         scores[:, rows] = score_rows(_distances(query[rows], gallery, offset), *positives.of(rows))
     return ReIDMetrics(**average_scores(scores, ranks))
@@ -135,14 +134,14 @@ def rank_gallery(
         query_groups: camera or scene of each query; None drops nothing.
         gallery_groups: camera or scene of each gallery entry; given together with `query_groups`.
         metric: `"euclidean"` or `"cosine"`.
-        chunk_size: queries ranked at once; bounds the working memory.
+        chunk_size: number of queries ranked at once; it bounds the working memory and does not change the result.
 
     Returns:
         Indices into the gallery, best first; -1 where fewer than `k` entries are allowed.
 
     Raises:
-        ValueError: when features are not finite, only one of the groups is given, or an option is out of
-            range.
+        ValueError: when features are not finite, only one of `query_groups` and `gallery_groups` is given, or an
+            option is out of range.
 
     Examples:
         >>> query, gallery = torch.tensor([[0.0]]), torch.tensor([[2.0], [1.0], [3.0]])
@@ -176,7 +175,7 @@ def _prepared(query: Tensor, gallery: Tensor, metric: Metric) -> tuple[Tensor, T
 
 
 def _distances(query: Tensor, gallery: Tensor, offset: Tensor) -> Tensor:
-    """Return (queries gallery), up to a constant per query and a factor."""
+    """Return distances (queries gallery), up to a constant per query and a common factor."""
     with without_autocast(query):
         # In this order the product is up to 1.6 times as fast on CPU.
         return torch.addmm(offset[:, None], gallery, query.T, alpha=-2).T

@@ -1,8 +1,8 @@
 r"""Attention over several grids at once, steered by a segmentation mask.
 
-Patches are pooled to coarser cells under the mask, and a cell with little foreground is read less. For systems such as
-FusionSegReID / PS-ReID (<https://arxiv.org/abs/2503.21595>): that paper names a multi-scale segmentation-guided
-attention without a public formula; those here are our own reading.
+Patches are pooled to coarser cells under the mask, and a cell with little foreground gets less attention. The layer is
+for systems such as FusionSegReID / PS-ReID (<https://arxiv.org/abs/2503.21595>). That paper names a multi-scale
+segmentation-guided attention and publishes no formula; the formulas here are our own reading.
 """
 
 import math
@@ -32,12 +32,12 @@ def mask_pooled_cells(
     $$X_c = \frac{\sum_{n \in c} (w_n + \delta)\, \text{patches}_n}{\sum_{n \in c} (w_n + \delta)}, \qquad
     s_c = \frac{1}{\text{scale}^2} \sum_{n \in c} w_n$$
 
-    $w$ is the `mask` and $\delta = 10^{-4}$, so that a cell without foreground is the plain mean of its patches.
-    Computed in at least float32.
+    $w$ is the `mask` and $\delta = 10^{-4}$, so that a cell without foreground is the plain mean of its patches. Both
+    results are computed in at least float32.
 
     Args:
-        patches: row by row.
-        mask: share of each patch that is foreground, True or between 0 and 1; None is foreground everywhere.
+        patches: patches, row by row.
+        mask: share of each patch that is foreground, True or between 0 and 1; None means foreground everywhere.
         grid: rows and columns of patches, multiples of `scale`.
         scale: side of a cell, in patches.
 
@@ -46,7 +46,7 @@ def mask_pooled_cells(
         float32.
 
     Raises:
-        ValueError: when `grid` is not that of `patches`, or `scale` does not divide it.
+        ValueError: when `grid` does not hold as many cells as `patches`, or `scale` does not divide `grid`.
 
     Examples:
         >>> patches, mask = torch.tensor([[[2.0], [4.0], [6.0], [8.0]]]), torch.tensor([[True, True, False, False]])
@@ -71,29 +71,29 @@ class SegmentationGuidedPooling(nn.Module):
     $$\text{queries} + W_o \operatorname{concat}_h \operatorname{softmax}_c\Big(
     \frac{q_h k_{hc}}{\sqrt{d}} + \beta_h \log(s_c + \delta) \Big)\, v_{hc}$$
 
-    Keys and values come from the cells of all `scales` together, those of
-    [`mask_pooled_cells`][stmi_layers.multiscale.mask_pooled_cells], and $s$ is their share of foreground. $\beta_h > 0$
-    is learned per head as a logarithm: near 0 the mask does not matter, at 1 the background of a hard mask is all but
-    gone. Class tokens and text tokens can be queries, in any number. Without a mask this is plain attention over all
-    scales; a mask of ones and an empty mask give the same.
+    Keys and values are the [`mask_pooled_cells`][stmi_layers.multiscale.mask_pooled_cells] of all `scales` together,
+    and $s$ is their share of foreground. The layer learns $\beta_h > 0$ per head, as a logarithm: near 0 the mask does
+    not matter, and at 1 the background of a hard mask gets almost no attention. Class tokens and text tokens can be
+    queries, in any number. Without a mask this is plain attention over all scales; a mask of ones and a mask of zeros
+    give the same result.
 
-    A modality that is missing is nobody's key. A sample without any modality returns its queries. The key part of
+    The cells of a missing modality are no keys. A sample without any modality returns its queries. The key part of
     `in_proj_bias` has no effect.
 
-    Differences from the paper: its formula is not public, so everything here is our reading.
+    Differences from the paper: the formula of the paper is not public, so that the whole layer is our reading.
 
     Args:
         dim: width of the tokens.
         grid: rows and columns of patches.
         scales: sides of the cells, in patches; each divides the grid.
         num_heads: number of heads; divides `dim`.
-        beta: initial $\beta$, above 0.
-        device: of the parameters.
-        dtype: of the parameters.
+        beta: initial $\beta_h$ of every head, finite and above 0.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, there is no scale or one that does not divide `grid`, or
-            `beta` is not positive.
+        ValueError: when `num_heads` does not divide `dim`, `scales` is empty or holds a number that does not divide
+            `grid`, or `beta` is not finite and positive.
 
     Examples:
         >>> pooling = SegmentationGuidedPooling(dim=8, grid=(8, 4), num_heads=2)
@@ -116,7 +116,7 @@ class SegmentationGuidedPooling(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         if not scales:
-            raise ValueError("scales must hold at least one; received none")
+            raise ValueError("scales must hold at least one number; received ()")
         _check_grid(grid[0] * grid[1], grid, scales)
         if not (beta > 0 and math.isfinite(beta)):
             raise ValueError(f"beta must be a finite number above 0; received {beta}")
@@ -144,7 +144,7 @@ class SegmentationGuidedPooling(nn.Module):
         mask: Float[Tensor, "batch modalities patches"] | Bool[Tensor, "batch modalities patches"] | None = None,
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """Add to each of the `queries` what it reads; `mask` is the share of each patch that is foreground."""
+        """Return `queries` plus what they read; `mask` is the share of each patch that is foreground."""
         if queries.shape[-1] != self.dim:
             raise ValueError(f"queries must have width dim={self.dim}; received shape {tuple(queries.shape)}")
         _check_grid(patches.shape[2], self.grid, self.scales)
@@ -161,7 +161,7 @@ class SegmentationGuidedPooling(nn.Module):
         return output if present is None else torch.where(present.any(dim=1)[:, None, None], output, queries)
 
     def _attend(self, queries: Tensor, cells: Tensor, shares: Tensor, present: Tensor | None) -> Tensor:
-        """Keys and values without projecting the cells: the queries are fewer."""
+        """Attend without projecting the cells to keys and values, because the queries are fewer."""
         split = {"pattern": "(heads width) ... -> heads width ...", "heads": self.num_heads}
         weights = [rearrange(part, **split) for part in self.in_proj_weight.chunk(3)]
         query_bias, _, value_bias = self.in_proj_bias.chunk(3)

@@ -1,6 +1,6 @@
 r"""One vector per modality from its global token and its patches: global-patch reduction.
 
-The patch-integrated feature (PIFE) of DeMo; the heads of EDITOR and MambaPro end with the same operation.
+DeMo calls it patch-integrated feature extraction (PIFE); the heads of EDITOR and MambaPro end with the same operation.
 Paper: "DeMo: Decoupled Feature-Based Mixture of Experts for Multi-Modal Object Re-Identification", AAAI 2025,
 <https://arxiv.org/abs/2412.10650>.
 """
@@ -28,7 +28,7 @@ def join_patch_mean(
     keep: Bool[Tensor, "batch modalities patches"] | None = None,
     present: Bool[Tensor, "batch modalities"] | None = None,
 ) -> Float[Tensor, "batch modalities 2*dim"]:
-    r"""Put the mean of the patches of a modality behind its global token.
+    r"""Append the mean of the patches of every modality to its global token.
 
     $$\Big[\, \text{globals}_m \,;\; \frac{1}{|K_m|} \sum_{n \in K_m} \text{patches}_{mn} \,\Big], \qquad
     K_m = \{ n : \text{keep}_{mn} \}$$
@@ -37,10 +37,10 @@ def join_patch_mean(
         globals: one token per modality, such as its class token.
         patches: patches of every modality.
         keep: True for the patches that enter the mean; None for all.
-        present: True for the modalities that are there; None for all.
+        present: True for the modalities that a sample has; None for all.
 
     Returns:
-        Rows of twice the width. The mean is 0 where no patch is kept, and the whole row of an absent modality is 0.
+        Vectors of twice the width. The mean is 0 where no patch is kept, and the vector of an absent modality is 0.
 
     Examples:
         >>> globals_, patches = torch.tensor([[[5.0]]]), torch.tensor([[[[1.0], [3.0], [8.0]]]])
@@ -52,7 +52,7 @@ def join_patch_mean(
     if keep is None:
         mean = patches.mean(dim=2) if patches.shape[2] else torch.zeros_like(globals)
     else:
-        # A mask, not a product with it: 0 * NaN is NaN.
+        # `where` instead of a product with the mask, because 0 * NaN is NaN.
         kept = at_least_float32(torch.where(keep[..., None], patches, 0.0))
         mean = (kept.sum(dim=2) / keep.sum(dim=2, keepdim=True).clamp(min=1)).to(patches.dtype)
     joined = torch.cat([globals, mean], dim=2)
@@ -60,29 +60,29 @@ def join_patch_mean(
 
 
 class GlobalPatchReduction(nn.Module):
-    r"""Reduces global token and mean of the patches of every modality to one vector of the same width.
+    r"""Reduces the global token and the mean patch of every modality to one vector of the same width.
 
     $$g'_m = \sigma\big( W_m\, N_m( [\, g_m \,;\; \operatorname{mean}_n P_{mn} \,] ) + b_m \big)$$
 
     The brackets are [`join_patch_mean`][stmi_layers.pooling.join_patch_mean]; $N_m$ is a layer norm over twice the
-    width and $\sigma$ the activation. Learned are $W_m$, $b_m$ and $N_m$, apart for every modality. Use the result in
-    the place of the global token. With the defaults this is the patch-integrated feature of DeMo; `norm=False,
-    activation="none"` is the reduction of EDITOR, and `activation="none"` that of MambaPro.
+    width and $\sigma$ the activation. The layer learns $W_m$, $b_m$ and $N_m$ separately for every modality. Use the
+    result in place of the global token. With the defaults this is the patch-integrated feature of DeMo;
+    `norm=False, activation="none"` is the reduction of EDITOR, and `activation="none"` is the reduction of MambaPro.
 
     Differences from the research code of DeMo:
 
-    - Modalities are an axis, of any length, and a batch of one keeps its axis.
-    - `present` leaves out missing modalities, and `keep` patches, such as background.
+    - Modalities are an axis, of any length, and a batch of one keeps its batch axis.
+    - `present` leaves out missing modalities, and `keep` leaves out patches, such as background.
 
-    After QuickGELU no entry is below -0.17: cosines between such features are shifted up.
+    After QuickGELU no entry is below -0.17, which shifts the cosines between such features up.
 
     Args:
         dim: width of the tokens.
         num_modalities: number of modalities.
-        norm: whether to normalise before the linear map.
-        activation: "quick_gelu" or "none".
-        device: of the parameters.
-        dtype: of the parameters.
+        norm: whether a layer norm comes before the linear map.
+        activation: $\sigma$, "quick_gelu" or "none".
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is not positive, or `activation` is neither of the two.
@@ -118,7 +118,7 @@ class GlobalPatchReduction(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: for every modality those of `nn.LayerNorm` and `nn.Linear`."""
+        """Set the initial values of every modality: those of `nn.LayerNorm` and `nn.Linear`."""
         if self.norm:
             nn.init.ones_(self.norm_weight)
             nn.init.zeros_(self.norm_bias)

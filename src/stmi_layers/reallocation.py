@@ -1,4 +1,4 @@
-r"""From many patch tokens to a few semantic tokens, none dropped: Semantic Token Reallocation (STR).
+r"""Semantic Token Reallocation (STR): a few semantic tokens that read all patches, without dropping any patch.
 
 Learned queries and a text prior read all patches by cross-attention (eq. 9-13).
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal
@@ -23,32 +23,33 @@ class SemanticTokenReallocation(nn.Module):
 
     $F$ are the `patches`, $Q'$ the learned queries followed by the `prior`, $N$ layer norms, and CrossAttn is
     [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]. The order of the patches does
-    not matter; their positions must be in them already. Learns queries, norms, attention and feed-forward network.
-    The attention has the parameter names of `nn.MultiheadAttention`; the key part of `in_proj_bias` has no effect.
+    not matter; the patches must already contain their positions. The layer learns queries, norms, attention and
+    feed-forward network. The attention has the parameter names of `nn.MultiheadAttention`; the key part of
+    `in_proj_bias` has no effect.
 
-    The queries belong to one modality (eq. 10): a model holds one layer per modality. Start them as copies of one
-    (`copy.deepcopy`) when their tokens shall be compared, as in a hypergraph: layers drawn apart put even equal images
-    into unrelated directions. For queries shared by several modalities, call one layer on each.
+    The queries belong to one modality (eq. 10), so that a model holds one layer per modality. If their tokens will be
+    compared, as in a hypergraph, start all layers as copies of one layer (`copy.deepcopy`): independent random layers
+    map even equal images to unrelated directions. To share queries between modalities, call one layer on each modality.
 
     Differences from the paper:
 
     - Queries, patches and $Z$ are normalised first (pre-norm), as in the research code; the paper writes no norm.
     - The prior is optional, so that images without captions work.
 
-    Differences from the research code: it has one layer norm for queries and patches, with an epsilon of 1e-6; here
-    each has its own, with torch's 1e-5, because learned queries and patches come at different scales. Copy its norm to
-    both and set their `eps` for its numbers.
+    Differences from the research code: the research code has one layer norm for queries and patches, with an epsilon of
+    1e-6. Here queries and patches have separate norms, with torch's epsilon of 1e-5, because their scales differ. To
+    reproduce the research code, copy its norm to both norms and set their `eps`.
 
     Args:
         dim: width of the tokens.
         num_tokens: $K$, the number of learned queries.
         num_heads: heads of the attention; divides `dim`.
         mlp_ratio: hidden width of the feed-forward network, in units of `dim`.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, or `num_tokens` or `mlp_ratio` leaves nothing.
+        ValueError: when `num_heads` does not divide `dim`, or `num_tokens` or the hidden width is below 1.
 
     Reference: STMI, AAAI 2026, section "Semantic Token Reallocation".
 
@@ -89,7 +90,7 @@ class SemanticTokenReallocation(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set the initial values: those of the modules of torch, and standard normal queries."""
-        # Small queries drown in the residual: all K tokens become one mean of the patches, and CHI joins everything.
+        # Small queries vanish beside the attention: all K tokens become the mean of the patches, and CHI joins them.
         nn.init.normal_(self.queries)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.in_proj_bias)
@@ -102,7 +103,7 @@ class SemanticTokenReallocation(nn.Module):
     def forward(
         self, patches: Float[Tensor, "batch patches dim"], prior: Float[Tensor, "batch dim"] | None = None
     ) -> Float[Tensor, "batch semantic dim"]:
-        """Read `patches` with the learned queries and, when given, the text `prior`, whose token comes last."""
+        """Return the semantic tokens of `patches`; with a text `prior`, its token comes last."""
         queries = self._queries(patches, prior)
         attention = (self.in_proj_weight, self.in_proj_bias, self.num_heads)
         read = read_heads(layer_norm(self.norm_queries, queries), layer_norm(self.norm_patches, patches), *attention)
@@ -113,7 +114,7 @@ class SemanticTokenReallocation(nn.Module):
     def attention(
         self, patches: Float[Tensor, "batch patches dim"], prior: Float[Tensor, "batch dim"] | None = None
     ) -> Float[Tensor, "batch heads semantic patches"]:
-        """Weight of each patch in each semantic token of `forward`; sums to 1 over the patches."""
+        """Return the weight of each patch in each semantic token of `forward`; weights sum to 1 over the patches."""
         queries, keys = (
             layer_norm(self.norm_queries, self._queries(patches, prior)),
             layer_norm(self.norm_patches, patches),

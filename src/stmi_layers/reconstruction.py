@@ -1,4 +1,4 @@
-r"""Complementary reconstruction (CRM): the tokens of a missing modality from those that are there.
+r"""Complementary reconstruction (CRM): tokens of a missing modality, computed from the present modalities.
 
 Paper: "TOP-ReID: Multi-spectral Object Re-Identification with Token Permutation", AAAI 2024,
 <https://arxiv.org/abs/2312.09612>.
@@ -20,14 +20,14 @@ def reconstruction_loss(
     targets: Float[Tensor, "batch tokens dim"],
     counted: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Mean squared difference over all tokens of the samples that count.
+    r"""Compute the mean squared difference over all tokens of the samples that count.
 
     $$\frac{1}{|V| \cdot \text{tokens} \cdot \text{dim}} \sum_{b \in V}
     \lVert \text{reconstructed}_b - \text{targets}_b \rVert^2$$
 
     Args:
-        reconstructed: tokens of a modality, made from another one.
-        targets: tokens of the same modality as they are.
+        reconstructed: tokens of a modality, computed from another modality.
+        targets: actual tokens of the same modality.
         counted: True for the samples in $V$, such as those that have both modalities; None for all.
 
     Returns:
@@ -47,25 +47,25 @@ def reconstruction_loss(
 
 
 class CrossModalReconstruction(nn.Module):
-    r"""Fills the place of every missing modality with what the others say about it, and learns to do so (CRM).
+    r"""Fills the tokens of missing modalities by translation from the present modalities, and trains this (CRM).
 
     One chain of transformer blocks $U_{mk}$ per ordered pair turns tokens of modality $m$ into tokens of modality $k$:
 
     $$F_k \leftarrow \frac{1}{|A|} \sum_{m \in A} U_{mk}(F_m) \quad \text{for } k \notin A, \qquad
     \mathcal{L} = \sum_{m \ne k} \operatorname{mean} \big( U_{mk}(F_m) - F_k \big)^2$$
 
-    $F$ are the `tokens`, global token included, and $A$ the modalities that are `present`. `forward` fills, and leaves
-    present modalities as they are; `loss` is $\mathcal{L}$. Train with `loss`, and call `forward` at test time. The
-    layers behind then see complete samples: give them no `present`.
+    $F$ are the `tokens`, global token included, and $A$ the modalities that are `present`. `forward` fills missing
+    modalities and leaves present modalities unchanged; `loss` is $\mathcal{L}$. Train with `loss`, and call `forward`
+    in inference. Later layers then get complete samples: do not pass `present` to them.
 
-    On a CPU, in eager mode, only what is missing is computed. In a captured graph and on other devices, where counting
-    would make the host wait, every pair is computed for all samples and the rest is thrown away.
+    On a CPU, in eager mode, the layer computes only missing tokens. In a captured graph and on other devices, where
+    counting would make the host wait, it computes every pair for all samples and discards the rest.
 
     Differences from the paper and the research code:
 
-    - Any number of modalities, and every sample may lack others. The research code fixes one case for a whole test set
-      when the model is built, and runs the missing images through its backbone first.
-    - Samples that lack a modality of a pair have no part in the loss of this pair.
+    - The layer takes any number of modalities, and each sample may lack different modalities. The research code fixes
+      one case for a whole test set when the model is built, and runs the missing images through its backbone first.
+    - Samples that lack a modality of a pair do not count in the loss of this pair.
 
     Args:
         dim: width of the tokens.
@@ -73,11 +73,11 @@ class CrossModalReconstruction(nn.Module):
         num_heads: heads of the attention; divides `dim`.
         depth: number of blocks in a chain.
         mlp_ratio: hidden width of the feed-forward networks, in units of `dim`.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, or a size leaves nothing.
+        ValueError: when `num_heads` does not divide `dim`, `num_modalities` is below 2, or another size is below 1.
 
     Reference: Wang et al., "TOP-ReID", AAAI 2024, section "Complementary Reconstruction Module".
 
@@ -121,7 +121,7 @@ class CrossModalReconstruction(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Set the initial values: those of torch."""
+        """Set the initial values of every block: those of `nn.LayerNorm` and `nn.Linear`."""
         for block in self.modules():
             if isinstance(block, Block):
                 block.reset_parameters()
@@ -132,7 +132,7 @@ class CrossModalReconstruction(nn.Module):
         tokens: Float[Tensor, "batch modalities tokens dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch modalities tokens dim"]:
-        """Return the tokens with those of absent modalities filled; zero where a sample has no modality at all."""
+        """Return `tokens` with absent modalities filled; zero where a sample has no modality at all."""
         self._check(tokens)
         if present is None:
             return tokens
@@ -156,7 +156,7 @@ class CrossModalReconstruction(nn.Module):
     ) -> Float[Tensor, ""]:
         """Return the sum of [`reconstruction_loss`][stmi_layers.reconstruction.reconstruction_loss] over ordered pairs.
 
-        Targets get a gradient as in the paper, which draws the modalities together; `detach_targets` stops it.
+        Targets get a gradient as in the paper, which pulls the modalities together; `detach_targets=True` stops it.
         """
         self._check(tokens)
         if present is not None:
@@ -176,7 +176,7 @@ class CrossModalReconstruction(nn.Module):
     def translate(
         self, tokens: Float[Tensor, "batch tokens dim"], source: int, target: int
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Turn tokens of the modality `source` into tokens of the modality `target`, both counted from 0."""
+        """Turn tokens of the modality `source` into tokens of the modality `target`; both are indices from 0."""
         if (source, target) not in self._pairs():
             rule = f"source and target must be two different modalities below num_modalities={self.num_modalities}"
             raise ValueError(f"{rule}; received source={source}, target={target}")
@@ -186,7 +186,7 @@ class CrossModalReconstruction(nn.Module):
         return self.chains[f"{source}_to_{target}"](tokens)
 
     def _translate_wanted(self, tokens: Tensor, source: int, target: int, wanted: Tensor) -> Tensor:
-        """Translated tokens of the samples that are wanted, zero for the others."""
+        """Return translated tokens for the samples that `wanted` marks, and zeros for all other samples."""
         if not _may_count(wanted):
             return torch.where(wanted[:, None, None], self._translate(tokens, source, target), 0.0)
         rows = wanted.nonzero()[:, 0]
@@ -208,5 +208,5 @@ class CrossModalReconstruction(nn.Module):
 
 
 def _may_count(flags: Tensor) -> bool:
-    """Tell whether the host can look at the flags without waiting for a device or breaking a graph."""
+    """Tell whether the host can read the flags without waiting for a device or breaking a graph."""
     return flags.device.type == "cpu" and not torch.compiler.is_compiling()

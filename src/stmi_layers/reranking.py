@@ -1,7 +1,7 @@
-r"""Re-ranking by k-reciprocal neighbours: two entries are alike when the same others are near to both of them.
+r"""Re-ranking by k-reciprocal neighbours: two entries are close when they share their nearest neighbours.
 
-Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal encoding", CVPR 2017
-(<https://arxiv.org/abs/1701.08398>).
+Paper: Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal encoding", CVPR 2017,
+<https://arxiv.org/abs/1701.08398>.
 """
 
 from collections.abc import Sequence
@@ -28,33 +28,35 @@ def k_reciprocal_rerank(
     reading: Reading = "paper",
     chunk_size: int = 64,
 ) -> Float[Tensor, "queries gallery"]:
-    r"""Distances that count shared k-reciprocal neighbours besides the features.
+    r"""Compute distances from shared k-reciprocal neighbours and from the features.
 
     $$d^*(p, g) = (1 - \lambda) \left(1 - \frac{\sum_j \min(V_{pj}, V_{gj})}{\sum_j \max(V_{pj}, V_{gj})}\right)
     + \lambda \, d(p, g)$$
 
-    $N(p, k)$ is $p$ and its $k$ nearest others, among all queries and gallery entries. Of these, $R(p, k)$ are the
-    ones that have $p$ in their own $N(\cdot, k)$. $R^*(p)$ joins to $R(p, k_1)$ every $R(q, \lfloor k_1 / 2 \rfloor)$
-    of a $q \in R(p, k_1)$ of which at least two thirds lie in $R(p, k_1)$. $V_{pj}$ is the mean of
-    $e^{-d(i, j)} \, [j \in R^*(i)]$ over the $k_2$ entries $i$ nearest to $p$, itself included. $d(p, j)$ is the
-    squared distance of the features over the largest one from $p$, so that the scale of the features does not matter.
+    $N(p, k)$ is $p$ and its $k$ nearest neighbours among all queries and gallery entries. $R(p, k)$ holds the entries
+    of $N(p, k)$ that have $p$ in their own $N(\cdot, k)$. $R^*(p)$ is the union of $R(p, k_1)$ and every
+    $R(q, \lfloor k_1 / 2 \rfloor)$ with $q \in R(p, k_1)$ of which at least two thirds lie in $R(p, k_1)$. $V_{pj}$ is
+    the mean of $e^{-d(i, j)} \, [j \in R^*(i)]$ over the $k_2$ entries $i$ nearest to $p$, including $p$. $d(p, j)$ is
+    the squared distance of the features divided by the largest squared distance from $p$, so that the scale of the
+    features does not matter.
 
-    Neighbours are looked for among the queries, too, as in published results: the distances of a query depend on which
-    other queries there are. Entries at equal distance are neighbours in the order of their index, queries first.
+    Queries are neighbours, too, as in published results: the distances of a query depend on the other queries in the
+    call. Entries at equal distance are neighbours in the order of their index, queries first.
 
-    **Differences from the authors' code**, which `reading="authors"` gives: it divides the row $e^{-d(i, \cdot)} \,
-    [\cdot \in R^*(i)]$ of every entry by its sum, takes $k_1 / 2$ rounded to the nearest whole number (to the even one
-    of two), and joins $R(q, \cdot)$ only when more than two thirds of it lie in $R(p, k_1)$.
+    **Differences from the authors' code**, which `reading="authors"` follows: the code divides the row $e^{-d(i, \cdot)}
+    \, [\cdot \in R^*(i)]$ of every entry by its sum, rounds $k_1 / 2$ to the nearest whole number (halves to the even
+    number), and joins $R(q, \cdot)$ only when more than two thirds of it lie in $R(p, k_1)$.
 
     Args:
         query: one representation per query.
         gallery: one representation per gallery entry.
-        k1: neighbours of an entry that may be reciprocal, at least 1.
+        k1: number of nearest neighbours that may be reciprocal, at least 1.
         k2: number of nearest entries, the entry itself included, over which $V$ is averaged; 1 disables averaging.
-        weight: $\lambda$, share of the distance of the features, in [0, 1]; 1 keeps their order.
+        weight: $\lambda$, share of the feature distance, in [0, 1]; 1 gives the order of the features alone.
         metric: `"euclidean"` or `"cosine"`, which scales the features to unit length first.
-        reading: `"paper"`, the formula above, or `"authors"`, the numbers of their code and of most published results.
-        chunk_size: entries compared with all others at once. It bounds the working memory, about
+        reading: `"paper"`, the formula above, or `"authors"`, which gives the numbers of the authors' code and of most
+            published results.
+        chunk_size: number of entries compared with all entries at once. It bounds the working memory, about
             `30 * chunk_size` bytes per entry, and does not change the result.
 
     Returns:
@@ -89,7 +91,7 @@ def reranked_metrics(
     reading: Reading = "paper",
     chunk_size: int = 64,
 ) -> ReIDMetrics:
-    """Score the ranking of `gallery` by the distances of `k_reciprocal_rerank`, without ever holding all of them.
+    """Score the ranking of `gallery` by the distances of `k_reciprocal_rerank`, without holding all distances at once.
 
     Args:
         query: one representation per query.
@@ -98,7 +100,7 @@ def reranked_metrics(
         gallery_ids: identity of each gallery entry.
         query_groups: camera or scene of each query; None drops nothing.
         gallery_groups: camera or scene of each gallery entry; given together with `query_groups`.
-        ranks: of the cumulative matching characteristic, from 1 on.
+        ranks: ranks of the cumulative matching characteristic, from 1 on.
         k1: as in `k_reciprocal_rerank`.
         k2: as in `k_reciprocal_rerank`.
         weight: as in `k_reciprocal_rerank`.
@@ -107,11 +109,11 @@ def reranked_metrics(
         chunk_size: as in `k_reciprocal_rerank`.
 
     Returns:
-        What [`reid_metrics`][stmi_layers.metrics.reid_metrics] returns for the original distances.
+        The scores of [`reid_metrics`][stmi_layers.metrics.reid_metrics], for the new distances.
 
     Raises:
-        ValueError: when no query has a positive, features are not finite, only one of the groups is given, or an
-            option is out of range.
+        ValueError: when no query has a positive, features are not finite, only one of `query_groups` and
+            `gallery_groups` is given, or an option is out of range.
 
     Examples:
         >>> query, gallery = torch.tensor([[0.0], [6.0]]), torch.tensor([[1.0], [5.0]])

@@ -1,4 +1,4 @@
-r"""Attention rollout and the selection of tokens by it (SFTS): what the global token saw through all layers.
+r"""Attention rollout, the attention of the global token through all layers, and the selection of tokens by it (SFTS).
 
 Paper: "Magic Tokens: Select Diverse Tokens for Multi-modal Object Re-Identification" (EDITOR), CVPR 2024,
 <https://arxiv.org/abs/2403.10254>. Rollout: Abnar and Zuidema, ACL 2020, <https://arxiv.org/abs/2005.00928>.
@@ -22,18 +22,19 @@ def attention_rollout(
 
     $$\text{result} = \big( A_L\, A_{L-1} \cdots A_1 \big)_{\text{row } 0,\ \text{columns of the patches}}$$
 
-    $A_l$ are the `maps` in the order of the layers. Only one row of the product is wanted, and it is computed as row
-    vector times matrix from the last layer to the first: the number of tokens times fewer operations than the product.
+    $A_l$ are the `maps` in the order of the layers. The code computes only one row of the product, as row vector times
+    matrix from the last layer to the first. The full product would take more operations by a factor of the number of
+    tokens.
 
-    Differences from the first paper on rollout: no identity is added for the residual connections, and heads are not
-    averaged, as in EDITOR. The result carries no gradient, because it serves to select.
+    Differences from Abnar and Zuidema: no identity is added for the residual connections, and heads are not averaged,
+    as in EDITOR. The result carries no gradient, because it only selects tokens.
 
     Args:
-        maps: attention weights of one layer each, rows summing to 1, the global token first.
+        maps: attention weights of one layer each, first layer first; rows sum to 1, and the global token comes first.
         prefix_tokens: number of tokens before the patches, the global token included; at least 1.
 
     Returns:
-        Weights of the patches, in at least float32, never negative; they sum to at most 1 per head.
+        Weights of the patches, in at least float32, never negative; the weights of a head sum to at most 1.
 
     Raises:
         ValueError: when there are no maps, or `prefix_tokens` leaves no patch.
@@ -65,18 +66,18 @@ def select_tokens(
     num: int,
     present: Bool[Tensor, "batch modalities"] | None = None,
 ) -> Bool[Tensor, "batch patches"]:
-    r"""Keep every patch that is among the best `num` of any head of any modality.
+    r"""Keep every patch that is among the `num` best patches of any head of any modality.
 
     $$\text{keep}_j = \exists\, m, h: j \in \operatorname{top}_{\text{num}}(\text{scores}_{m,h})$$
 
     Args:
-        scores: of the patches, such as the `attention_rollout` of every modality.
-        num: patches that a head selects; an integer, because a ratio of the patches rounds.
-        present: modalities that select; None for all.
+        scores: scores of the patches, such as the `attention_rollout` of every modality.
+        num: number of patches that a head selects, from 1 to the number of patches; not a share, which would round.
+        present: True for the modalities that select; None for all.
 
     Returns:
-        One mask per sample for all of its modalities. It keeps between `num` and `num * modalities * heads` patches.
-        Of equal scores the first patches win. Nothing is kept where no modality is present.
+        One mask per sample for all of its modalities, True for between `num` and `num * modalities * heads` patches. Of
+        equal scores the first patches win. No patch is kept where no modality is present.
 
     Raises:
         ValueError: when `num` is not between 1 and the number of patches.

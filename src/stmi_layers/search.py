@@ -24,22 +24,22 @@ def nearest(
 
     $$d(q, g) = \lVert q - g \rVert^2$$
 
-    The order is that of [`reid_metrics`][stmi_layers.metrics.reid_metrics], which needs identities; entries at equal
-    distance are listed by their index in the gallery. Distances are computed in at least float32: from matrix products
-    to find the entries, and again from the differences of those found.
+    The order is that of [`reid_metrics`][stmi_layers.metrics.reid_metrics], but needs no identities; entries at equal
+    distance are listed by their index in the gallery. Distances are computed in at least float32. Matrix products find
+    the entries, and differences of features then give the exact distances of these entries.
 
     Args:
         query: one representation per query.
         gallery: one representation per gallery entry.
-        k: number of entries listed per query, at least 1; a smaller gallery is listed whole.
-        metric: `"euclidean"`, or `"cosine"`, which scales the features to unit length first: a distance is then twice
-            one minus the cosine.
-        chunk_size: queries compared at once. It bounds the working memory, about `16 * chunk_size` bytes per gallery
-            entry, and does not change the result.
+        k: number of entries listed per query, at least 1; a smaller gallery is listed completely.
+        metric: `"euclidean"`, or `"cosine"`, which scales the features to unit length first: a squared distance is then
+            twice one minus the cosine.
+        chunk_size: number of queries compared at once. It bounds the working memory, about `16 * chunk_size` bytes per
+            gallery entry, and does not change the result.
 
     Returns:
-        Indices into the gallery, nearest first, and the squared distances, in at least float32. A copy of the query is
-        at distance 0.
+        Indices into the gallery, nearest first, and the squared distances, in at least float32. A copy of the query has
+        distance 0.
 
     Raises:
         ValueError: when features are not finite, or an option is out of range.
@@ -71,7 +71,7 @@ def nearest(
 
 
 def _smallest(rough: Tensor, k: int) -> Tensor:
-    """Return the places of the `k` smallest numbers of every row, by place; of equal ones the first."""
+    """Return the columns of the `k` smallest numbers of every row, in ascending order; the first wins a tie."""
     if (found := smallest(rough, k)) is not None:
         return found[1]
     return sort_keys(rough).topk(k, dim=1, largest=False).indices.sort(dim=1).values

@@ -1,7 +1,7 @@
-r"""Selection of the patches that take part: the choice of the class tokens, within and across modalities (SIM).
+r"""Selection of patches by class tokens, within and across modalities: the first half of SIM.
 
 Equations 5-15 of Signal, the paper "Signal: Selective Interaction and Global-Local Alignment for Multi-Modal Object
-Re-Identification", AAAI 2026, <https://arxiv.org/abs/2511.17965>. What reads the selected patches is in
+Re-Identification", AAAI 2026, <https://arxiv.org/abs/2511.17965>. The layer that reads the selected patches is in
 `interaction.py`.
 """
 
@@ -22,14 +22,14 @@ def top_tokens(scores: Float[Tensor, "batch tokens"], num: int) -> Bool[Tensor, 
     """Mark the `num` tokens of each row that have the highest scores.
 
     The scores are compared in at least float32. Of equal scores the first wins, as in a stable sort, on every device
-    and in every runtime that an exported graph runs in.
+    and in every runtime of an exported graph.
 
     Args:
         scores: any numbers. A token whose score is -inf or NaN is never marked.
-        num: how many tokens to mark, at least 0; all of them from the number of tokens on.
+        num: number of tokens to mark, at least 0; a number above the number of tokens marks all tokens.
 
     Returns:
-        True for the marked tokens. Every row has `num` of them, or fewer if it has fewer scores above -inf.
+        True for the marked tokens: `num` in every row, or fewer in a row with fewer scores above -inf.
 
     Raises:
         ValueError: when `num` is negative.
@@ -40,20 +40,20 @@ def top_tokens(scores: Float[Tensor, "batch tokens"], num: int) -> Bool[Tensor, 
         >>> top_tokens(torch.tensor([[1.0, 3.0, 3.0, 2.0]]), 1)
         tensor([[False,  True, False, False]])
     """
-    if not torch.compiler.is_compiling() and num < 0:  # a graph may not know the sign of a number that follows a size
+    if not torch.compiler.is_compiling() and num < 0:  # a graph may not know the sign of a symbolic number
         raise ValueError(f"num must be at least 0; received {num}")
     return _highest(scores, num)
 
 
 def _highest(scores: Tensor, limit: int | Tensor) -> Tensor:
-    """Mark the `limit` highest scores of every row; a tensor of limits has one per row, in an axis of size 1."""
+    """Mark the `limit` highest scores of every row; a tensor holds one limit per row, in a last axis of size 1."""
     if scores.shape[-1] == 0:
         return scores.bool()
     scores = at_least_float32(scores.detach())
     scores = scores.masked_fill(scores.isnan(), -math.inf)
     if not isinstance(limit, Tensor):
         limit = torch.full_like(scores[..., :1], limit, dtype=torch.int64)
-    # Only the values of the sort are read, because runtimes differ in the order of equal ones.
+    # Only the values of the sort are read, because runtimes differ in the order of equal values.
     last = (limit - 1).clamp(0, scores.shape[-1] - 1).expand(*scores.shape[:-1], 1)
     threshold = scores.sort(dim=-1, descending=True).values.gather(scores.ndim - 1, last)
     above, equal = scores > threshold, scores == threshold
@@ -68,18 +68,18 @@ def select_across(
     *,
     present: Bool[Tensor, "batch modalities"] | None = None,
 ) -> Bool[Tensor, "batch modalities patches"]:
-    r"""Mark what the modalities want from each other (eq. 8-13).
+    r"""Mark the patches that the modalities select from each other (eq. 8-13).
 
-    The modality $m$ ranks the patches of all other modalities together, and wants the $(n - 1) \cdot \text{num}$
-    highest; $n$ is the number of modalities that the sample has. How these are split between the modalities is free.
+    Each modality ranks the patches of all other modalities together and selects the $(n - 1) \cdot \text{num}$ highest;
+    $n$ is the number of modalities that the sample has. The selected patches may come from any other modality.
 
     Args:
-        scores: of the patches in the last two axes, given by the modality in the second axis.
-        num: how many patches a modality wants from another one, on average.
-        present: True for the modalities that the sample has; None for all.
+        scores: scores that the modality in the second axis gives to the patches of the modality in the third axis.
+        num: number of patches that a modality selects per other modality, on average; at least 0.
+        present: True for the modalities that a sample has; None for all.
 
     Returns:
-        True for the patches that at least one other modality wants; never in a modality that is absent.
+        True for the patches that at least one other modality selects; False for all patches of an absent modality.
 
     Examples:
         >>> scores = torch.tensor([[[[9.0, 9.0], [2.0, 1.0]], [[3.0, 4.0], [9.0, 9.0]]]])
@@ -91,7 +91,7 @@ def select_across(
 
 
 def _across(scores: Tensor, num: int, present: Tensor | None) -> Tensor:
-    """`select_across` without its checks, which take as long as a product of matrices."""
+    """Compute `select_across` without its checks, which take as long as a matrix product."""
     batch, modalities, _, patches = scores.shape
     if present is None:
         present = scores.new_ones(batch, modalities, dtype=torch.bool)
@@ -103,9 +103,10 @@ def _across(scores: Tensor, num: int, present: Tensor | None) -> Tensor:
 
 
 def keep_count(keep: float, tokens: int) -> int:
-    """Return how many of `tokens` to keep: `keep` itself as an int, or that share of them as a float, rounded up.
+    """Return how many of `tokens` to keep: an int `keep` itself, or a float `keep` times `tokens`, rounded up.
 
-    In whole numbers above 0, so that an exported graph follows the number of tokens: runtimes round others towards 0.
+    The code uses positive whole numbers, so that an exported graph follows the number of tokens: runtimes round
+    negative quotients towards 0.
     """
     if isinstance(keep, int):
         return keep
@@ -114,41 +115,42 @@ def keep_count(keep: float, tokens: int) -> int:
 
 
 class TokenSelection(nn.Module):
-    r"""Gates for the patches of all modalities: 1 for those that the class tokens select, 0 for the others (eq. 5-14).
+    r"""Gates for the patches of all modalities: 1 for patches that class tokens select, otherwise 0 (eq. 5-14).
 
     $$g = I \lor C \qquad I_m = \operatorname{top}_k (F_m c_m) \qquad
     C = \operatorname{across}_k (S) \qquad S_{mn} = (W_q c_m + b_q)^\top W_k F_n / \sqrt{\text{dim}}$$
 
     $F$ are the `patches` and $c$ the `class_tokens`. The class token of a modality selects $k$ of its own patches
     ([`top_tokens`][stmi_layers.selection.top_tokens]) and, by a learned score, patches of the other modalities
-    ([`select_across`][stmi_layers.selection.select_across]). Hand the gates to
-    [`SelectiveInteraction`][stmi_layers.interaction.SelectiveInteraction], or multiply the patches with them. Learned
-    are `query`, $W_q$ and $b_q$, and `key`, $W_k$.
+    ([`select_across`][stmi_layers.selection.select_across]). Pass the gates to
+    [`SelectiveInteraction`][stmi_layers.interaction.SelectiveInteraction], or multiply the patches by the gates. The
+    layer learns `query` ($W_q$ and $b_q$) and `key` ($W_k$).
 
     The values of the gates are exactly 0 and 1. Their gradient is that of the share of attention which the patch gets
-    from the class tokens of the other modalities, $p_{ni} = \sum_{m \ne n} \operatorname{softmax}(S_m)_{ni}$: a
-    straight-through estimate, by which $W_q$ and $W_k$ learn what helps the loss behind the gates. Patches and class
-    tokens get no gradient from the gates: a tower learns features, not to have them selected.
+    from the class tokens of the other modalities, $p_{ni} = \sum_{m \ne n} \operatorname{softmax}(S_m)_{ni}$. This is a
+    straight-through estimate: by it $W_q$ and $W_k$ learn which selection lowers the loss. Patches and class tokens get
+    no gradient from the gates, so that the selection does not train the backbone.
 
     Differences from the paper and the research code:
 
-    - There, the selection has no gradient and $W_q$, $W_k$ stay at their random start. `straight_through=False` gives
-      that reading.
+    - In the research code the selection has no gradient, and $W_q$, $W_k$ keep their random initial values.
+      `straight_through=False` gives this reading.
     - $b_k$, which adds the same to all scores of a class token, and the unused $W_v$ are left out.
-    - Scores are ranked before the softmax, in which the lower ones tie at 0.
-    - Any number of modalities, and samples with missing ones: see
-      [`select_across`][stmi_layers.selection.select_across]. A modality alone keeps its own selection.
+    - Scores are ranked before the softmax, in which low scores tie at 0.
+    - The layer takes any number of modalities, and samples with missing modalities: see
+      [`select_across`][stmi_layers.selection.select_across]. A single modality keeps its own selection.
 
     Args:
         dim: width of the tokens.
-        keep: $k$, the patches that a class token selects per modality: an int for their number (80, 112 and 64 of 128
-            in the paper's experiments), a float in (0, 1] for their share, rounded up. The union keeps more than $k$.
-        straight_through: give the gates a gradient.
-        device: of the parameters.
-        dtype: of the parameters.
+        keep: $k$, the patches that a class token selects per modality: an int of at least 1 for their number (80, 112
+            and 64 of 128 in the paper's experiments), or a float in (0, 1] for their share, rounded up. The union of
+            all selections may hold more than $k$ patches of a modality.
+        straight_through: whether the gates have a gradient.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `dim` is below 1, or `keep` is neither a number from 1 on nor a share.
+        ValueError: when `dim` is below 1, or `keep` is neither an int of at least 1 nor a float in (0, 1].
 
     Reference: Signal, AAAI 2026, section on the Selective Interaction Module.
 
@@ -189,7 +191,7 @@ class TokenSelection(nn.Module):
         class_tokens: Float[Tensor, "batch modalities dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch modalities patches"]:
-        """Return the gates, in the dtype of `patches`; 0 for the patches of modalities that are absent."""
+        """Return the gates, in the dtype of `patches`; 0 for the patches of absent modalities."""
         if patches.shape[-1] != self.dim:
             raise ValueError(f"patches must have width dim={self.dim}; received shape {tuple(patches.shape)}")
         if present is not None:
@@ -207,7 +209,7 @@ class TokenSelection(nn.Module):
         return gates.to(patches.dtype)
 
     def _scores(self, patches: Tensor, class_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Score own patches (batch modalities patches), and all patches (batch modalities modalities patches)."""
+        """Return scores of own patches (batch modalities patches) and of all (batch modalities modalities patches)."""
         with without_autocast(patches):
             wide = at_least_float32(patches)
             class_tokens = class_tokens.to(wide.dtype)

@@ -1,7 +1,7 @@
 r"""Choice of the sentences of a caption that each expert reads.
 
-An expert with sentences of its own learns to look for what they say; and parts fit a text encoder that a whole caption
-overflows. Paper: NEXT, arXiv 2505.20001, <https://arxiv.org/abs/2505.20001>.
+An expert with its own sentences learns to look for their content. Parts of a caption also fit a text encoder whose
+context is too short for the whole caption. Paper: NEXT, arXiv 2505.20001, <https://arxiv.org/abs/2505.20001>.
 """
 
 import torch
@@ -22,18 +22,18 @@ def draw_sentences(
 ) -> Bool[Tensor, "*captions experts sentences"]:
     """Draw a random part of every caption for every expert.
 
-    Every sentence is drawn with probability `p`, independently; where that gives none, one of the caption is drawn, all
-    with the same probability. The paper says that the parts are random, not how they are drawn. Draw anew in every
-    training step; in evaluation give all sentences to all experts, as `p=1` does.
+    Every sentence is drawn independently with probability `p`. If no sentence is drawn, one sentence of the caption is
+    chosen uniformly. The paper says that the parts are random, but not how to draw them. Draw again in every training
+    step; in evaluation give all sentences to all experts, as `p=1` does.
 
     Args:
-        sentences: True for the sentences a caption has, in any leading shape: captions differ in their number.
-        num_experts: number of experts.
-        p: probability of a sentence.
-        generator: source of the randomness; None for that of torch.
+        sentences: True for the sentences that a caption has, because captions differ in length; any leading shape.
+        num_experts: number of experts, at least 1.
+        p: probability of a sentence, in [0, 1].
+        generator: source of the randomness, on the device of `sentences`; None for torch's global generator.
 
     Returns:
-        True for the sentences that an expert reads. At least one is read of every caption that has any.
+        True for the sentences that an expert reads: at least one of every caption that has a sentence.
 
     Raises:
         ValueError: when `num_experts` is not positive, or `p` is not a probability.
@@ -51,6 +51,6 @@ def draw_sentences(
     check_probability("p", p)
     exists = sentences[..., None, :].expand(*sentences.shape[:-1], num_experts, -1)
     drawn = torch.rand(exists.shape, generator=generator, device=sentences.device)
-    # The sentence with the smallest number stands in where no other is drawn: it is one of all with equal chances.
+    # Where no sentence is drawn, the sentence with the smallest random number is: all have equal chances.
     first = torch.where(exists, drawn, 2.0).argsort(dim=-1).argsort(dim=-1) == 0
     return exists & ((drawn < p) | first)

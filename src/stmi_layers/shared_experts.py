@@ -1,7 +1,7 @@
 r"""Experts that all modalities share, mixed softly token by token (CSSE).
 
-One router, which does not know the modality, weighs every token for every expert. The published text fixes this
-structure and leaves sizes and normalisations open: the layer documents its reading.
+One router, which does not know the modality, weights every token for every expert. The published text fixes this
+structure and leaves sizes and norms open; the layer documents its reading.
 Paper: NEXT, arXiv 2505.20001, <https://arxiv.org/abs/2505.20001>.
 """
 
@@ -21,17 +21,17 @@ def token_gates(
     weight: Float[Tensor, "experts dim"],
     bias: Float[Tensor, " experts"],
 ) -> Float[Tensor, "batch experts tokens"]:
-    r"""Share every token out among the experts.
+    r"""Compute the share of every token that each expert gets.
 
     $$\operatorname{softmax}_e( \text{weight}_e \cdot \text{tokens}_n + \text{bias}_e )$$
 
     Args:
-        tokens: what is shared out.
+        tokens: tokens to distribute among the experts.
         weight: one vector per expert.
         bias: one number per expert.
 
     Returns:
-        Shares in at least float32; those of a token sum to 1.
+        Shares in at least float32; the shares of a token sum to 1 over the experts.
 
     Examples:
         >>> token_gates(torch.zeros(1, 1, 2), torch.zeros(4, 2), torch.zeros(4)).flatten()
@@ -42,26 +42,26 @@ def token_gates(
 
 
 class SharedExperts(nn.Module):
-    r"""Passes the patches of all modalities through every expert, each token with the share its router gives it.
+    r"""Passes the patches of all modalities through every expert, weighted token by token by a router.
 
     $$y_{en} = p_{en}\, E_e(x_n), \qquad E_e(x) = x + \operatorname{Dropout}\big( \operatorname{MLP}_e(
     \operatorname{LN}_e(x) ) \big)$$
 
     $x$ are the `patches` of all modalities, the first modality first, and $p$ is
     [`token_gates`][stmi_layers.shared_experts.token_gates]. With one expert this is the feed-forward half of a
-    transformer block. Learned are router and networks.
+    transformer block. The layer learns the router and the networks.
 
-    Open in the paper, and read so here: the mixture is dense, every expert sees every token, none is dropped, and the
-    results of the experts stay apart. No loss balances the experts, and dense soft routers are known to collapse:
-    watch the means of `gates` over batch, modalities and patches, one number per expert.
+    The paper leaves the following open. In this layer the mixture is dense: every expert gets every token, no token is
+    dropped, and the results of the experts stay separate. No loss balances the experts, and dense soft routers are
+    known to collapse: monitor the mean of `gates` over batch, modalities and patches, one number per expert.
 
     Args:
         dim: width of the patches.
         num_experts: number of experts.
         mlp_ratio: hidden width of a network, in units of `dim`.
         dropout: probability, in training, that a feature is zeroed before the residual.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is not positive, or `dropout` is not a probability.
@@ -101,7 +101,7 @@ class SharedExperts(nn.Module):
         patches: Float[Tensor, "batch modalities patches dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch experts tokens dim"]:
-        """Process the `patches` by every expert; 0 where a modality is absent: leave these tokens out afterwards."""
+        """Return the weighted `patches` of every expert; absent modalities give 0: leave these tokens out afterwards."""
         tokens = self._present(patches, present).flatten(1, 2)
         gates = self._gates(tokens).to(tokens.dtype)
         output = gates[..., None] * self.experts(tokens[:, None])
@@ -115,13 +115,13 @@ class SharedExperts(nn.Module):
         patches: Float[Tensor, "batch modalities patches dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch experts modalities patches"]:
-        """The share of every patch that every expert gets; sums to 1 over the experts, and 0 in absent modalities."""
+        """Return each expert's share of every patch; shares sum to 1 over the experts, and are 0 where absent."""
         tokens = self._present(patches, present).flatten(1, 2)
         gates = self._gates(tokens).unflatten(2, patches.shape[1:3])
         return gates if present is None else torch.where(present[:, None, :, None], gates, 0.0)
 
     def _gates(self, tokens: Tensor) -> Tensor:
-        """`token_gates` by the router."""
+        """Compute `token_gates` by the router."""
         return call_wide(self.router, tokens).softmax(dim=2).transpose(1, 2)
 
     def _present(self, patches: Tensor, present: Tensor | None) -> Tensor:

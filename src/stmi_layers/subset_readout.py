@@ -1,6 +1,6 @@
-r"""One descriptor per subset of the modalities, each read by a query of its own: hierarchical decoupling (HDM).
+r"""Hierarchical decoupling (HDM): one descriptor per subset of the modalities, read by its own query.
 
-A learned query per subset reads the tokens of its members: what one modality alone shows, what two or more share.
+A learned query per subset reads the tokens of its members: features of one modality, or features that several share.
 Paper: "DeMo: Decoupled Feature-Based Mixture of Experts for Multi-Modal Object Re-Identification", AAAI 2025,
 <https://arxiv.org/abs/2412.10650>.
 """
@@ -22,17 +22,17 @@ Incomplete = Literal["read", "drop"]
 
 
 def modality_subsets(num_modalities: int, subsets: Subsets = "all") -> Bool[Tensor, "subsets modalities"]:
-    """List the subsets of the modalities, small ones first, and in the order of their members within a size.
+    """List the subsets of the modalities: small subsets first, and subsets of one size in the order of their members.
 
     Args:
-        num_modalities: number of modalities, at least 1.
-        subsets: "all" for the 2^M - 1 non-empty ones; "ends" for each modality alone and all together.
+        num_modalities: number of modalities $M$, at least 1.
+        subsets: "all" for the 2^M - 1 non-empty subsets; "ends" for each modality alone and all together.
 
     Returns:
         One row per subset, True for its members.
 
     Raises:
-        ValueError: when `num_modalities` is not positive, or `subsets` is neither of the two.
+        ValueError: when `num_modalities` is not positive, or `subsets` is unknown.
 
     Examples:
         >>> modality_subsets(2)
@@ -54,15 +54,15 @@ def subset_presence(
     *,
     incomplete: Incomplete = "read",
 ) -> Bool[Tensor, "batch subsets"]:
-    """Tell which subsets a sample has something to say about.
+    """Mark, True in the result, the subsets for which a sample has enough modalities.
 
     Args:
-        present: True for the modalities that are there.
+        present: True for the modalities that a sample has.
         subsets: rows of [`modality_subsets`][stmi_layers.subset_readout.modality_subsets].
-        incomplete: "read" when one member is enough, "drop" when every member must be there.
+        incomplete: "read" when one present member is enough, "drop" when every member must be present.
 
     Raises:
-        ValueError: when `incomplete` is neither of the two.
+        ValueError: when `incomplete` is unknown.
 
     Examples:
         >>> subset_presence(torch.tensor([[True, False]]), modality_subsets(2))
@@ -89,16 +89,16 @@ def subset_attention(
     $$\operatorname{softmax}_{(m, n)\,:\, m \in s}\big( \text{rows}_{sh} \cdot \text{tokens}_{mn} \big)$$
 
     The softmax of a subset $s$ and head $h$ runs over all tokens $n$ of all its members $m$ together, in at least
-    float32. A row is a query that has the scale and the key weights in it already.
+    float32. A row is a query, already multiplied by the scale and the key weights.
 
     Args:
         tokens: tokens of every modality; finite, also where a modality is absent.
-        rows: what the tokens are multiplied with, the same for every sample.
+        rows: one vector per subset and head, whose products with the tokens are the logits of every sample.
         subsets: True for the members of each subset.
-        present: True for the modalities that are there; None for all. The others are read by no subset.
+        present: True for the modalities that a sample has; None for all. No subset reads an absent modality.
 
     Returns:
-        Weights in at least float32. They sum to 1 over the tokens of a subset; all are 0 when no member is present.
+        Weights in at least float32, which sum to 1 over the tokens of a subset; all 0 when no member is present.
 
     Examples:
         >>> tokens, rows = torch.zeros(1, 2, 1, 4), torch.zeros(3, 1, 4)  # two modalities with one token each
@@ -109,7 +109,7 @@ def subset_attention(
     """
     read = subsets[None] if present is None else subsets & present[:, None]
     with without_autocast(tokens):
-        # All subsets in one product, also for tokens they leave out: splitting it costs more than that half.
+        # One product of all subsets with all tokens: splitting costs more than the half that subsets leave out.
         logits = at_least_float32(rows).flatten(0, 1) @ at_least_float32(tokens).flatten(1, 2).transpose(1, 2)
     logits = logits.unflatten(2, tokens.shape[1:3]).unflatten(1, rows.shape[:2])
     # Not -inf: a row of nothing but -inf is NaN, and so is its gradient.
@@ -119,24 +119,24 @@ def subset_attention(
 
 
 class SubsetReadout(nn.Module):
-    r"""Reads one vector for every subset of the modalities: what is specific to one, and what several share.
+    r"""Reads one vector for every subset of the modalities: features of one modality, or features that several share.
 
     $$z_s = W^o_s \operatorname{concat}_h\Big( W^v_{sh} \sum_{m \in s,\, n} a_{shmn}\, x_{mn} + b^v_{sh} \Big) + b^o_s,
     \qquad \text{rows}_{sh} = \frac{ (W^q_{sh} t_s + b^q_{sh})\, W^k_{sh} }{ \sqrt{\text{dim} / \text{heads}} }$$
 
     $x$ are the `tokens`, $t_s$ is a learned query and $a$ is
-    [`subset_attention`][stmi_layers.subset_readout.subset_attention] with these rows. Each subset has a multi-head
-    attention of its own. This is `nn.MultiheadAttention` of $t_s$ to the tokens of the members, in another order:
-    because the query is the same for every sample, the key weights go to the query and the value weights behind the
+    [`subset_attention`][stmi_layers.subset_readout.subset_attention] with these rows. Each subset has its own
+    multi-head attention: `nn.MultiheadAttention` from $t_s$ to the tokens of the members, computed in another order.
+    Because the query is the same for every sample, the key weights multiply the query, the value weights multiply the
     weighted sum, and no token is projected. Subsets come in the order of
     [`modality_subsets`][stmi_layers.subset_readout.modality_subsets]: `(R, N, T, RN, RT, NT, RNT)` for three.
 
     Differences from the research code:
 
     - The biases of the keys are left out, because they cancel in the softmax.
-    - Any number of modalities. `present` leaves out missing ones, where the research code reads black images: a subset
-      is read from the members that are there; with `incomplete="drop"` it is 0 unless all are.
-    - The research code gives the heads a width of 64 and drops a tenth of the attention weights in training: set
+    - Any number of modalities. `present` leaves out missing modalities, for which the research code reads black images.
+      A subset reads its present members; with `incomplete="drop"` a subset is 0 unless all its members are present.
+    - The research code has heads of width 64 and drops a tenth of the attention weights in training; to get both, set
       `num_heads=dim // 64, dropout=0.1`.
 
     Args:
@@ -144,10 +144,10 @@ class SubsetReadout(nn.Module):
         num_modalities: number of modalities.
         num_heads: heads of each attention; divides `dim`.
         dropout: probability, in training, that an attention weight is zeroed.
-        subsets: "all", or "ends" for each modality alone and all together: with many modalities there are many subsets.
-        incomplete: "read" or "drop", for a subset of which some members are absent.
-        device: of the parameters.
-        dtype: of the parameters.
+        subsets: "all", or "ends" for each modality alone and all together, because M modalities have 2^M - 1 subsets.
+        incomplete: "read" or "drop" a subset with absent members.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is not positive, `num_heads` does not divide `dim`, or an option is unknown.
@@ -194,7 +194,7 @@ class SubsetReadout(nn.Module):
     def reset_parameters(self) -> None:
         """Set the initial values: those of `nn.MultiheadAttention`, and queries of about unit length."""
         self.subsets.copy_(modality_subsets(self.num_modalities, self.kind))
-        unit, xavier = self.dim**-0.5, (1.5 / self.dim) ** 0.5  # Xavier of the three stacked
+        unit, xavier = self.dim**-0.5, (1.5 / self.dim) ** 0.5  # Xavier bound of the three, stacked
         nn.init.normal_(self.queries, std=unit)
         for weight in (self.query_weight, self.key_weight, self.value_weight):
             nn.init.uniform_(weight, -xavier, xavier)
@@ -208,11 +208,11 @@ class SubsetReadout(nn.Module):
         tokens: Float[Tensor, "batch modalities tokens dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch subsets dim"]:
-        """Read the `tokens` of every subset; 0 where it has nothing to read."""
+        """Return one vector per subset, read from `tokens`; 0 where `present` leaves a subset nothing to read."""
         tokens, weights = self._attend(tokens, present)
         weights = self.dropout(weights).flatten(3).flatten(1, 2).to(tokens.dtype)
         read = rearrange(weights @ tokens.flatten(1, 2), "b (s heads) dim -> s heads dim b", heads=self.num_heads)
-        # The weights to the left, so that their gradients come in the order of the parameters, without a copy.
+        # The weights stand on the left, so that their gradients have the layout of the parameters, without a copy.
         values = (self.value_weight.unflatten(1, (self.num_heads, -1)) @ read).flatten(1, 2)
         output = self.out_weight @ (values + self.value_bias[..., None]) + self.out_bias[..., None]
         output = output.permute(2, 0, 1).to(tokens.dtype)
@@ -226,7 +226,7 @@ class SubsetReadout(nn.Module):
         tokens: Float[Tensor, "batch modalities tokens dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch subsets heads modalities tokens"]:
-        """Weight of each token in each subset of `forward`; sums to 1 over the tokens of its members."""
+        """Return the weight of each token in each subset of `forward`; weights sum to 1 over the present members."""
         return self._attend(tokens, present)[1]
 
     def _attend(self, tokens: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-r"""Images and texts of one identity brought together: alignment of features, and of identity tokens.
+r"""Alignment of images and texts of one identity: losses on features and on identity tokens.
 
-For systems that retrieve by image and text, such as FusionSegReID / PS-ReID (<https://arxiv.org/abs/2503.21595>). That
-paper's formulas are not public: those here are our own reading of its summary.
+The losses are for systems that retrieve by image and text, such as FusionSegReID / PS-ReID
+(<https://arxiv.org/abs/2503.21595>). The formulas of that paper are not public: the formulas here are our own reading
+of its summary.
 """
 
 import math
@@ -25,25 +26,24 @@ def image_text_alignment_loss(
     temperature: float | Float[Tensor, ""] = 0.07,
     present: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Symmetric cross-entropy between images and texts, in which all pairs of one identity are right.
+    r"""Compute the symmetric cross-entropy between images and texts, in which all pairs of one identity are positives.
 
     $$\tfrac12 \Big( \operatorname{CE}\big(q,\, \operatorname{softmax}(L)\big)
     + \operatorname{CE}\big(q,\, \operatorname{softmax}(L^\top)\big) \Big), \qquad
     L_{ij} = \frac{\cos(\text{image}_i, \text{text}_j)}{\text{temperature}}, \quad
     q_{ij} = \frac{[y_i = y_j]}{\sum_k [y_i = y_k]}$$
 
-    A batch of $P \times K$ images holds $K$ texts of each identity: with `labels` they are no negatives of each other.
-    Computed in at least float32.
+    A batch of $P \times K$ images holds $K$ texts of each identity; with `labels` these are no negatives of each other.
 
     Args:
         image: features of the images.
-        text: features of the texts, in the same order.
-        labels: $y$, identities; None takes each pair for an identity of its own, which is InfoNCE.
-        temperature: above 0; a tensor learns.
-        present: False where image or text is missing: the pair leaves rows and columns; None when all are there.
+        text: features of the texts, in the same order as `image`.
+        labels: $y$, identity of each pair; None gives every pair its own identity, which is InfoNCE.
+        temperature: divisor of the cosines, finite and above 0; pass a tensor to train it.
+        present: True for the pairs with image and text; None for all. Other pairs leave rows and columns of $L$.
 
     Returns:
-        The mean over pairs, in at least float32; 0 where no pair is present.
+        The mean over pairs, in at least float32; 0 when no pair is present.
 
     Raises:
         ValueError: when a `temperature` that is a number is not positive.
@@ -75,24 +75,25 @@ def token_identity_loss(
     temperature: float | Float[Tensor, ""] = 0.07,
     present: Bool[Tensor, "queries tokens"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Cross-entropy from queries to targets, token by token, in which all targets of the identity are right.
+    r"""Compute the cross-entropy from queries to targets per token; all targets of the identity are positives.
 
     $$\frac1K \sum_k \operatorname{CE}\Big(q,\, \operatorname{softmax}_j
     \frac{\cos(\text{query\_tokens}_{ik}, \text{target\_tokens}_{jk})}{\text{temperature}}\Big)$$
 
-    Token $k$ of a query meets token $k$ of the targets alone; $q$ is even over the targets with the label of the query.
-    Computed in at least float32.
+    Token $k$ of a query is compared only with token $k$ of the targets; $q$ is uniform over the targets with the label
+    of the query.
 
     Args:
-        query_tokens: identity tokens of the queries, as of an image and of a text.
-        target_tokens: those of the targets, such as full scenes.
+        query_tokens: identity tokens of the queries, such as one token of the image and one of the text.
+        target_tokens: identity tokens of the targets, such as full scenes.
         query_labels: identities of the queries.
         target_labels: identities of the targets.
-        temperature: above 0; a tensor learns.
-        present: False for a token that a query lacks; None when all are there.
+        temperature: divisor of the cosines, finite and above 0; pass a tensor to train it.
+        present: True for the tokens that a query has; None for all.
 
     Returns:
-        The mean over tokens that are present and have a target of their identity, in at least float32; 0 without any.
+        The mean over the present tokens of queries with a target of their identity, in at least float32; 0 when there
+        is no such token.
 
     Raises:
         ValueError: when a `temperature` that is a number is not positive.
@@ -113,10 +114,10 @@ def token_identity_loss(
 
 
 def _cross_entropy(logits: Tensor, right: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Mean over `rows` of the cross-entropy with targets even over what is `right`, among `columns`."""
+    """Return the cross-entropy with targets uniform over `right`, among `columns`, averaged over `rows`."""
     if columns is not None:
         logits, right = logits.masked_fill(~columns, torch.finfo(logits.dtype).min), right & columns
-    # Not 0 times the logarithm: some runtimes have -inf for a column left out.
+    # Not 0 times the logarithm, because some runtimes give -inf for a column that is left out.
     logs = torch.where(right, logits.log_softmax(dim=-1), 0.0)
     losses = -logs.sum(dim=-1) / right.sum(dim=-1).clamp(min=1)
     if rows is None:
@@ -136,12 +137,12 @@ def _check_temperature(temperature: float | Tensor) -> None:
 class ImageTextAlignment(nn.Module):
     r"""[`image_text_alignment_loss`][stmi_layers.text_alignment.image_text_alignment_loss] with a learned temperature.
 
-    Learned is the logarithm of the temperature, so that no step of an optimiser makes the temperature negative.
+    The layer learns the logarithm of the temperature, so that no optimizer step makes the temperature negative.
 
     Args:
-        temperature: initial temperature, above 0.
-        device: of the parameters.
-        dtype: of the parameters.
+        temperature: initial temperature, finite and above 0.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when `temperature` is not positive.
@@ -173,7 +174,7 @@ class ImageTextAlignment(nn.Module):
         labels: Int[Tensor, " batch"] | None = None,
         present: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Loss of one batch; `present` is False where image or text is missing."""
+        """Return the loss of one batch; `present` is False where image or text is missing."""
         temperature = at_least_float32(self.log_temperature).exp()
         return image_text_alignment_loss(image, text, labels, temperature=temperature, present=present)
 
@@ -182,17 +183,17 @@ class ImageTextAlignment(nn.Module):
 
 
 class TokenIdentityLoss(nn.Module):
-    r"""Identity tokens of queries and targets brought together, and those of the targets tied to their masks.
+    r"""Pulls identity tokens of queries towards identity tokens of targets, and these towards the masked object.
 
     $$\text{token\_identity\_loss} + \text{coupling} \cdot \text{mask\_coupling\_loss}$$
 
-    The second term, [`mask_coupling_loss`][stmi_layers.mask_losses.mask_coupling_loss], draws a target's tokens to the
-    patches under its mask: retrieval and segmentation speak of the same object. The first is
-    [`token_identity_loss`][stmi_layers.text_alignment.token_identity_loss]. Here every query has its target, in the
-    same place of the batch. Nothing is learned.
+    The first term is [`token_identity_loss`][stmi_layers.text_alignment.token_identity_loss]. The second term,
+    [`mask_coupling_loss`][stmi_layers.mask_losses.mask_coupling_loss], pulls the tokens of a target towards the patches
+    under its mask, so that retrieval and segmentation describe the same object. Every query has its target at the same
+    index of the batch. The loss has no parameters.
 
     Args:
-        temperature: of the first term, above 0.
+        temperature: temperature of the first term, finite and above 0.
         coupling: factor of the second term, at least 0.
 
     Raises:
@@ -221,7 +222,7 @@ class TokenIdentityLoss(nn.Module):
         mask: Float[Tensor, "batch patches"] | Bool[Tensor, "batch patches"],
         present: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Loss of one batch; `patches` and `mask` are of the targets, `present` of the tokens of the queries."""
+        """Return the loss of one batch; `patches` and `mask` belong to the targets, `present` to the query tokens."""
         options = {"temperature": self.temperature, "present": present}
         identity = token_identity_loss(query_tokens, target_tokens, labels, labels, **options)
         return identity + self.coupling * mask_coupling_loss(target_tokens, patches, mask)

@@ -76,8 +76,8 @@ class TextModulatedExperts(nn.Module):
         mlp_ratio: hidden width of a network, in units of `dim`.
         dropout: probability, in training, that a feature is zeroed before the residual.
         text_dim: width of the texts, to map them to `dim` without bias; None when they are in the space of the patches.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is not positive, or `dropout` is not a probability.

@@ -68,8 +68,8 @@ class CaptionPrompts(nn.Module):
         dim: width of the embeddings.
         first: place of the first learned word; 5 follows the start and "An image of a".
         std: standard deviation of the initial values.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is below 1, or `first` or `std` negative.
@@ -132,8 +132,8 @@ class TextInversion(nn.Module):
         dim: width of the tokens of the vision transformer.
         hidden: width between the two maps; four times `text_dim` by default.
         dropout: probability, in training, that a number behind either map is zeroed.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when a size is below 1, or `dropout` is not a probability.

@@ -145,8 +145,8 @@ class TokenPermutation(nn.Module):
         num_modalities: number of modalities and of stages.
         num_heads: heads of the attention; divides `dim`.
         mlp_ratio: hidden width of the feed-forward networks, in units of `dim`.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters; torch's default device if None.
+        dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`, or `num_modalities` or `mlp_ratio` leaves nothing.

@@ -128,7 +128,7 @@ def test_prompts_that_start_alike_stay_alike():
         (lambda: ResidualPrompts(4, 2, std=-1.0), "std must be at least 0; received -1.0"),
         (
             lambda: ResidualPrompts(4, 2, carries=False)(torch.zeros(1, 2, 4, 4)),
-            "carried must be None in the first block; build the layer with carries=True",
+            r"carried must be None with carries=False; received shape .* Build the layer with carries=True",
         ),
         (
             lambda: ResidualPrompts(4, 2)(torch.zeros(1, 3, 4, 4)),

@@ -226,9 +226,9 @@ def test_layer_refuses(options, message):
 def test_layer_refuses_other_maps():
     with pytest.raises(ValueError, match=r"tokens must have width dim=8; received shape \(1, 8, 8, 3\)"):
         DeformableSampling(8)(torch.zeros(1, 8, 8, 3))
-    with pytest.raises(ValueError, match="tokens must have kernel_size=4 rows and columns at least; received 8 x 3"):
+    with pytest.raises(ValueError, match="tokens must have at least kernel_size=4 rows and columns; received 8 x 3"):
         DeformableSampling(8)(torch.zeros(1, 8, 3, 8))
-    with pytest.raises(ValueError, match=r"2 rows and columns of points at least; received 2 x 1\. Take centred ones"):
+    with pytest.raises(ValueError, match=r"points must have at least 2 rows and 2 columns .*; received 2 x 1\. Take the"):
         DeformableSampling(8, points="released")(torch.zeros(1, 8, 4, 8))
 
 

@@ -273,7 +273,7 @@ def test_half_precision_is_close(dtype, device):
         ({"num_modalities": 0}, "num_modalities must be at least 1; received 0"),
         ({"kernel": 0}, "kernel must be at least 1; received 0"),
         ({"stride": 0}, "stride must be at least 1; received 0"),
-        ({"grid": (3, 8)}, r"grid must hold at least one window of kernel=4 a side; received \(3, 8\)"),
+        ({"grid": (3, 8)}, r"grid must have at least kernel=4 rows and columns; received \(3, 8\)"),
         ({"max_offset": (1.0, -1.0)}, r"max_offset must be at least 0 patches; received \(1.0, -1.0\)"),
         ({"max_offset": (float("nan"), 1.0)}, "max_offset must be at least 0 patches"),
         ({"offsets": "joint"}, "offsets must be one of 'shared', 'separate', 'diagonal'; received 'joint'"),

@@ -128,6 +128,6 @@ def test_readout_refuses():
     readout = ExpertReadout(8)
     with pytest.raises(ValueError, match=r"globals must have width dim=8; received shape \(2, 3, 6\)"):
         readout(torch.randn(2, 3, 6), torch.randn(2, 4, 9, 6))
-    message = "tokens must hold as many of each of 3 modalities; received 10"
+    message = "tokens must hold equally many of each of 3 modalities; received 10"
     with pytest.raises(ValueError, match=message):
         readout(torch.randn(2, 3, 8), torch.randn(2, 4, 10, 8), torch.ones(2, 3, dtype=torch.bool))

@@ -191,7 +191,7 @@ def test_bfloat16_training_keeps_its_gradients(masked):
 
 def test_batches_of_one_and_none():
     experts = GatedExperts(8, 3)
-    message = "batch must hold at least two samples in training, for batch norm; received 1"
+    message = "batch must hold at least two samples for batch norm in training; received 1"
     for present in (None, torch.ones(1, 3, dtype=torch.bool)):
         with pytest.raises(ValueError, match=message):
             experts(torch.randn(1, 3, 8), present)

@@ -144,7 +144,7 @@ def test_prefix_is_foreground_even_without_a_mask(device, prefix_tokens):
         ({"grid": (2, 2), "threshold": 0.0}, r"threshold must lie in \(0, 1\]; received 0.0"),
         ({"grid": (2, 2), "threshold": 1.5}, r"threshold must lie in \(0, 1\]; received 1.5"),
         ({"grid": (2, 2), "threshold": float("nan")}, r"threshold must lie in \(0, 1\]; received nan"),
-        ({"grid": (0, 2)}, r"grid must count at least one row and one column of patches; received \(0, 2\)"),
+        ({"grid": (0, 2)}, r"grid must have at least one row and one column of patches; received \(0, 2\)"),
         ({"grid": (2, 2), "prefix_tokens": -1}, "prefix_tokens must not be negative; received -1"),
     ],
 )

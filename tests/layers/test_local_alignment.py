@@ -118,7 +118,7 @@ def test_loss_of_half_precision_is_float32(dtype, device):
     ("arguments", "options", "message"),
     [
         ((4, 0, (8, 8)), {}, "num_modalities must be at least 1; received 0"),
-        ((4, 3, (8, 3)), {}, r"grid must have kernel_size=4 rows and columns at least; received \(8, 3\)"),
+        ((4, 3, (8, 3)), {}, r"grid must have at least kernel_size=4 rows and columns; received \(8, 3\)"),
         ((0, 3, (8, 8)), {}, "dim must be at least 1; received 0"),
         ((4, 3, (8, 8)), {"points": "none"}, "points must be one of 'inside', 'clamped', 'released'; received 'none'"),
     ],

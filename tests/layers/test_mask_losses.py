@@ -106,5 +106,5 @@ def test_half_precision_gives_float32(dtype):
 
 @pytest.mark.parametrize("options", [{"bce_weight": -1.0}, {"dice_weight": -1.0}, {"smoothing": 0.0}])
 def test_refused(options):
-    with pytest.raises(ValueError, match="weights must be at least 0 and smoothing above 0; received bce_weight="):
+    with pytest.raises(ValueError, match="dice_weight must be at least 0, smoothing above 0; received bce_weight="):
         mask_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), **options)
