@@ -43,9 +43,9 @@ def k_reciprocal_rerank(
     Queries are neighbours, too, as in published results: the distances of a query depend on the other queries in the
     call. Entries at equal distance are neighbours in the order of their index, queries first.
 
-    **Differences from the authors' code**, which `reading="authors"` follows: the code divides the row $e^{-d(i, \cdot)}
-    \, [\cdot \in R^*(i)]$ of every entry by its sum, rounds $k_1 / 2$ to the nearest whole number (halves to the even
-    number), and joins $R(q, \cdot)$ only when more than two thirds of it lie in $R(p, k_1)$.
+    **Differences from the authors' code**, which `reading="authors"` follows: the code divides the row
+    $e^{-d(i, \cdot)} \, [\cdot \in R^*(i)]$ of every entry by its sum, rounds $k_1 / 2$ to the nearest whole number
+    (halves to the even number), and joins $R(q, \cdot)$ only when more than two thirds of it lie in $R(p, k_1)$.
 
     Args:
         query: one representation per query.

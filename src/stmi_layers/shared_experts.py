@@ -101,7 +101,7 @@ class SharedExperts(nn.Module):
         patches: Float[Tensor, "batch modalities patches dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch experts tokens dim"]:
-        """Return the weighted `patches` of every expert; absent modalities give 0: leave these tokens out afterwards."""
+        """Return the weighted `patches` of every expert; tokens of absent modalities are 0: leave them out later."""
         tokens = self._present(patches, present).flatten(1, 2)
         gates = self._gates(tokens).to(tokens.dtype)
         output = gates[..., None] * self.experts(tokens[:, None])

@@ -1,7 +1,7 @@
-r"""Experts for what a caption says: tokens modulated by text, then a feed-forward network per expert (TMSE).
+r"""Experts for the content of captions: tokens modulated by text, then a feed-forward network per expert (TMSE).
 
-Each expert draws sentences of its own from the caption, and sees the patches weighted by their likeness to them. The
-published text fixes this structure and leaves sizes and normalisations open: the layer documents its reading.
+Each expert gets its own sentences of the caption, and weights the patches by their similarity to these sentences. The
+published text fixes this structure and leaves sizes and norms open; the layer documents its reading.
 Paper: NEXT, arXiv 2505.20001, <https://arxiv.org/abs/2505.20001>.
 """
 
@@ -19,7 +19,7 @@ from stmi_layers._typing import typed
 def text_similarity(
     patches: Float[Tensor, "batch modalities patches dim"], text: Float[Tensor, "batch experts modalities dim"]
 ) -> Float[Tensor, "batch experts modalities patches"]:
-    r"""Compare every patch with the texts of its modality: cosines, in at least float32.
+    r"""Compute the cosine of every patch and the texts of its modality, in at least float32.
 
     $$\frac{ \text{text}_{em} \cdot \text{patches}_{mn} }
     { \lVert \text{text}_{em} \rVert\, \lVert \text{patches}_{mn} \rVert }$$
@@ -40,42 +40,43 @@ def text_similarity(
         patches, text = at_least_float32(patches), at_least_float32(text)
         products = torch.einsum("bmnd, bemd -> bemn", patches, text)
         lengths = text.norm(dim=3)[..., None] * patches.norm(dim=3)[:, None]
-        # Twice, because the gradient of 1 / 0 is NaN even where it is not selected.
+        # `where` twice, because the gradient of 1 / 0 is NaN even where it is not selected.
         some = lengths > 0
         return torch.where(some, products / torch.where(some, lengths, 1.0), 0.0).clamp(-1, 1)
 
 
 class TextModulatedExperts(nn.Module):
-    r"""Weighs the patches for every expert by a learned route and by its text, and passes them through its network.
+    r"""Weights the patches for every expert by a learned route and a text, then applies the network of the expert.
 
     $$\alpha_{mn} = \sigma( w_m \cdot x_{mn} + b_m ) \qquad \gamma_{emn} = \alpha_{mn} +
     \big( V\, \sigma( U \beta_{e \cdot n} + u ) + v \big)_m \qquad y_e = E_e\big( \gamma_e \odot x \big)$$
 
     $x$ are the `patches`, $\beta$ is [`text_similarity`][stmi_layers.text_experts.text_similarity], a vector over the
-    modalities at every place $n$, and $\sigma$ the logistic function. Each expert processes the tokens of all
-    modalities, $E_e(x) = x + \operatorname{Dropout}(\operatorname{MLP}_e(\operatorname{LN}_e(x)))$. Give the experts
-    texts of their own, as [`draw_sentences`][stmi_layers.sentences.draw_sentences] makes them. Learned are routes,
-    mixture and networks.
+    modalities at every position $n$, and $\sigma$ the logistic function. Each expert processes the tokens of all
+    modalities, $E_e(x) = x + \operatorname{Dropout}(\operatorname{MLP}_e(\operatorname{LN}_e(x)))$. Give each expert
+    its own text, such as the sentences of [`draw_sentences`][stmi_layers.sentences.draw_sentences]. The layer learns
+    routes ($w$, $b$), mixture ($U$, $u$, $V$, $v$) and networks.
 
-    Open in the paper, and read so here:
+    The paper leaves the following open. In this layer:
 
-    - The route is a linear map to one number per patch and modality, with a sigmoid: a softmax over the patches would
-      scale every token down by their number. All experts share it.
-    - The two linear maps act at every place on the vector over modalities, with four times its width between them. The
-      last one starts at zero: at first the text changes nothing.
-    - "Sampling" is soft: every token stays, times its $\gamma$.
+    - The route is a linear map to one number per patch and modality, with a sigmoid, because a softmax over the patches
+      would divide the scale of every token by their number. All experts share the route.
+    - The two linear maps of the mixture act at every position on the vector over modalities; the width between the maps
+      is four times the number of modalities. The last map starts at zero, so that the text has no effect at first.
+    - "Sampling" is soft: every token stays, multiplied by its $\gamma$.
     - Every modality is compared with its own caption.
 
-    Ours: without text $\gamma = \alpha$, for all samples (`text=None`) or for some (`has_text`). Absent modalities have
-    $\beta = \gamma = 0$, and their results are 0: leave them out of what follows.
+    Our addition: without text $\gamma = \alpha$, for all samples (`text=None`) or for some samples (`has_text`). Absent
+    modalities have $\beta = \gamma = 0$ and results 0: leave these tokens out later.
 
     Args:
         dim: width of the patches.
-        num_modalities: number of modalities; the mixture belongs to it.
+        num_modalities: number of modalities, which sets the size of the mixture.
         num_experts: number of experts.
         mlp_ratio: hidden width of a network, in units of `dim`.
         dropout: probability, in training, that a feature is zeroed before the residual.
-        text_dim: width of the texts, to map them to `dim` without bias; None when they are in the space of the patches.
+        text_dim: width of the texts, which a linear map without bias then projects to `dim`; None for texts that are in
+            the space of the patches already.
         device: device of the parameters; torch's default device if None.
         dtype: data type of the parameters; torch's default dtype if None.
 
@@ -114,7 +115,7 @@ class TextModulatedExperts(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: those of torch, small routes, and no effect of the text."""
+        """Set the initial values: those of `nn.Linear` and `nn.LayerNorm`, small routes, and no effect of the text."""
         for layer in (self.experts, self.mix_expand, self.text_proj):
             if layer is not None:
                 layer.reset_parameters()
@@ -130,9 +131,10 @@ class TextModulatedExperts(nn.Module):
         present: Bool[Tensor, "batch modalities"] | None = None,
         has_text: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch networks tokens dim"]:
-        """Process the modulated `patches` of all modalities, the first modality first, by every expert.
+        """Return the results of every expert for the modulated `patches`, first modality first.
 
-        An axis of `text` may be 1: the same text for all experts, or for all modalities.
+        An axis of `text` may have size 1, for one text for all experts or for all modalities. `present` is True for the
+        modalities of a sample, and `has_text` is True for the samples with text; None means all.
         """
         patches = self._present(patches, present)
         weights = self._modulation(patches, text, present, has_text).to(patches.dtype)
@@ -149,7 +151,7 @@ class TextModulatedExperts(nn.Module):
         present: Bool[Tensor, "batch modalities"] | None = None,
         has_text: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch networks modalities patches"]:
-        r"""The weights $\gamma$ that every expert sees the patches with, in at least float32."""
+        r"""Return the weights $\gamma$ of the patches for every expert, in at least float32; arguments as `forward`."""
         weights = self._modulation(self._present(patches, present), text, present, has_text)
         return weights.expand(-1, self.num_experts, -1, -1)
 
@@ -162,7 +164,7 @@ class TextModulatedExperts(nn.Module):
     def _modulation(
         self, patches: Tensor, text: Tensor | None, present: Tensor | None, has_text: Tensor | None
     ) -> Tensor:
-        """The weights of `modulation`, with a single expert where all have the same."""
+        """Return the weights of `modulation`; the axis of experts has size 1 where all weights are equal."""
         if text is not None:
             text = self._known(text, has_text, present)
         with without_autocast(patches):
@@ -174,7 +176,7 @@ class TextModulatedExperts(nn.Module):
             return weights if present is None else torch.where(present[:, None, :, None], weights, 0.0)
 
     def _known(self, text: Tensor, has_text: Tensor | None, present: Tensor | None) -> Tensor:
-        """Texts in the space of the patches; 0 where there is none."""
+        """Return the texts in the space of the patches; 0 where a text or its modality is absent."""
         width = self.dim if self.text_dim is None else self.text_dim
         shape = text.shape[1:]
         if shape[0] not in (1, self.num_experts) or shape[1] not in (1, self.num_modalities) or shape[2] != width:
@@ -188,7 +190,7 @@ class TextModulatedExperts(nn.Module):
         return text if self.text_proj is None else call_wide(self.text_proj, text)
 
     def _mixture(self, patches: Tensor, text: Tensor) -> Tensor:
-        """Compute what the texts add to the route, (batch experts modalities patches)."""
+        """Compute the contribution of the texts to the weights, (batch experts modalities patches)."""
         similarity = text_similarity(patches, text).movedim(2, 3)
         return call_wide(self.mix_contract, call_wide(self.mix_expand, similarity).sigmoid()).movedim(3, 2)
 

@@ -1,8 +1,8 @@
-r"""Captions inside the sequence of image tokens: learned words in the caption, and an inverse network.
+r"""Captions as tokens of a vision transformer: learned words in the caption, and an inverse network.
 
 A caption becomes one more token of the vision transformer, so that image and text meet in every block.
 Paper: "IDEA: Inverted Text with Cooperative Deformable Aggregation for Multi-modal Object Re-Identification",
-CVPR 2025, pages 29701-29710. The formulas are those of its code, <https://github.com/924973292/IDEA>.
+CVPR 2025, pages 29701-29710. The formulas follow its code, <https://github.com/924973292/IDEA>.
 """
 
 import torch
@@ -28,10 +28,10 @@ def prompted_text_feature(
     $$\frac{1}{n + 1} \Big( \text{tokens}_{\text{end}} + \sum_{i=0}^{n-1} \text{tokens}_{\text{first} + i} \Big)$$
 
     Args:
-        tokens: outputs of the text tower for each place of the caption.
-        ids: token ids of the captions; the end is where the greatest id stands, as in CLIP.
-        num_prompts: $n$, the number of learned words; 0 leaves the end alone.
-        first: place of the first learned word; 5 follows the start and "An image of a".
+        tokens: outputs of the text tower at each position of the caption.
+        ids: token ids of the captions; the end is the position of the greatest id, as in CLIP.
+        num_prompts: $n$, the number of learned words, at least 0; 0 reads the end of the caption alone.
+        first: position of the first learned word, from 0; 5 follows the start token and "An image of a".
 
     Returns:
         One feature per caption, in the dtype of `tokens`.
@@ -56,23 +56,23 @@ class CaptionPrompts(nn.Module):
 
     $$\text{embeddings}_{\text{first} + i} \leftarrow \text{embeddings}_{\text{first} + i} + p_i$$
 
-    The caption holds stand-ins at these places ("An image of a X X person ..."). What the tower returns for them goes
-    into [`prompted_text_feature`][stmi_layers.text_inversion.prompted_text_feature]. Gradients reach $p$ through the
-    whole text tower, whose activations are kept for it.
+    The caption holds placeholders at these positions ("An image of a X X person ...").
+    [`prompted_text_feature`][stmi_layers.text_inversion.prompted_text_feature] reads the outputs of the tower there.
+    Gradients reach $p$ through the whole text tower, so that training stores the activations of the tower.
 
-    Differences from the research code: $p$ starts with the standard deviation of CLIP's embeddings, 0.02. There it is
-    1, so that the stand-ins drown (`std=1.0`).
+    Differences from the research code: $p$ starts with the standard deviation of CLIP's embeddings, 0.02. The research
+    code starts with 1 (`std=1.0`), which outweighs the placeholders.
 
     Args:
         num_prompts: $n$, the number of learned words.
         dim: width of the embeddings.
-        first: place of the first learned word; 5 follows the start and "An image of a".
-        std: standard deviation of the initial values.
+        first: position of the first learned word, from 0; 5 follows the start token and "An image of a".
+        std: standard deviation of the initial values, at least 0.
         device: device of the parameters; torch's default device if None.
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1, or `first` or `std` negative.
+        ValueError: when a size is below 1, or `first` or `std` is negative.
 
     Examples:
         >>> prompts = CaptionPrompts(num_prompts=2, dim=8)
@@ -99,12 +99,12 @@ class CaptionPrompts(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: normal numbers with standard deviation `std`."""
+        """Set the initial values: normally distributed numbers of standard deviation `std`."""
         nn.init.normal_(self.prompts, std=self.std)
 
     @typed
     def forward(self, embeddings: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
-        """Add the learned words to `embeddings`, before or after the positions are added."""
+        """Return `embeddings` plus the learned words; call it before or after adding position embeddings."""
         if embeddings.shape[-1] != self.dim:
             raise ValueError(f"embeddings must have width dim={self.dim}; received shape {tuple(embeddings.shape)}")
         _check_places(embeddings, self.num_prompts, self.first)
@@ -120,18 +120,19 @@ class TextInversion(nn.Module):
 
     $$W_2\, \operatorname{GELU}(W_1\, \text{text} + b_1) + b_2 + \text{position}$$
 
-    Append the token to the others where their positions have been added, before the first norm and block
-    (`torch.cat([tokens, token[:, None]], dim=1)`), with one more True in a foreground mask. Where the class token gets
-    a camera embedding, add it to this token as well. Behind the tower it is the last token, and holds what the image
-    says about the caption. Where `has_text` is False the token is `position` alone, whatever stands in `text`.
+    Append the token to the image tokens after their position embeddings are added, and before the first norm and block
+    (`torch.cat([tokens, token[:, None]], dim=1)`); append True to a foreground mask. If the class token gets a camera
+    embedding, add that embedding to this token, too. At the output of the tower it is the last token, a text feature
+    that has attended to the image. Where `has_text` is False the token is `position` alone, whatever the value of
+    `text`.
 
-    Differences from the research code: captions may be missing, and `position` is added here.
+    Differences from the research code: captions may be missing, and this layer adds `position`.
 
     Args:
         text_dim: width of the text feature.
         dim: width of the tokens of the vision transformer.
         hidden: width between the two maps; four times `text_dim` by default.
-        dropout: probability, in training, that a number behind either map is zeroed.
+        dropout: probability, in training, that an output of either map is zeroed.
         device: device of the parameters; torch's default device if None.
         dtype: data type of the parameters; torch's default dtype if None.
 
@@ -166,7 +167,7 @@ class TextInversion(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the initial values: those of `nn.Linear`, and positions like those of CLIP."""
+        """Set the initial values: those of `nn.Linear`, and a position with the scale of CLIP's positions."""
         self.expand.reset_parameters()
         self.project.reset_parameters()
         nn.init.normal_(self.position, std=self.dim**-0.5)
@@ -175,7 +176,7 @@ class TextInversion(nn.Module):
     def forward(
         self, text: Float[Tensor, "batch text_dim"], has_text: Bool[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """Invert `text`; `has_text` is False where a caption is missing, None when all are there."""
+        """Return the token of each `text`; `has_text` is True for the samples with a caption, None for all."""
         if text.shape[-1] != self.text_dim:
             raise ValueError(f"text must have width text_dim={self.text_dim}; received shape {tuple(text.shape)}")
         if has_text is not None:
@@ -191,4 +192,4 @@ class TextInversion(nn.Module):
 def _check_places(tokens: Tensor, num_prompts: int, first: int) -> None:
     if num_prompts < 0 or first < 0 or first + num_prompts > tokens.shape[1]:
         places = f"num_prompts={num_prompts} from first={first}"
-        raise ValueError(f"learned words must fit into the caption of {tokens.shape[1]} places; received {places}")
+        raise ValueError(f"learned words must fit into the caption of {tokens.shape[1]} positions; received {places}")

@@ -30,25 +30,25 @@ def cyclic_readout(
     *,
     shift: int = 1,
 ) -> Float[Tensor, "batch modalities dim"]:
-    r"""Let the query of every modality read the patches of the modality `shift` places further on in the cycle.
+    r"""Let the query of every modality read the patches of the modality `shift` steps later in the cycle.
 
     $$\text{result}_m = \operatorname{concat}_h\Big( \operatorname{softmax}\big( (q_{m,h} W_{k,h})\,
     N(P_{m + \text{shift}})^\top \big)\, P_{m + \text{shift}}\, W_{v,h}^\top \Big), \qquad
     q_m = \text{queries}_m W_q^\top \big/ \sqrt{\text{dim} / \text{num\_heads}}$$
 
     $P$ are the `patches`, $N$ a layer norm without parameters; modalities are counted modulo their number. This is
-    multi-head attention in another order: one query per modality absorbs $W_k$, and $W_v$ follows the weighted sum, so
-    that no patch is projected. Logits and softmax are computed in at least float32. A gradient of the patches cannot
-    be differentiated again.
+    multi-head attention in another order: $W_k$ multiplies the single query of a modality, and $W_v$ multiplies the
+    weighted sum, so that no patch is projected. Logits and softmax are computed in at least float32. The gradient of
+    the patches has no second derivative.
 
     Args:
         queries: one token per modality.
-        patches: what is read. The keys are normalised, the values are not.
-        query_weight: projection of the queries; head $h$ owns the $h$-th block of its rows.
-        key_weight: projection of the keys, likewise; a learned scale of their norm multiplies its columns.
-        value_weight: projection of the values, likewise.
+        patches: keys and values, at least one per modality. Keys are normalised, and values are not.
+        query_weight: projection of the queries; the $h$-th block of its rows belongs to head $h$.
+        key_weight: projection of the keys, with the same blocks; to give $N$ a scale, multiply the columns by it.
+        value_weight: projection of the values, with the same blocks.
         num_heads: number of heads; divides `dim`.
-        shift: distance, in modalities, to the patches that are read; 0 for the own patches.
+        shift: distance, in modalities, to the patches that are read; 0 for a modality's own patches.
 
     Returns:
         One convex combination of projected patches per modality and head, the heads concatenated.
@@ -70,7 +70,7 @@ def cyclic_readout(
 
 
 class _Reader(NamedTuple):
-    """Inputs of one readout of the patches: `slip` carries their gradient, and is None where autograd does."""
+    """Inputs of one readout of the patches: `slip` carries the gradient of the patches; None leaves it to autograd."""
 
     patches: Tensor
     keys: Tensor
@@ -80,10 +80,10 @@ class _Reader(NamedTuple):
 
 
 def _readers(patches: Tensor, heads: int, count: int, *, shared: bool = True) -> list[_Reader]:
-    """Normalise the patches once for `count` readouts, and add up their gradients in one place where it is `shared`."""
+    """Normalise the patches once for `count` readouts, whose gradients are added up in one place if `shared`."""
     if patches.shape[2] == 0:
         raise ValueError(f"patches must hold at least one token; received shape {tuple(patches.shape)}")
-    # A compiler wants plain operations; where the patches need no gradient, autograd is as good.
+    # A compiler needs plain operations; for patches without a gradient, autograd is as good.
     eager = shared and torch.is_grad_enabled() and patches.requires_grad and not torch.compiler.is_compiling()
     wide = patches.dtype in (torch.float32, torch.float64)
     if eager and wide and not torch.is_autocast_enabled(patches.device.type):
@@ -97,9 +97,9 @@ def _readers(patches: Tensor, heads: int, count: int, *, shared: bool = True) ->
 def _cyclic_readout(
     query: Tensor, reader: _Reader, key_weight: Tensor, key_scale: Tensor | None, value_weight: Tensor, shift: int
 ) -> Tensor:
-    """`cyclic_readout` of projected queries."""
+    """Compute `cyclic_readout` from projected queries."""
     heads, modalities = reader.heads, query.shape[1]
-    # The queries go round, not the patches: they are fewer. Heads first, for the products with the weights.
+    # The queries are rolled instead of the patches, because queries are fewer. The products need the heads first.
     query = rearrange(query.roll(shift, dims=1), "b m (h d) -> h (b m) d", h=heads)
     with without_autocast(query):
         query = at_least_float32(query) * query.shape[-1] ** -0.5
@@ -111,7 +111,7 @@ def _cyclic_readout(
 
 
 def _read(rows: Tensor, reader: _Reader) -> Tensor:
-    """Weighted means of the patches, (batch modalities heads dim)."""
+    """Return weighted means of the patches, (batch modalities heads dim)."""
     if reader.slip is not None:
         return ReadNormalised.apply(rows, reader.slip, reader.patches, reader.keys, reader.scale)[0]
     with without_autocast(rows):
@@ -120,25 +120,27 @@ def _read(rows: Tensor, reader: _Reader) -> Tensor:
 
 
 class TokenPermutation(nn.Module):
-    r"""Sends the global tokens round the patches of the other modalities, then to their own (TPM).
+    r"""Lets each global token read the patches of all other modalities in turn, then the patches of its own (TPM).
 
-    For $M$ modalities there are $M$ stages with weights of their own; stage $s = 1 \ldots M - 1$ reads the patches $s$
-    modalities further on, and the last stage reads the own patches:
+    For $M$ modalities there are $M$ stages, each with its own weights. In stage $s = 1 \ldots M - 1$ a global token
+    reads the patches $s$ modalities later in the cycle; in the last stage it reads the patches of its own modality:
 
     $$c_m \leftarrow c_m + W_p\, \operatorname{CrossAttn}_s\big(N_1(c_m),\ N_P(P_{m + s}),\ P_{m + s}\big) + b_p
     \qquad c_m \leftarrow c_m + \operatorname{FFN}\big(N_2(c_m)\big)$$
 
     $c$ are the `globals`, $P$ the `patches`, $N$ layer norms, and CrossAttn is
-    [`cyclic_readout`][stmi_layers.token_permutation.cyclic_readout]. All global tokens of a stage come from the stage
-    before, and the patches never change. A model concatenates the result to one descriptor, `result.flatten(1)`.
-    The order of the modalities matters, that of the patches does not. Parameters grow as $M$, calls as $M^2$.
+    [`cyclic_readout`][stmi_layers.token_permutation.cyclic_readout]. All global tokens of a stage come from the
+    previous stage, and the patches never change. A model concatenates the results to one descriptor,
+    `result.flatten(1)`. The order of the modalities matters; the order of the patches does not matter. The number of
+    parameters grows as $M$, and the number of readouts as $M^2$.
 
     Differences from the paper and the research code:
 
-    - Any number of modalities. Three give the stages of the paper; one reads its own patches alone.
-    - Modalities may be absent. A global token skips the whole step, feed-forward network included, where the patches
-      it would read are absent. The result of an absent modality is zero. The research code feeds black images.
-    - The norm $N_P$ of the keys has no bias: it adds the same to all logits of a query, so the softmax cancels it.
+    - The layer takes any number of modalities. Three give the stages of the paper; one reads its own patches alone.
+    - Modalities may be absent. If the patches to read are absent, a global token skips the whole stage, including the
+      feed-forward network. The result of an absent modality is zero. The research code feeds black images instead.
+    - The norm $N_P$ of the keys has no bias, because a bias adds the same to all logits of a query and cancels in the
+      softmax.
 
     Args:
         dim: width of the tokens.
@@ -149,7 +151,7 @@ class TokenPermutation(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, or `num_modalities` or `mlp_ratio` leaves nothing.
+        ValueError: when `num_heads` does not divide `dim`, or `num_modalities` or the hidden width is below 1.
 
     Reference: Wang et al., "TOP-ReID", AAAI 2024, section "Token Permutation Module".
 
@@ -177,7 +179,7 @@ class TokenPermutation(nn.Module):
         self.stages = nn.ModuleList(_Stage(dim, hidden, device=device, dtype=dtype) for _ in range(num_modalities))
 
     def reset_parameters(self) -> None:
-        """Set the initial values: those of torch."""
+        """Set the initial values of every stage: those of `nn.LayerNorm` and `nn.Linear`."""
         for stage in self.modules():
             if isinstance(stage, _Stage):
                 stage.reset_parameters()
@@ -189,7 +191,7 @@ class TokenPermutation(nn.Module):
         patches: Float[Tensor, "batch modalities patches dim"],
         present: Bool[Tensor, "batch modalities"] | None = None,
     ) -> Float[Tensor, "batch modalities dim"]:
-        """Return the global tokens after all stages; those of modalities that are not `present` are zero."""
+        """Return the global tokens after all stages; zero for modalities that are not `present`."""
         if globals.shape[1:] != (self.num_modalities, self.dim):
             rule = f"globals must have width dim={self.dim} and num_modalities={self.num_modalities}"
             raise ValueError(f"{rule}; received shape {tuple(globals.shape)}")
@@ -197,7 +199,7 @@ class TokenPermutation(nn.Module):
             # Before the norms, because 0 * NaN is NaN in their gradients.
             globals = torch.where(present[..., None], globals, 0.0)
             patches = torch.where(present[..., None, None], patches, 0.0)
-        # By their weights alone no patch is projected; adapters and hooks act where keys and values are called.
+        # Plain layers need no projected patches; layers with adapters or hooks are called as modules.
         plain = all(is_plain(getattr(stage, name)) for stage in self.stages for name in ("key", "value"))
         tokens, readers = globals, _readers(patches, self.num_heads, self.num_modalities, shared=plain)
         for number, (stage, reader) in enumerate(zip(self.stages, readers, strict=True), start=1):
@@ -213,7 +215,7 @@ class TokenPermutation(nn.Module):
 
 
 class _Stage(nn.Module):
-    """One step of all global tokens: readout and feed-forward network, both with residual."""
+    """One stage for all global tokens: readout and feed-forward network, both with residual."""
 
     def __init__(self, dim: int, hidden: int, *, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()

@@ -335,7 +335,7 @@ def test_refused():
         ({"num_modalities": 0}, "num_modalities must be at least 1; received 0"),
         ({"num_modalities": 2, "num_prompts": 0}, "num_prompts must be at least 1; received 0"),
         ({"hidden": 0}, "hidden must be at least 1; received 0"),
-        ({"adapters": False}, "adapters=False needs prompts: pass num_modalities"),
+        ({"adapters": False}, "adapters=False needs prompts; received num_modalities=None"),
     ):
         with pytest.raises(ValueError, match=message):
             adapt(open_clip_vit(), **options)
@@ -362,11 +362,11 @@ def test_inputs_refused():
     with pytest.raises(ValueError, match="images must have the 2 modalities of the prompts; received 4"):
         backbone(images.repeat(1, 2, 1, 1, 1))
     tokens = torch.randn(3, 9, 32)
-    with pytest.raises(ValueError, match="images of all 2 modalities must stand side by side in the batch; received 3"):
+    with pytest.raises(ValueError, match="batch must hold all 2 modalities of every sample, one after the other; received 3"):
         block(tokens)
     with pytest.raises(ValueError, match=r"must be a foreground mask, Bool \(batch, tokens\); received torch.float32"):
         block(tokens[:2], attn_mask=torch.zeros(9, 9))
-    with pytest.raises(ValueError, match="an adapted block needs self-attention: leave k_x and v_x out"):
+    with pytest.raises(ValueError, match="k_x and v_x must be None in an adapted block"):
         block(tokens[:2], tokens[:2])
     layer = blocks_of(adapted("transformers `CLIPVisionModel`"))[0]
     with pytest.raises(ValueError, match="prompts cannot be combined with attention_mask"):

@@ -51,7 +51,7 @@ def test_a_file_that_tells_its_grid_is_believed(family: str, grid: tuple[int, in
     expected = resize_positions(positions(source), (8, 2), grid, prefix_tokens=source.tower.position_prefix)
     torch.testing.assert_close(positions(target), expected, rtol=0, atol=0)
     assert target.grid == grid
-    with pytest.raises(ValueError, match=r"tells its grid, \(8, 2\); received old_grid=\(2, 8\): leave old_grid out"):
+    with pytest.raises(ValueError, match=r"holds its grid, \(8, 2\); received old_grid=\(2, 8\)\. Leave old_grid out"):
         load_weights(target, path, old_grid=(2, 8))
     assert load_weights(target, path, old_grid=(8, 2)).resized == report.resized or not wrapped
 

@@ -24,7 +24,7 @@ def test_text_towers_and_poolers_are_no_vision_transformers():
     vision = CLIPVisionCfg(layers=(1, 1, 1, 1), width=8, head_width=8, image_size=32)
     clip = CLIP(16, vision, CLIPTextCfg(context_length=8, vocab_size=32, width=16, heads=2, layers=1))
     for model in (clip, nn.Sequential(clip), clip.transformer):
-        with pytest.raises(TypeError, match=r"modulate knows no vision transformer in .*Known are"):
+        with pytest.raises(TypeError, match=r"modulate knows no vision transformer in .*Known models"):
             modulate(model)
     siglip2 = transformers_vit("Siglip2VisionModel", "Siglip2VisionConfig")
     with pytest.raises(TypeError, match=r"modulate knows no vision transformer in .*Siglip2VisionModel"):
@@ -44,7 +44,7 @@ def test_what_cannot_be_modulated_is_refused():
         modulate(nn.MultiheadAttention(8, 2, kdim=4))
     with pytest.raises(ValueError, match=r"block 0 has an attention of .*DiffAttention"):
         modulate(timm_vit("vit_tiny_patch16_224", attn_layer="diff"))
-    with pytest.raises(ValueError, match=r"TransformerEncoderLayer, which cannot hand a mask .* foreground="):
+    with pytest.raises(ValueError, match=r"TransformerEncoderLayer, which cannot pass a mask .* foreground="):
         modulate(nn.TransformerEncoderLayer(8, 2))
 
 

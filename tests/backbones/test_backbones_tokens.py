@@ -333,7 +333,7 @@ def test_further_tokens_enter_behind_the_patches_and_come_out_there(family):
     images = images_of(backbone)
     extra = torch.randn(2, 3, backbone.tower.width)
     if any(rotary in family for rotary in ("EVA-02", "DINOv3", "rotary")):
-        with pytest.raises(ValueError, match="extra needs positions that are learned"):
+        with pytest.raises(ValueError, match="extra needs a model with learned positions"):
             backbone(images, extra=extra)
         return
     patches = backbone(images, extra=extra)[0]

@@ -136,7 +136,7 @@ def test_a_pointer_of_git_lfs_is_told_and_nobody_is_asked_for_trust(tmp_path: Pa
 def test_lora_beside_the_layers_is_told_with_its_cure(weights: Weights, tmp_path: Path):
     renamed = {name.replace("blocks.0.0.", "blocks.0.0.base_layer."): value for name, value in weights.items()}
     path = save({**renamed, "blocks.0.0.lora_A.default.weight": torch.ones(1, 3)}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"it holds LoRA beside the layers: merge it before saving"):
+    with pytest.raises(ValueError, match=r"the file holds LoRA weights that are not merged: call merge_and_unload"):
         load_weights(small(), path)
 
 
@@ -153,11 +153,11 @@ def write_shards(weights: Weights, folder: Path) -> tuple[Path, dict[str, str]]:
 def test_shards_are_read_by_their_index(weights: Weights, tmp_path: Path):
     index, places = write_shards(weights, tmp_path)
     assert_loads(index, weights)
-    with pytest.raises(ValueError, match=r"it is one of several shards: give the \.index\.json beside them"):
+    with pytest.raises(ValueError, match=r"the file is one of several shards: pass the \.index\.json in its folder"):
         load_weights(small(), tmp_path / places["stem.weight"])
     for wrong, message in (
-        ({"stem.bias": "../elsewhere.safetensors"}, r"must name files beside it; there is no '\.\./elsewhere"),
-        ({"stem.bias": index.name}, "must name files beside it"),
+        ({"stem.bias": "../elsewhere.safetensors"}, r"must name files in its own folder; received '\.\./elsewhere"),
+        ({"stem.bias": index.name}, "must name files in its own folder"),
         ({"other": places["stem.bias"]}, r"lacks 1 tensors that model\.safetensors\.index\.json names, such as other"),
     ):
         index.write_text(json.dumps({"weight_map": {**places, **wrong}}))

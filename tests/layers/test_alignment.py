@@ -207,7 +207,7 @@ def test_layer_refuses(options, message):
 
 def test_loss_refuses():
     features = problem()[0]
-    with pytest.raises(ValueError, match="anchor must count the modalities from 0 to 2; received 3"):
+    with pytest.raises(ValueError, match="anchor must be the index of a modality, 0 to 2; received 3"):
         gram_alignment_loss(features, 0.1, anchor=3)
     with pytest.raises(ValueError, match=r"temperature must be finite and above 0; received -0\.1"):
         gram_alignment_loss(features, -0.1)

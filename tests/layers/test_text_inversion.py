@@ -166,11 +166,11 @@ def test_released_text_inside_the_image(path):
         (lambda: CaptionPrompts(1, 4, std=-1), "first and std must be at least 0; received first=5, std=-1"),
         (
             lambda: CaptionPrompts(2, 4)(torch.zeros(1, 6, 4)),
-            "learned words must fit into the caption of 6 places; rec",
+            "learned words must fit into the caption of 6 positions; rec",
         ),
         (
             lambda: prompted_text_feature(torch.zeros(1, 6, 4), torch.zeros(1, 6, dtype=torch.int64), -1),
-            "learned words must fit into the caption of 6 places; received num_prompts=-1 from first=5",
+            "learned words must fit into the caption of 6 positions; received num_prompts=-1 from first=5",
         ),
     ],
 )

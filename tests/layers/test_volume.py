@@ -219,7 +219,7 @@ def test_function_transforms():
 def test_a_second_derivative_is_refused():
     vectors = features()
     (gradient,) = torch.autograd.grad(gram_volume(vectors).sum(), vectors, create_graph=True)
-    with pytest.raises(NotImplementedError, match="gram_volume can be differentiated once"):
+    with pytest.raises(NotImplementedError, match="gram_volume can be differentiated only once"):
         torch.autograd.grad(gradient.square().sum(), vectors)
 
 
@@ -227,7 +227,7 @@ def test_refuses():
     with pytest.raises(ValueError, match=r"features must hold at least 2 modalities; received shape \(3, 1, 6\)"):
         gram_volume(features(modalities=1))
     for anchor in (-1, 3):
-        with pytest.raises(ValueError, match=f"anchor must count the modalities from 0 to 2; received {anchor}"):
+        with pytest.raises(ValueError, match=f"anchor must be the index of a modality, 0 to 2; received {anchor}"):
             gram_volume(features(), anchor=anchor)
 
 

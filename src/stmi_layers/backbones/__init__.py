@@ -1,7 +1,7 @@
-"""The layers in the vision transformers people use: those of open_clip, timm and transformers.
+"""Integration of the layers into the vision transformers of open_clip, timm and transformers.
 
-Importing this needs none of these libraries; each is imported when one of its models comes along, and says which extra
-installs it when it cannot be.
+Importing this package needs none of these libraries. A library is imported when one of its models is used; if that
+fails, the error names the extra to install.
 """
 
 from stmi_layers.backbones.adapt import adapt as adapt

@@ -1,4 +1,4 @@
-"""open_clip's own vision transformer, with the default and with the custom blocks."""
+"""Support for the vision transformer of open_clip itself, with its default blocks and its custom blocks."""
 
 from typing import Any
 
@@ -24,12 +24,12 @@ from stmi_layers.backbones.tower import (
     without_extra,
 )
 
-# Of the images CLIP was trained with; towers made by create_model carry their own.
+# Mean and standard deviation of CLIP's training images; towers built by create_model hold their own.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class ModulatedBlock(ResidualAttentionBlock):
-    """Hands a foreground mask to its attention as it is; the original casts every mask to the dtype of the tokens."""
+    """Passes a foreground mask to its attention unchanged; the original casts every mask to the dtype of the tokens."""
 
     unmodulated = ResidualAttentionBlock
 
@@ -42,7 +42,7 @@ class ModulatedBlock(ResidualAttentionBlock):
 
 
 class ModulatedAttention(Modulated, Attention):
-    """The attention of the custom blocks: norms of queries and keys, scaled heads, a norm before the projection."""
+    """Modulated attention of the custom blocks: norms of queries and keys, scaled heads, norm before the projection."""
 
     unmodulated = Attention
 
@@ -60,7 +60,7 @@ class ModulatedAttention(Modulated, Attention):
 
 
 class AdaptedBlock(Adapted, ResidualAttentionBlock):
-    """The default block."""
+    """Adapted default block."""
 
     unadapted = ResidualAttentionBlock
 
@@ -68,20 +68,20 @@ class AdaptedBlock(Adapted, ResidualAttentionBlock):
         self, q_x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
     ) -> Tensor:
         if k_x is not None or v_x is not None:
-            raise ValueError("an adapted block needs self-attention: leave k_x and v_x out")
+            raise ValueError("k_x and v_x must be None in an adapted block, because it needs self-attention")
         tokens, attn_mask = self.open(q_x, attn_mask)
         tokens = tokens + self.ls_1(self.attention(self.ln_1(tokens), attn_mask=attn_mask))
         return self.close(tokens, self.ls_2(self.mlp(self.ln_2(tokens))))
 
 
 class AdaptedModulatedBlock(AdaptedBlock, ModulatedBlock):
-    """The default block, modulated as well."""
+    """Adapted default block whose attention is modulated."""
 
     unadapted, unmodulated = ModulatedBlock, AdaptedBlock
 
 
 class AdaptedCustomBlock(Adapted, CustomResidualAttentionBlock):
-    """The custom block."""
+    """Adapted custom block."""
 
     unadapted = CustomResidualAttentionBlock
 
@@ -114,7 +114,8 @@ def attention(block: Any) -> nn.Module:
     if isinstance(found, nn.MultiheadAttention):
         refuse_multihead(found)
     elif getattr(found, "logit_scale", None) is not None:
-        raise ValueError("modulate knows no scaled cosine attention: build the model with scaled_cosine_attn=False")
+        rule = "model must have no scaled cosine attention, which modulate does not support"
+        raise ValueError(f"{rule}. Build the model with scaled_cosine_attn=False")
     return found
 
 
@@ -123,7 +124,7 @@ def tower(model: VisionTransformer, projected: bool) -> "OpenClipTower":
 
 
 class OpenClipTower(nn.Module):
-    """Tokens behind `ln_post`, and behind `proj` when projected."""
+    """Tower of open_clip's vision transformer: returns tokens after `ln_post`, and after `proj` if projected."""
 
     positions, position_prefix, prefix_tokens, class_token = "model.positional_embedding", 1, 1, True
 
@@ -131,10 +132,10 @@ class OpenClipTower(nn.Module):
         super().__init__()
         if model.attn_pool is not None:
             raise ValueError(
-                "TokenBackbone needs a tower without attentional pooling, for that replaces the patch tokens"
+                "TokenBackbone needs a tower without attentional pooling, because pooling replaces the patch tokens"
             )
         if projected and model.proj is None:
-            raise ValueError("projected=True needs a model with a projection; this one has proj=None")
+            raise ValueError("projected=True needs a model with a projection; received a model with proj=None")
         self.model, self.projected = model, projected
         self.width = model.conv1.out_channels
         self.dim = model.output_dim if projected else self.width

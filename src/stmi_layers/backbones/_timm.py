@@ -1,4 +1,4 @@
-"""timm's vision transformers, bare or as a tower of open_clip: ViT, with registers, SigLIP, EVA-02, DINOv3."""
+"""Support for timm's vision transformers, alone or as a tower of open_clip: ViT, registers, SigLIP, EVA-02, DINOv3."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from stmi_layers.backbones.tower import (
 
 
 class _ModulatedTimm(Modulated):
-    """Common base of timm's attentions, from their queries, keys and values on."""
+    """Common base of timm's attentions: the steps that follow the queries, keys and values."""
 
     scale: float
     attn_drop: nn.Dropout
@@ -39,19 +39,19 @@ class _ModulatedTimm(Modulated):
             raise ValueError("foreground cannot be combined with is_causal=True")
         self.refuse_dropout(self.attn_drop.p)
         attended = self.norm(self.attend(query, key, value, foreground, self.scale))
-        gate = getattr(self, "gate", None)  # not in older releases
+        gate = getattr(self, "gate", None)  # older releases have no gate
         if gate is not None:
             attended = attended * gate(x).sigmoid()
         return self.proj_drop(self.proj(attended))
 
 
 class _ModulatedRotary(_ModulatedTimm):
-    """With rotary embeddings on the patches."""
+    """Common base of attentions with rotary embeddings on the patches."""
 
     num_heads: int
     head_dim: int
     num_prefix_tokens: int
-    qkv: Any  # either this, or one projection each
+    qkv: Any  # one fused projection; if None, the next three
     q_proj: Any
     k_proj: Any
     v_proj: Any
@@ -168,7 +168,7 @@ def tower(model: nn.Module, projected: bool) -> "TimmTower":
 
 
 class TimmTower(nn.Module):
-    """Tokens behind the final norm, and behind the head of an open_clip tower when projected."""
+    """Tower of timm's vision transformers: tokens after the final norm, and after open_clip's head if projected."""
 
     def __init__(self, model: Any, projected: bool) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class TimmTower(nn.Module):
         head = model.head.modules() if trunk is not model else ()
         projections = [module for module in head if isinstance(module, nn.Linear)]
         if projected and not projections:
-            raise ValueError("projected=True needs an open_clip tower whose head projects; this model has none")
+            raise ValueError("projected=True needs an open_clip tower whose head projects; received no such head")
         self.model, self.projected = model, projected
         self.channels, self.patch_size = trunk.patch_embed.proj.in_channels, tuple(trunk.patch_embed.patch_size)
         self.width = trunk.embed_dim
@@ -207,7 +207,7 @@ class TimmTower(nn.Module):
         embedded = trunk._pos_embed(trunk.patch_embed(images))
         tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
         if rope is not None and extra is not None:
-            raise ValueError("extra needs positions that are learned; this model has rotary ones, which extra has not")
+            raise ValueError("extra needs a model with learned positions; received a model with rotary positions")
         tokens = add_offset(trunk.norm_pre(tokens), offset)
         tokens = append_tokens(tokens, extra, offset, trunk.norm_pre)
         for index, block in enumerate(trunk.blocks):

@@ -1,4 +1,4 @@
-"""The vision models of transformers: CLIP, DINOv2, SigLIP. A mask travels as the keyword argument `foreground`."""
+"""Support for the vision models of transformers: CLIP, DINOv2, SigLIP; masks are the keyword argument `foreground`."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from stmi_layers.backbones.tower import Colour, Grid, add_offset, append_tokens,
 
 
 class _ModulatedTransformers(Modulated):
-    """Queries, keys and values from projections of their own."""
+    """Common base of attentions with separate projections to queries, keys and values."""
 
     q_proj: nn.Module
     k_proj: nn.Module
@@ -43,12 +43,12 @@ class _ModulatedTransformers(Modulated):
         query, key, value = (split_heads(layer(hidden_states), heads) for layer in layers)
         mask, scale = self.perturbation(foreground), self.head_dim**-0.5
         attended = output(self.attend_to(query, key, value, mask, scale))
-        # As in the original, whose eager form alone has weights to return.
+        # As in the original, only the eager form returns weights.
         eager = self.config._attn_implementation == "eager"
         return attended, self.weights(query, key, mask, scale) if eager else None
 
     def names(self) -> tuple[int, float, nn.Module]:
-        """Number of heads, dropout of the weights, projection behind them: what the models call differently."""
+        """Return number of heads, dropout of the weights and output projection, whose names differ between models."""
         return self.num_heads, self.dropout, self.out_proj
 
 
@@ -59,13 +59,13 @@ class ModulatedCLIPAttention(_ModulatedTransformers, CLIPAttention):
 
 
 class ModulatedSiglipAttention(_ModulatedTransformers, SiglipAttention):
-    """Modulated attention of `SiglipVisionModel`; not of its pooling head."""
+    """Modulated attention of `SiglipVisionModel`, but not of its pooling head."""
 
     unmodulated = SiglipAttention
 
 
 class ModulatedDinov2Attention(_ModulatedTransformers, Dinov2Attention):
-    """Modulated attention of `Dinov2Model`, which has other names for the same."""
+    """Modulated attention of `Dinov2Model`, whose attributes have other names."""
 
     unmodulated = Dinov2Attention
 
@@ -128,7 +128,7 @@ class AdaptedDinov2Layer(Adapted, Dinov2Layer):
 def _open(
     layer: Adapted, tokens: Tensor, attention_mask: Tensor | None, foreground: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Tokens with prompts, and the foreground mask as a keyword argument where there is one."""
+    """Return the tokens with prompts, and the foreground mask, if there is one, as a keyword argument."""
     if attention_mask is not None and layer.prompts is not None:
         raise ValueError("prompts cannot be combined with attention_mask")
     tokens, foreground = layer.open(tokens, foreground)
@@ -158,7 +158,7 @@ def tower(model: nn.Module, projected: bool) -> "TransformersTower":
 
 
 class TransformersTower(nn.Module):
-    """Tokens behind the final norm, and behind `visual_projection` when projected."""
+    """Tower of transformers' vision models: tokens after the final norm, and after `visual_projection` if projected."""
 
     mean: Colour
     std: Colour
@@ -166,7 +166,8 @@ class TransformersTower(nn.Module):
     def __init__(self, model: Any, projected: bool) -> None:
         super().__init__()
         if projected and not hasattr(model, "visual_projection"):
-            raise ValueError("projected=True needs a projection: use CLIPVisionModelWithProjection")
+            rule = f"projected=True needs a projection; received {type(model).__name__}"
+            raise ValueError(f"{rule}. Use CLIPVisionModelWithProjection")
         self.model, self.projected = model, projected
         config = model.config
         self.width = config.hidden_size
@@ -188,7 +189,7 @@ class TransformersTower(nn.Module):
         return getattr(self.model, "vision_model", self.model)
 
     def _sized(self) -> Any:
-        """The module that remembers the size of the images."""
+        """Return the module that stores the size of the images."""
         embeddings = self.vision.embeddings
         return embeddings.patch_embeddings if isinstance(self.vision, Dinov2Model) else embeddings
 
@@ -225,7 +226,7 @@ class TransformersTower(nn.Module):
 
 
 def _embed(vision: Any, images: Tensor) -> Tensor:
-    """Embed images of any size as the model's own embeddings do, which refuse images that are not square."""
+    """Embed images of any size, unlike the model's own embeddings, which refuse images that are not square."""
     embeddings = vision.embeddings
     if isinstance(vision, Dinov2Model):
         convolution, first = embeddings.patch_embeddings.projection, embeddings.cls_token

@@ -1,8 +1,8 @@
-r"""Put adapters and prompts into a frozen vision transformer that exists, and take them out again.
+r"""Insertion of adapters and prompts into a frozen vision transformer, and their removal.
 
-The weights stay where they are and keep their names; each block gains a parallel adapter (PFA) and residual prompts
-(SRP). Paper: "MambaPro: Multi-Modal Object Re-Identification with Mamba Aggregation and Synergistic Prompt",
-<https://arxiv.org/abs/2412.10707>; the formulas are those of its code, <https://github.com/924973292/MambaPro>.
+All weights keep their names and values; each block gains a parallel adapter (PFA) and residual prompts (SRP).
+Paper: "MambaPro: Multi-Modal Object Re-Identification with Mamba Aggregation and Synergistic Prompt",
+<https://arxiv.org/abs/2412.10707>. The formulas follow its code, <https://github.com/924973292/MambaPro>.
 """
 
 from typing import Any, TypeVar
@@ -28,38 +28,39 @@ def adapt(
     num_prompts: int = 4,
     freeze: bool = True,
 ) -> Model:
-    r"""Let a pretrained vision transformer learn through small networks and prompts beside its frozen weights.
+    r"""Add trainable adapters and prompts to a pretrained vision transformer, and freeze its own weights.
 
     $$x \leftarrow x + \operatorname{Attn}(N(x)), \qquad
     x \leftarrow x + \operatorname{MLP}(N(x)) + \operatorname{adapter}(x)$$
 
-    `model` is changed in place. Known are the vision transformers of open_clip, timm and transformers, also inside
-    another module, as the vision tower of a CLIP model is. All parameters keep their names; a checkpoint of the
-    original model loads with `strict=True` and leaves what was added alone. `adapt` and
-    [`modulate`][stmi_layers.backbones.modulate] go together, in either order.
+    `model` is changed in place. It is a vision transformer of open_clip, timm or transformers, or a module that
+    contains one, such as a CLIP model. All parameters keep their names. A checkpoint of the original model loads with
+    `strict=True` and does not change adapters and prompts. `adapt` and [`modulate`][stmi_layers.backbones.modulate]
+    can be combined in either order.
 
-    With `num_modalities` every block also gets [`ResidualPrompts`][stmi_layers.adapters.ResidualPrompts]: tokens in
-    front of the others, of which no position and no result is part of the output. In a foreground mask they count as
-    prefix tokens: foreground. Which prompts are an image's own is told by its place in the batch: the images of a
-    sample's modalities stand side by side, as [`TokenBackbone`][stmi_layers.backbones.TokenBackbone] lays them.
+    With `num_modalities` every block also gets [`ResidualPrompts`][stmi_layers.adapters.ResidualPrompts]: further
+    tokens at the front, which have no position and are not part of the output. A foreground mask treats prompts as
+    foreground, like prefix tokens. The index of an image in the batch tells its modality: the images of a sample follow
+    each other, first modality first, as in [`TokenBackbone`][stmi_layers.backbones.TokenBackbone].
 
     Args:
-        model: a vision transformer, or a module that holds one.
-        adapters: put a [`ParallelAdapter`][stmi_layers.adapters.ParallelAdapter] into every block.
-        hidden: width inside the adapters; twice that of the tokens by default.
-        zero_init: start the adapters at 0, so that without prompts `model` starts as it was.
-        num_modalities: number of modalities, to add prompts for; None adds none.
-        num_prompts: prompts per modality.
-        freeze: freeze every parameter of the vision transformer but those added here and by `modulate`.
+        model: a vision transformer, or a module that contains one.
+        adapters: whether every block gets a [`ParallelAdapter`][stmi_layers.adapters.ParallelAdapter].
+        hidden: width inside the adapters; twice the width of the tokens by default.
+        zero_init: whether adapters start with output 0, so that `model` without prompts is unchanged at first.
+        num_modalities: number of modalities that get prompts; None adds no prompts.
+        num_prompts: number of prompts per modality.
+        freeze: whether to freeze all parameters of the vision transformer except the additions of `adapt` and
+            `modulate`.
 
     Returns:
         `model`.
 
     Raises:
-        TypeError: when nothing in `model` is known; the message lists what is.
+        TypeError: when `model` contains no supported vision transformer; the message lists the supported models.
         ImportError: when the library of `model` is too old; the message names the extra to install.
-        ValueError: when `model` is adapted already, holds several vision transformers or blocks that cannot be adapted,
-            when nothing is to be added, or a size is below 1.
+        ValueError: when `model` is adapted already, or holds several vision transformers or blocks that cannot be
+            adapted; when neither adapters nor prompts are to be added, or a size is below 1.
 
     Examples:
         >>> import torch
@@ -75,7 +76,7 @@ def adapt(
     """
     check_positive(hidden=hidden, num_modalities=num_modalities, num_prompts=num_prompts)
     if not adapters and num_modalities is None:
-        raise ValueError("adapters=False needs prompts: pass num_modalities")
+        raise ValueError("adapters=False needs prompts; received num_modalities=None. Pass num_modalities")
     if any(isinstance(module, Adapted) for module in model.modules()):
         raise ValueError("model is adapted already; unadapt(model) first")
     tower, blocks, classes = _blocks(model)
@@ -94,12 +95,12 @@ def adapt(
 
 
 def unadapt(model: Model) -> Model:
-    """Undo [`adapt`][stmi_layers.backbones.adapt.adapt]: the original classes, no adapters and prompts.
+    """Undo [`adapt`][stmi_layers.backbones.adapt.adapt]: restore the original classes, remove adapters and prompts.
 
-    Which parameters are frozen stays as it is.
+    Frozen parameters stay frozen.
 
     Args:
-        model: a model or a part of it; one that is not adapted stays as it is.
+        model: a model or a part of a model; a model that is not adapted stays unchanged.
 
     Returns:
         `model`, changed in place.
@@ -120,7 +121,7 @@ def unadapt(model: Model) -> Model:
 
 
 def _blocks(model: nn.Module) -> tuple[nn.Module, list[Any], Any]:
-    """The vision transformer in `model`, its blocks, and the class that each class becomes."""
+    """Return the vision transformer in `model`, its blocks, and the adapted class of each class of blocks."""
     towers = find_towers(model)
     if not towers:
         raise unknown_model(model, "adapt")
@@ -137,7 +138,7 @@ def _blocks(model: nn.Module) -> tuple[nn.Module, list[Any], Any]:
 
 
 def _factory(block: Any) -> dict[str, Any]:
-    """Width, device and dtype of a block, as the first map of its feed-forward network has them."""
+    """Return width, device and dtype of a block, from the first linear map of its feed-forward network."""
     first = next(module for module in block.mlp.modules() if isinstance(module, nn.Linear))
     return {"dim": first.in_features, "device": first.weight.device, "dtype": first.weight.dtype}
 
@@ -149,7 +150,7 @@ def _freeze(tower: nn.Module) -> None:
 
 
 def _shift_prefix(block: nn.Module, count: int) -> None:
-    """Tell rotary embeddings how many more tokens without a position come first."""
+    """Add `count` to the number of first tokens to which a block applies no rotary embedding."""
     for module in block.modules():
         if hasattr(module, "num_prefix_tokens"):
             module.num_prefix_tokens += count  # pyright: ignore

@@ -1,8 +1,8 @@
-"""Additions to a library's block: a network beside its feed-forward network, and prompts.
+"""Mixin that adds to a library's block: an adapter parallel to its feed-forward network, and prompts.
 
-An adapted class derives from the class of the block and changes its forward pass alone: parameters keep their names and
-their values. Prompts stand in front of the other tokens. Between two blocks those carried on stand there, so that they
-travel as tokens do, through activation checkpointing as well.
+An adapted class derives from the class of the block and changes only its forward pass: parameters keep their names and
+their values. Prompts come before all other tokens. Between two blocks the carried prompts are the first tokens, so that
+activation checkpointing handles them like all tokens.
 """
 
 from typing import Any, ClassVar
@@ -14,22 +14,22 @@ from stmi_layers.adapters import ParallelAdapter, ResidualPrompts
 
 
 class Adapted(nn.Module):
-    """Mixed into the class of a block."""
+    """Mixin of an adapted block: prompts before the attention, adapter and removal of prompts at the end."""
 
     unadapted: ClassVar[type[nn.Module]]
 
     adapter: ParallelAdapter | None
     prompts: ResidualPrompts | None
-    last: bool  # the last block hands no prompts on
+    last: bool  # the last block passes no prompts on
 
     def open(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Put the prompts of this block in front, and as many True in front of a foreground mask."""
+        """Insert the prompts of this block before the tokens, and equally many True before a foreground mask."""
         if self.prompts is None:
             return tokens, mask
         modalities, carried = self.prompts.num_modalities, None
-        # Not a check of values: the rule is about sizes, which a compiler knows.
+        # A compiler can evaluate this check, because it concerns sizes and no values.
         if tokens.shape[0] % modalities:
-            rule = f"images of all {modalities} modalities must stand side by side in the batch"
+            rule = f"batch must hold all {modalities} modalities of every sample, one after the other"
             raise ValueError(f"{rule}; received {tokens.shape[0]} images")
         if self.prompts.carries:
             count = self.prompts.num_prompts
@@ -39,7 +39,10 @@ class Adapted(nn.Module):
         return torch.cat([slots, tokens], dim=1), _extended(mask, slots)
 
     def close(self, tokens: Tensor, fed: Tensor) -> Tensor:
-        """Add what the feed-forward network made of the tokens and the adapter beside it; take the prompts away."""
+        """Add the output `fed` of the feed-forward network and the output of the adapter; remove the prompts.
+
+        All blocks but the last keep the mean of the prompts over their slots, for the next block.
+        """
         output = tokens + fed
         if self.adapter is not None:
             output = output + self.adapter(tokens)
@@ -62,7 +65,7 @@ class Adapted(nn.Module):
 
 
 def added_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that adapters and prompts add to a model."""
+    """Return the names of the parameters that adapters and prompts add to a model."""
     return {
         f"{prefix}.{part}.{name}".removeprefix(".")
         for prefix, module in model.named_modules(remove_duplicate=False)
@@ -74,13 +77,13 @@ def added_names(model: nn.Module) -> set[str]:
 
 
 def num_modalities(model: nn.Module) -> int | None:
-    """Number of modalities that the prompts of a model are made for; None without prompts."""
+    """Return the number of modalities that the prompts of a model are built for; None without prompts."""
     found = (module.prompts for module in model.modules() if isinstance(module, Adapted))
     return next((prompts.num_modalities for prompts in found if prompts is not None), None)
 
 
 def _extended(mask: Tensor | None, slots: Tensor) -> Tensor | None:
-    """Prompts are foreground, as the class token is."""
+    """Return the mask with True for the prompts, which are foreground like the class token."""
     if mask is None:
         return None
     if mask.dtype != torch.bool or mask.dim() != 2:

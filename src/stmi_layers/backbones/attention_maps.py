@@ -1,7 +1,7 @@
-"""Attention weights, recomputed from what reached a layer and from its own parameters.
+"""Attention weights of a layer, recomputed from its inputs and parameters.
 
-Layers that are fast never hold their weights. A hook records what went in, and the weights are those of the equations:
-the softmax over `modulate_logits`, or over plain logits where there was no mask.
+Fast implementations never store attention weights. A hook records the inputs of a layer, and the weights follow from
+the equations: the softmax over `modulate_logits`, or over plain logits without a mask.
 """
 
 from collections.abc import Iterator
@@ -34,14 +34,14 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @contextmanager
 def recording(layers: list[nn.Module]) -> Iterator[list[list[Call]]]:
-    """Record the arguments of every call of each layer, while the block lasts.
+    """Record the arguments of every call of each layer inside a `with` block.
 
     Args:
-        layers: modules to listen to, such as those of [`attention_layers`][stmi_layers.backbones.attention_layers].
+        layers: modules to record, such as the result of [`attention_layers`][stmi_layers.backbones.attention_layers].
 
     Returns:
-        A list of calls per layer, in their order, which grows with each call. A call is its positional and keyword
-        arguments.
+        One list of calls per layer, in the order of `layers`; it grows with each call. A call is a pair of positional
+        and keyword arguments.
 
     Examples:
         >>> attention = SegmentationModulatedAttention(8, 2)
@@ -67,9 +67,9 @@ def recording(layers: list[nn.Module]) -> Iterator[list[list[Call]]]:
 
 
 def attention_layers(backbone: nn.Module) -> list[nn.Module]:
-    """List the self-attentions of a backbone, first block first, of the kinds that `heads_of` knows.
+    """List the self-attentions of a backbone that `heads_of` supports, first block first.
 
-    They are [`SegmentationModulatedAttention`][stmi_layers.attention.SegmentationModulatedAttention],
+    Supported are [`SegmentationModulatedAttention`][stmi_layers.attention.SegmentationModulatedAttention],
     `nn.MultiheadAttention` (the default blocks of open_clip) and the attention of timm's `VisionTransformer`, modulated
     or not.
     """
@@ -77,12 +77,12 @@ def attention_layers(backbone: nn.Module) -> list[nn.Module]:
 
 
 def heads_of(layer: Any, call: Call) -> Heads:
-    """Compute weights and values of one recorded call of one of `attention_layers`, in at least float32.
+    """Compute attention weights, in at least float32, and values of a recorded call of one of `attention_layers`.
 
-    In training the mask of the call may have been perturbed inside the layer: record in evaluation.
+    Record in evaluation mode, because in training the layer may perturb the mask of the call.
     """
     tokens, foreground = call[0][0], _foreground(layer, call)
-    if not getattr(layer, "batch_first", True):  # only nn.MultiheadAttention can be otherwise
+    if not getattr(layer, "batch_first", True):  # only nn.MultiheadAttention has batch_first=False
         tokens = tokens.transpose(0, 1)
     stacked = _is_stacked(layer)
     projected = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias) if stacked else layer.qkv(tokens)
@@ -98,21 +98,21 @@ def heads_of(layer: Any, call: Call) -> Heads:
 
 
 def _is_stacked(layer: nn.Module) -> bool:
-    """With the three projections in one matrix: the small ViT, and the default blocks of open_clip."""
+    """Tell whether one matrix holds all three projections, as in our layer and the default blocks of open_clip."""
     return isinstance(layer, SegmentationModulatedAttention | nn.MultiheadAttention)
 
 
 def _is_timm(layer: nn.Module) -> bool:
-    """The attention of timm's `VisionTransformer`; those with rotary embeddings turn their queries by position."""
+    """Tell whether a layer is the attention of timm's `VisionTransformer`, which has no rotary embeddings."""
     ancestors = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(layer).__mro__}
     return "timm.layers.attention.Attention" in ancestors
 
 
 def _foreground(layer: Any, call: Call) -> Tensor | None:
-    """The mask of tokens that reached the layer: its second argument, or what backbones hand on by name."""
+    """Return the foreground mask of a call: the second argument of our layer, or a keyword argument of backbones."""
     arguments, named = call
     if isinstance(layer, SegmentationModulatedAttention):
         return named.get("foreground", arguments[1] if len(arguments) > 1 else None)
     mask = named.get("foreground", named.get("attn_mask"))
-    # In a block that modulate(layers=...) left out, the strengths are None.
+    # The strengths are None in a block that modulate(layers=...) left out.
     return None if mask is None or mask.dtype != torch.bool or getattr(layer, "alpha", None) is None else mask

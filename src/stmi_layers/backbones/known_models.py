@@ -1,4 +1,4 @@
-"""Known vision transformers, recognised by the names of their classes without an import of their library."""
+"""Supported vision transformers, recognised by the names of their classes without an import of their library."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -8,7 +8,7 @@ from torch import nn
 
 from stmi_layers.backbones.tower import Tower
 
-# Class of the model -> the file here that knows it, and the extra that installs its library.
+# Class of the model -> the file here that supports it, and the extra that installs its library.
 KNOWN = {
     "open_clip.transformer.VisionTransformer": ("_open_clip", "clip"),
     "open_clip.timm_model.TimmModel": ("_timm", "clip"),
@@ -22,7 +22,7 @@ KNOWN = {
 
 LIBRARIES = ("open_clip", "timm", "torchvision", "transformers")
 
-# Blocks that hold nn.MultiheadAttention and have no way to hand it a foreground mask.
+# Blocks that hold nn.MultiheadAttention and cannot pass a foreground mask to it.
 CLOSED = {
     "torch.nn.modules.transformer.TransformerEncoderLayer",
     "torch.nn.modules.transformer.TransformerDecoderLayer",
@@ -32,7 +32,7 @@ CLOSED = {
 
 @runtime_checkable
 class Family(Protocol):
-    """Contents of the files that know the models of one library."""
+    """Contents of a file that supports the models of one library."""
 
     ADAPTED: Mapping[type[nn.Module], type[nn.Module]]
     MODULATED: Mapping[type[nn.Module], type[nn.Module]]
@@ -42,7 +42,7 @@ class Family(Protocol):
 
 
 def find_towers(model: nn.Module) -> list[nn.Module]:
-    """The outermost known vision transformers inside `model`, itself included; each once, by however many names."""
+    """Return the outermost supported vision transformers in `model`, which may be one itself, each transformer once."""
     return list(dict.fromkeys(_walk(model)))
 
 
@@ -55,7 +55,7 @@ def _walk(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def load_family(model: nn.Module) -> Family:
-    """The file that knows `model`, one of `find_towers`, with its library."""
+    """Import and return the file that supports `model`, one of the results of `find_towers`."""
     found = _known(model)
     if found is None:
         raise unknown_model(model, "load_family")
@@ -70,17 +70,17 @@ def load_family(model: nn.Module) -> Family:
 
 
 def refuse_closed_blocks(model: nn.Module) -> None:
-    """An error where modulation would be for nothing: no mask could ever arrive."""
+    """Refuse a model with blocks that cannot pass a mask to their attention, where modulation would have no effect."""
     closed = {_qualified(type(module)) for module in model.modules()} & CLOSED
     if closed:
         raise ValueError(
-            f"model holds {', '.join(sorted(closed))}, which cannot hand a mask to its attention: write the block "
-            "around nn.MultiheadAttention yourself, and call that with foreground="
+            f"model holds {', '.join(sorted(closed))}, which cannot pass a mask to its attention. Write the block "
+            "around nn.MultiheadAttention yourself, and call the attention with foreground="
         )
 
 
 def refuse_library_parts(model: nn.Module) -> None:
-    """An error for an nn.MultiheadAttention inside a library's own module: a text tower or a pooler, most likely."""
+    """Refuse a model with nn.MultiheadAttention inside a module of a library: most likely a text tower or a pooler."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         parts = name.split(".")
@@ -90,14 +90,14 @@ def refuse_library_parts(model: nn.Module) -> None:
 
 
 def unknown_model(model: nn.Module, purpose: str) -> TypeError:
-    """The error for a model that holds nothing known."""
+    """Return the error for a model without a supported vision transformer."""
     supported = "; ".join(
         f"pip install '.[{extra}]' from a clone: {', '.join(sorted(_names(extra)))}" for extra in ("clip", "timm", "hf")
     )
     return TypeError(
-        f"{purpose} knows no vision transformer in {_qualified(type(model))}. Known are, by what installs them: "
-        f"{supported}. For any other one write the attention of its block with stmi_layers.modulated_attention, or put "
-        "stmi_layers.SegmentationModulatedAttention in its place"
+        f"{purpose} knows no vision transformer in {_qualified(type(model))}. Known models, by the command that "
+        f"installs their library: {supported}. For any other model write the attention of its block with "
+        "stmi_layers.modulated_attention, or replace that attention by stmi_layers.SegmentationModulatedAttention"
     )
 
 
@@ -110,7 +110,7 @@ def _names(extra: str) -> list[str]:
 
 
 def _known(model: nn.Module) -> tuple[str, str] | None:
-    trunk = getattr(model, "trunk", None)  # of open_clip's TimmModel, which may also be a convolutional network
+    trunk = getattr(model, "trunk", None)  # open_clip's TimmModel has a trunk, which may also be a convolutional network
     if isinstance(trunk, nn.Module) and _known(trunk) is None:
         return None
     return next((KNOWN[name] for name in map(_qualified, type(model).__mro__) if name in KNOWN), None)

@@ -1,7 +1,7 @@
-"""Mixin that modulates a library's attention module: two strengths, and a foreground mask it understands.
+"""Mixin that modulates a library's attention module, by two strengths and a foreground mask.
 
-Every modulated class derives from the class it stands for and calls it whenever there is no mask, so that the original
-code runs, bit for bit. An instance changes its class and nothing else: parameters keep their names and their values.
+Every modulated class derives from the class that it replaces. Without a mask the code of the original class runs, and
+results are equal bit for bit. An instance changes only its class: parameters keep their names and their values.
 """
 
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from stmi_layers.foreground import MaskPerturbation
 
 
 class Modulated(nn.Module):
-    """Mixed into an attention class: the strengths, and the attention between its projections."""
+    """Mixin of an attention class: the strengths, and the modulated attention between the projections."""
 
     unmodulated: ClassVar[type[nn.Module]]
 
@@ -28,13 +28,13 @@ class Modulated(nn.Module):
 
     @property
     def _tied_weights_keys(self) -> dict[str, str]:
-        """Names that `save_pretrained` of transformers may leave out, because an earlier block writes their values."""
+        """Names that `save_pretrained` of transformers may leave out, because an earlier block saves their values."""
         return {"alpha": "alpha", "beta": "beta"} if getattr(self, "follows", False) else {}
 
     def route(self, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Tell a foreground mask, boolean with two axes, from an attention mask: (foreground, attention mask).
 
-        A block without strengths leaves the foreground out, so that one mask can be handed to all blocks.
+        A block without strengths ignores the foreground mask, so that all blocks can get the same mask.
         """
         if mask is None or mask.dtype != torch.bool or mask.dim() != 2:
             return None, mask
@@ -45,33 +45,33 @@ class Modulated(nn.Module):
         return self.attend_to(query, key, value, self.perturbation(foreground), scale)
 
     def attend_to(self, query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, scale: float) -> Tensor:
-        """Return the same with the mask as it is."""
+        """Return modulated attention of (batch heads tokens head_dim), heads merged, with the mask unchanged."""
         if foreground.shape != (query.shape[0], query.shape[2]):
             expected = f"(batch, tokens) = ({query.shape[0]}, {query.shape[2]}), the tokens that attend"
             raise ValueError(
                 f"foreground must have shape {expected}; received {tuple(foreground.shape)}. "
-                "Patch dropout leaves tokens out: switch it off"
+                "Patch dropout leaves tokens out: switch patch dropout off"
             )
         alpha, beta = self.strengths()
-        # Under autocast a norm of queries and keys returns float32 beside values in half precision.
+        # Under autocast a norm gives queries and keys in float32, while values are in half precision.
         query, key = query.to(value.dtype), key.to(value.dtype)
         attended = modulated_attention(query, key, value, foreground, alpha, beta, scale=scale)
         return attended.transpose(1, 2).flatten(2)
 
     def strengths(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """Return both strengths of a block that has some."""
+        """Return both strengths; refuse a block without strengths."""
         if self.alpha is None or self.beta is None:
             raise ValueError(f"{type(self).__name__} has no strengths: modulate(layers=...) left its block out")
         return self.alpha, self.beta
 
     def weights(self, query: Tensor, key: Tensor, foreground: Tensor, scale: float) -> Tensor:
-        """Return the weights of modulated attention, batch heads tokens tokens, in the dtype of `query`."""
+        """Return the weights of modulated attention, (batch heads tokens tokens), in the dtype of `query`."""
         with without_autocast(query):
             logits = at_least_float32(query) * scale @ at_least_float32(key).transpose(-2, -1)
             return modulate_logits(logits, foreground, *self.strengths()).softmax(dim=-1).to(query.dtype)
 
     def refuse_dropout(self, p: float) -> None:
-        """Modulated attention has no dropout on its weights: an error rather than a training run without it."""
+        """Refuse dropout of attention weights in training, which modulated attention does not have."""
         if self.training and p > 0:
             raise ValueError(
                 f"attention dropout must be 0 to train with a foreground mask; received {p} in "
@@ -79,12 +79,12 @@ class Modulated(nn.Module):
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Keep the strengths when a checkpoint holds this attention without them; refuse a second value for one."""
+        """Keep the strengths when a checkpoint of this attention lacks them; refuse two values of a shared strength."""
         keep_strengths(self, state_dict, prefix)
         for name in ("alpha", "beta"):
             strength, stored = getattr(self, name), state_dict.get(f"{prefix}{name}")
             if self.follows and strength is not None and stored is not None and _differ(stored, strength):
-                args[-1].append(  # what load_state_dict raises in the end
+                args[-1].append(  # load_state_dict raises these messages at the end
                     f"{prefix}{name} has another value than in the blocks before, and all of them share one "
                     'parameter: build the model with modulate(..., share="layer") for this state dict'
                 )
@@ -92,20 +92,20 @@ class Modulated(nn.Module):
 
 
 def _differ(stored: Tensor, strength: Tensor) -> bool:
-    """Tell whether two tensors of equal shape differ; a tensor on the meta device has none."""
+    """Tell whether two tensors of equal shape differ in value; tensors on the meta device have no values."""
     if stored.is_meta or strength.is_meta or stored.shape != strength.shape:
         return False
     return not torch.equal(stored.to(strength), strength)
 
 
-# Views by hand in what every block calls: of one image, einops would take a hundredth of the time of the network.
+# Views instead of einops, because every block calls them: einops takes a hundredth of the network's time for one image.
 def split_heads(projected: Tensor, heads: int) -> Tensor:
-    """From (batch tokens (heads dim)) to (batch heads tokens dim)."""
+    """Rearrange (batch tokens (heads dim)) to (batch heads tokens dim)."""
     return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def split_projections(projected: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """From (batch tokens (three heads dim)) to queries, keys and values, each (batch heads tokens dim)."""
+    """Split (batch tokens (three heads dim)) into queries, keys and values, each (batch heads tokens dim)."""
     return projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
@@ -127,9 +127,9 @@ class ModulatedMultiheadAttention(Modulated, nn.MultiheadAttention):
         *,
         foreground: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The original; with `foreground` (Bool, batch tokens) modulated self-attention.
+        """Run the original attention; with `foreground` (Bool, batch tokens), run modulated self-attention.
 
-        The weights are returned when they are asked for, as they are by default; that stores tokens x tokens numbers.
+        `need_weights=True`, the default, also returns the attention weights, which stores tokens x tokens numbers.
         """
         if foreground is None or self.alpha is None:
             options = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
@@ -151,6 +151,6 @@ class ModulatedMultiheadAttention(Modulated, nn.MultiheadAttention):
 
 
 def refuse_multihead(attention: nn.MultiheadAttention) -> None:
-    """An error for the options of `nn.MultiheadAttention` that add keys or change their width."""
+    """Refuse the options of `nn.MultiheadAttention` that add keys or change their width."""
     if attention.bias_k is not None or attention.add_zero_attn or not attention._qkv_same_embed_dim:
         raise ValueError("modulate takes nn.MultiheadAttention without kdim, vdim, add_bias_kv and add_zero_attn")

@@ -1,6 +1,6 @@
-r"""Put SFM into the attention of a vision transformer that exists, and take it out again.
+r"""Insertion of SFM into the attention of a vision transformer, and its removal.
 
-The parameters stay where they are and keep their names; each block gains $\alpha$ and $\beta$ (eq. 3-8, Table 5).
+All parameters keep their names and values; each block gains $\alpha$ and $\beta$ (eq. 3-8, Table 5).
 Paper: "STMI: Segmentation-Guided Token Modulation with Cross-Modal Hypergraph Interaction for Multi-Modal Object
 Re-Identification", AAAI 2026, <https://arxiv.org/abs/2603.00695>.
 """
@@ -41,48 +41,47 @@ def modulate(
 ) -> Model:
     r"""Let the self-attention of every block take a foreground mask.
 
-    Changes `model` in place. Knows the vision transformers of open_clip, timm and transformers, also inside another
-    module, as the vision tower of a CLIP model is; a module of your own without any of these gets every
-    `nn.MultiheadAttention` in it modulated. Poolers and text towers stay as they are.
+    `model` is changed in place. It is a vision transformer of open_clip, timm or transformers, or a module that
+    contains one, such as a CLIP model. In a module of your own without such a transformer, every
+    `nn.MultiheadAttention` is modulated. Poolers and text towers stay unchanged.
 
-    All parameters keep their names and `alpha` and `beta` join them at each attention. A checkpoint of the original
-    model loads with `strict=True` and leaves them alone. A checkpoint with some of them, such as a file that stores a
-    shared pair once, has missing keys: `safetensors.torch.load_model` reads it into a model that shares the pair, too.
-    `save_pretrained` of transformers writes the strengths, but `from_pretrained` loses them, because it builds the
-    original model: call `modulate` on it, then `load_weights(model, folder / "model.safetensors")`. Without a mask the
-    original code runs.
+    All parameters keep their names, and each attention gains `alpha` and `beta`. Without a mask the original code runs.
+    A checkpoint of the original model loads with `strict=True` and does not change the strengths. A checkpoint with
+    only some strengths, such as a file that stores a shared pair once, has missing keys; `safetensors.torch.load_model`
+    reads such a file into a model that shares the pair, too. `save_pretrained` of transformers writes the strengths,
+    but `from_pretrained` loses them, because it builds the original model: call `modulate` on the loaded model, then
+    `load_weights(model, folder / "model.safetensors")`.
 
     The mask, Bool "batch tokens" with the prefix tokens first
     (see [`token_foreground`][stmi_layers.foreground.token_foreground]), is an argument of every block:
 
-    - [`TokenBackbone`][stmi_layers.backbones.TokenBackbone] passes it on in every library;
-    - open_clip and timm take it where an attention mask goes, `attn_mask=foreground`: a boolean mask with two axes is
-      foreground;
-    - the models of transformers and `nn.MultiheadAttention` take `foreground=foreground`; your own block must hand it
-      on.
+    - [`TokenBackbone`][stmi_layers.backbones.TokenBackbone] passes the mask to the blocks of every library;
+    - blocks of open_clip and timm take `attn_mask=foreground`: a boolean attention mask with two axes is foreground;
+    - the models of transformers and `nn.MultiheadAttention` take `foreground=foreground`; your own block must pass
+      the mask on.
 
     Args:
-        model: a vision transformer, or a module that holds one.
-        alpha: initial strength on pairs of foreground tokens; 0 to 1, not enforced. At 0 the model starts as it was,
-            yet learns.
-        beta: initial strength on all other pairs, likewise.
-        layers: which blocks: "all", the "early" half, the "late" half, or their indices from 0. The other blocks take
-            a mask too, and leave it out.
-        share: what shares one pair of strengths: each "layer", each "head" alone, or all layers of the "model".
-            Table 5 of the paper has A `share="model"`, B `layers="early"`, C `layers="late"`, D `share="head"`, and
-            E, the default.
-        perturbation: probability, in training, that a background token is treated as foreground; drawn in every block
-            anew.
+        model: a vision transformer, or a module that contains one.
+        alpha: initial strength on pairs of foreground tokens; usually 0 to 1, not enforced. With `alpha` and `beta` 0
+            the model starts unchanged, and still learns both.
+        beta: initial strength on all other pairs, with the same range.
+        layers: modulated blocks: "all", the "early" half, the "late" half, or their indices from 0. All other blocks
+            accept a mask and ignore it.
+        share: extent of one pair of strengths: one "layer", one "head", or all layers of the "model". Table 5 of the
+            paper has A `share="model"`, B `layers="early"`, C `layers="late"`, D `share="head"`, and E, the default.
+        perturbation: probability, in training, that a background token is treated as foreground; drawn separately in
+            every block.
 
     Returns:
         `model`.
 
     Raises:
-        TypeError: when nothing in `model` is known, or only a part of another model of these libraries, such as a text
-            tower; the message lists what is.
+        TypeError: when `model` contains no supported vision transformer, or only a part of another model of these
+            libraries, such as a text tower; the message lists the supported models.
         ImportError: when the library of `model` is too old; the message names the extra to install.
-        ValueError: when `model` is modulated already, holds several vision transformers, has an attention that cannot
-            be modulated or blocks that pass it no mask, as `nn.TransformerEncoderLayer`, or an option is out of range.
+        ValueError: when `model` is modulated already, holds several vision transformers, an attention that cannot be
+            modulated or blocks that pass no mask on, such as `nn.TransformerEncoderLayer`, or an option is out of
+            range.
 
     Examples:
         >>> block = modulate(nn.MultiheadAttention(8, 2, batch_first=True))
@@ -115,10 +114,10 @@ def modulate(
 
 
 def unmodulate(model: Model) -> Model:
-    """Undo [`modulate`][stmi_layers.backbones.modulate]: the original classes, no strengths; the weights as they are.
+    """Undo [`modulate`][stmi_layers.backbones.modulate]: restore the original classes, remove the strengths.
 
     Args:
-        model: a model or a part of it; one that is not modulated stays as it is.
+        model: a model or a part of a model; a model that is not modulated stays unchanged.
 
     Returns:
         `model`, changed in place.
@@ -147,9 +146,9 @@ def _report_partial_strengths(
     missing_keys: list[str],
     *_: object,
 ) -> None:
-    """Report the strengths that a checkpoint with some of them lacks: a file may hold a shared pair once.
+    """Report missing strengths of a checkpoint that holds some strengths: a file may store a shared pair once.
 
-    A checkpoint without any is that of the original model, and leaves them alone.
+    A checkpoint without any strength belongs to the original model and does not change the strengths.
     """
     names = [f"{prefix}{name}" for name in strengths_of(model)]
     absent = [name for name in names if name not in state_dict]
@@ -158,14 +157,14 @@ def _report_partial_strengths(
 
 
 def choose_layers(layers: Layers, depth: int) -> set[int]:
-    """Indices of the blocks that `layers` names (Table 5 B and C).
+    """Return the indices of the blocks that `layers` names (Table 5 B and C).
 
     Args:
         layers: "all", the "early" half, the "late" half, or indices from 0.
         depth: number of blocks.
 
     Raises:
-        ValueError: when `layers` names no block, or one that does not exist.
+        ValueError: when `layers` names no block, or a block that does not exist.
 
     Examples:
         >>> choose_layers("late", depth=5)
@@ -176,7 +175,7 @@ def choose_layers(layers: Layers, depth: int) -> set[int]:
         if layers not in halves:
             raise ValueError(f'layers must be "all", "early", "late" or indices; received {layers!r}')
         if not halves[layers]:
-            raise ValueError(f"layers={layers!r} chooses none of the {depth} blocks; choose others")
+            raise ValueError(f"layers={layers!r} chooses none of the {depth} blocks; choose other layers")
         return set(halves[layers])
     chosen = set(layers)
     if not chosen or not chosen <= set(range(depth)):
@@ -185,7 +184,7 @@ def choose_layers(layers: Layers, depth: int) -> set[int]:
 
 
 def _attentions(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], Classes]:
-    """The blocks of `model`, the attention of each, and the class that each class becomes."""
+    """Return the blocks of `model`, their attentions, and the modulated class of each class."""
     towers = find_towers(model)
     if len(towers) > 1:
         kinds = [type(tower).__name__ for tower in towers]

@@ -1,4 +1,4 @@
-"""Parameters of a model by what they are: pretrained weights, strengths of the modulation, new ones."""
+"""Parameters of a model by kind: pretrained weights, strengths of the modulation, new parameters."""
 
 from torch import Tensor, nn
 
@@ -7,18 +7,18 @@ from stmi_layers.backbones.known_models import find_towers
 
 
 def parameter_groups(model: nn.Module, *, backbone: nn.Module | None = None) -> dict[str, list[nn.Parameter]]:
-    """Split the parameters for an optimiser: pretrained weights, modulation strengths, everything new.
+    """Split the parameters for an optimizer: pretrained weights, modulation strengths, new parameters.
 
-    Adapters and prompts are new, wherever they stand.
+    Adapters and prompts are new parameters, also inside the backbone.
 
     Args:
-        model: a modulated model, or a whole system around one.
-        backbone: the module whose parameters are pretrained; by default the known vision transformers in `model`, or
-            `model` itself when it holds none.
+        model: a modulated model, or a system that contains one.
+        backbone: the module whose parameters are pretrained; by default the supported vision transformers in `model`,
+            or the whole `model` when it contains no such transformer.
 
     Returns:
-        Lists under "backbone", "strengths" and "rest". Each parameter of `model` is in exactly one of them, also when
-        modules share it; a list may be empty.
+        Lists under "backbone", "strengths" and "rest". Each parameter of `model` is in exactly one list, also when
+        modules share the parameter; a list may be empty.
 
     Examples:
         >>> import torch
@@ -43,13 +43,13 @@ def parameter_groups(model: nn.Module, *, backbone: nn.Module | None = None) -> 
 
 
 def strengths_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Find the strengths of all modulated attentions in `model`, ours and those of libraries.
+    """Find the strengths of all modulated attentions in `model`, of our layers and of libraries.
 
     Args:
         model: any module.
 
     Returns:
-        `alpha` and `beta` of every module that has both, by name. A shared parameter stands under each of its names.
+        `alpha` and `beta` of every module that has both, by name. A shared parameter appears under each of its names.
 
     Examples:
         >>> from stmi_layers.backbones import modulate

@@ -1,4 +1,7 @@
-"""Position embeddings of another image size: the grid is an argument, for 16 x 8 and 8 x 16 have the same shape."""
+"""Resizing of position embeddings to another grid of patches.
+
+The grids are arguments, because the embeddings of 16 x 8 and of 8 x 16 patches have the same shape.
+"""
 
 import math
 
@@ -14,7 +17,7 @@ from stmi_layers._typing import typed
 # The parameter's name in open_clip, timm, transformers (Dinov2) and transformers (CLIP, SigLIP).
 POSITION_NAMES = ("positional_embedding", "pos_embed", "position_embeddings", "position_embedding.weight")
 
-# The entry of a state dict by which TokenBackbone tells the grid of its positions: rows, columns.
+# Entry of a state dict in which TokenBackbone stores the grid of its positions: rows, columns.
 GRID_NAME = "position_grid"
 
 
@@ -28,13 +31,13 @@ def resize_positions(
 ) -> Float[Tensor, "new_tokens dim"]:
     """Interpolate learned position embeddings from one grid of patches to another.
 
-    The embeddings of the patches are a map of `old_grid`, sampled anew by bicubic interpolation, with the wider kernel
-    that keeps a smaller map free of aliasing. Those of the prefix tokens have no place and are copied.
+    The embeddings of the patches form a map of size `old_grid`, which is resized by bicubic interpolation with
+    antialiasing. The embeddings of prefix tokens have no position in the map and are copied.
 
     Args:
         positions: one embedding per token, prefix tokens first, then the patches row by row.
-        old_grid: rows and columns of patches the embeddings were learned with.
-        new_grid: rows and columns of patches to come.
+        old_grid: rows and columns of patches of `positions`.
+        new_grid: rows and columns of patches of the result.
         prefix_tokens: number of class and register tokens that have an embedding; at least 0.
 
     Returns:
@@ -42,8 +45,8 @@ def resize_positions(
         when the grids are equal.
 
     Raises:
-        ValueError: when a side of a grid is below 1, `prefix_tokens` is negative, or `positions` has another number of
-            tokens than `old_grid` and `prefix_tokens` give.
+        ValueError: when a side of a grid is below 1, `prefix_tokens` is negative, or the number of `positions` is not
+            the number of patches of `old_grid` plus `prefix_tokens`.
 
     Examples:
         >>> positions = torch.tensor([[9.0], [1.0], [1.0], [3.0], [3.0]])  # a class token, then 2 x 2 patches
@@ -70,7 +73,7 @@ def resize_positions(
 
 
 def square_grid(patches: int) -> tuple[int, int] | None:
-    """The grid of a square image with this many patches, or None when no square has them.
+    """Return the square grid with this number of patches, or None when there is no such square.
 
     Examples:
         >>> square_grid(196), square_grid(128)
@@ -81,13 +84,14 @@ def square_grid(patches: int) -> tuple[int, int] | None:
 
 
 def position_grids(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Find where a vision transformer of open_clip, timm or transformers keeps learned positions of patches.
+    """Find the learned positions of patches in a vision transformer of open_clip, timm or transformers.
 
     Args:
-        model: the transformer, or a model that contains some.
+        model: the transformer, or a model that contains several.
 
     Returns:
-        Rows and columns of patches by the name of the parameter. Positions of words are left out, for they have none.
+        Rows and columns of patches by the name of the parameter. Positions of words are left out, because they have no
+        grid.
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     found: dict[str, tuple[int, int]] = {}

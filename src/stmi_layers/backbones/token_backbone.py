@@ -1,4 +1,4 @@
-"""One face for the vision transformers of all libraries: images and masks in, patch tokens and a global token out."""
+"""Common interface to the vision transformers of all libraries: from images and masks to patch and global tokens."""
 
 from typing import Any, Literal
 
@@ -20,48 +20,48 @@ from stmi_layers.kernels.sides import prepare
 
 
 class TokenBackbone(nn.Module):
-    r"""Patch tokens and a global token from a vision transformer of open_clip, timm or transformers.
+    r"""Computes patch tokens and a global token by a vision transformer of open_clip, timm or transformers.
 
-    Use it where a method wants tokens and does not care whose they are. It learns what `model` learns, and the camera
-    embedding. Images come **normalised**, `(image - mean) / std` with the attributes `mean` and `std`, one number per
-    channel, of images in [0, 1]: those the pretrained weights were made with. An image of one channel, near infrared
-    or thermal, is repeated to the channels of the model.
+    Use this module for methods that need tokens of any backbone. It learns the parameters of `model` and the camera
+    embedding. Pass **normalised** images, `(image - mean) / std`, where `image` is in [0, 1]; the attributes `mean` and
+    `std` hold one number per channel, those of the pretraining. An image of one channel, such as near infrared or
+    thermal, is repeated to the channels of the model.
 
-    The global token is what the model itself pools: its class token behind the final norm, the mean of its patches, or
-    its attention pool, as `model` was built. Patch tokens are behind the final norm as well. Activation checkpointing
-    follows the switch of the library (`set_grad_checkpointing`, `activation_checkpointing_enable`), with masks too.
+    The global token is the pooled token of `model`: its class token after the final norm, the mean of its patches, or
+    its attention pool. Patch tokens also come after the final norm. Activation checkpointing follows the switch of the
+    library (`set_grad_checkpointing`, `activation_checkpointing_enable`), also with masks.
 
-    The size of the images is fixed at construction, where the position embeddings are resized to it. The state dict
-    holds the grid of patches as `position_grid`, and loading a state dict of another grid resizes its position
-    embeddings from that grid to this one: 16 x 8 into 8 x 16 is resized, not transposed. After a resize call
-    this module and not `model` itself; the forward of transformers cannot take images that are not square. Save its
-    `state_dict()` too: `save_pretrained` keeps the old size in its configuration.
+    The size of the images is fixed at construction, where the position embeddings are resized to this size. The state
+    dict holds the grid of patches as `position_grid`. Loading a state dict of another grid resizes the position
+    embeddings: 16 x 8 into 8 x 16 is resized, not transposed. After a resize, call this module instead of `model`,
+    because the forward of transformers refuses images that are not square. Also save the `state_dict()` of this
+    module, because `save_pretrained` writes the old size into its configuration.
 
     Args:
         model: an open_clip `VisionTransformer` or `TimmModel` (`clip.visual`), a timm `VisionTransformer` or `Eva`, or
             a `CLIPVisionModel`, `CLIPVisionModelWithProjection`, `Dinov2Model` or `SiglipVisionModel` of transformers;
-            modulated or not. It is kept, not copied.
-        projected: apply the projection of CLIP to every token, so that all of them live in the space of the texts.
+            modulated or not. The module holds `model` itself, no copy.
+        projected: whether to apply the projection of CLIP to every token, into the common space with texts.
         image_size: height and width of the images in pixels, multiples of the patch; by default those of `model`.
-        threshold: share of a patch's area from which on it is foreground, in (0, 1].
-        num_cameras: learn an embedding per camera or view, added to the class token that enters the first block. It
-            starts at 0.
-        camera_scale: factor of that embedding.
-        camera_tokens: "class", or "all" to add it to every token that enters the first block.
+        threshold: share of a patch's area, in (0, 1], from which on the patch is foreground.
+        num_cameras: number of cameras or views, to learn an embedding per camera, which starts at 0 and is added to the
+            class token before the first block; None learns no embedding.
+        camera_scale: factor of the camera embedding.
+        camera_tokens: "class", or "all" to add the camera embedding to every token.
 
     Attributes:
         grid: rows and columns of patches.
         dim: width of the tokens.
-        prefix_tokens: class and register tokens, which are not returned among the patches.
+        prefix_tokens: number of class and register tokens, which are not among the returned patches.
         patch_size: height and width of a patch in pixels.
-        mean: of each channel, for images in [0, 1].
-        std: of each channel, likewise.
+        mean: mean of each channel, for images in [0, 1].
+        std: standard deviation of each channel, for images in [0, 1].
 
     Raises:
-        TypeError: when `model` is not known; the message lists what is.
+        TypeError: when `model` is not supported; the message lists the supported models.
         ImportError: when the library of `model` is too old; the message names the extra to install.
-        ValueError: when the patch does not divide `image_size`, `threshold` is outside (0, 1], `projected` is asked of
-            a model without projection, or cameras of one without class token.
+        ValueError: when the patch does not divide `image_size`, `threshold` is outside (0, 1], `model` has no
+            projection for `projected=True`, or no class token for `num_cameras`.
 
     Examples:
         >>> from open_clip.transformer import VisionTransformer
@@ -118,23 +118,23 @@ class TokenBackbone(nn.Module):
         cameras: Int[Tensor, " batch"] | None = None,
         extra: Extra | None = None,
     ) -> tuple[Patches, Globals]:
-        """Tokens of each image, in one pass for all modalities.
+        """Compute the tokens of each image, in one pass for all modalities.
 
         Args:
-            images: normalised, of `image_size`; several modalities of a sample stand side by side.
-            foreground: masks in pixels, True or the probability between 0 and 1, at any resolution; without an axis
-                for the modalities, one mask holds for all of them. None leaves the model unmodulated.
-            cameras: index of the camera or view of each sample. An index outside those trained with gets the mean of
-                the embeddings, and so does every sample when None.
+            images: normalised images of `image_size`, with an axis for the modalities or without.
+            foreground: masks in pixels, True or the probability between 0 and 1, at any resolution. A mask without an
+                axis for the modalities holds for all modalities. None leaves the attention unmodulated.
+            cameras: index of the camera or view of each sample, from 0. An index outside `num_cameras` gets the mean of
+                all embeddings, and so does every sample when None.
             extra: further tokens of each image, `tower.width` wide with their positions added, such as a caption's.
-                They enter behind the patches and come out there, they are foreground, and nothing pools them.
+                They are appended to the patches and returned after the patches. They are foreground and not pooled.
 
         Returns:
             The patch tokens, row by row, and the global token; with an axis for the modalities when `images` has one.
 
         Raises:
-            ValueError: when size, channels or modalities of `images` do not fit, when `foreground` is given to a model
-                that is not modulated, or `cameras` to one without camera embedding.
+            ValueError: when size, channels or modalities of `images` do not fit, `foreground` is passed to a model that
+                is not modulated, or `cameras` is passed without `num_cameras`.
         """
         modalities = images.shape[1] if images.dim() == 5 else 1
         if (prompted := num_modalities(self._blocks_of(self.tower.model)[0])) not in (None, modalities):
@@ -163,7 +163,7 @@ class TokenBackbone(nn.Module):
         return images.expand(-1, channels, -1, -1)
 
     def _foreground(self, masks: Tensor, modalities: int) -> Tensor:
-        first = self._blocks_of(self.tower.model)[0]  # what modulate adds is in every block
+        first = self._blocks_of(self.tower.model)[0]  # modulate changes every block
         if not any(isinstance(module, Modulated) for module in first.modules()):
             raise ValueError("foreground needs a modulated model: call modulate(model), or leave foreground out")
         if masks.dim() == 4:
@@ -182,7 +182,7 @@ class TokenBackbone(nn.Module):
         return offsets.repeat_interleave(modalities, dim=0)[:, None].expand(-1, count, -1)
 
     def _grid_on(self, device: torch.device) -> Tensor:
-        """Return the grid as the state dict holds it: rows, columns."""
+        """Return the grid in the form of the state dict: rows, columns."""
         return torch.tensor(self.grid, device=device)
 
     def _new_cameras(self, num_cameras: int) -> nn.Parameter:
@@ -194,7 +194,7 @@ class TokenBackbone(nn.Module):
         return nn.Parameter(torch.zeros(num_cameras, self.tower.width, device=like.device, dtype=like.dtype))
 
     def _resize(self, image_size: tuple[int, int]) -> None:
-        """Bring the model to another size of images, its position embeddings interpolated."""
+        """Set the size of the images, and interpolate the position embeddings."""
         old, self.grid = self.grid, towers.new_grid(image_size, self.patch_size)
         if self.tower.positions is None or old == self.grid:
             self.tower.set_grid(self.grid)
@@ -202,19 +202,19 @@ class TokenBackbone(nn.Module):
         before = self.tower.get_parameter(self.tower.positions)
         with torch.no_grad():
             resized = self._resized(before, old)
-        # First the size, on which timm resizes the embeddings itself, then those from the one function for all.
+        # First the size, because timm then resizes the embeddings itself; `resized` replaces its result.
         self.tower.set_grid(self.grid)
         owner, _, name = self.tower.positions.rpartition(".")
         setattr(self.tower.get_submodule(owner), name, nn.Parameter(resized, requires_grad=before.requires_grad))
 
     def _resized(self, positions: Tensor, old: Grid) -> Tensor:
-        """Position embeddings (..., tokens, dim) of the grid `old`, for this one."""
+        """Return position embeddings (..., tokens, dim) of the grid `old`, resized to the grid of this module."""
         tokens = positions.reshape(-1, positions.shape[-1])
         resized = resize_positions(tokens, old, self.grid, prefix_tokens=self.tower.position_prefix)
         return resized.reshape(*positions.shape[:-2], *resized.shape)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
-        """Write the grid as it is: the buffer is empty after `to_empty`."""
+        """Write the grid from the attribute, because the buffer has no valid content after `to_empty`."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}{GRID_NAME}"] = self._grid_on(destination[f"{prefix}{GRID_NAME}"].device)
 

@@ -1,4 +1,4 @@
-"""Common parts of the towers of all libraries: their interface to `TokenBackbone`, and steps of their forward pass."""
+"""Common parts of the towers of all libraries: the interface to `TokenBackbone`, and steps of the forward pass."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -24,11 +24,11 @@ Globals = Float[Tensor, "batch dim"] | Float[Tensor, "batch modalities dim"]
 
 @runtime_checkable
 class Tower(Protocol):
-    """A vision transformer as tokens in and out: a module that holds the library's `model`."""
+    """Interface of a vision transformer, from images to tokens: a module that holds the library's `model`."""
 
     model: nn.Module
     dim: int
-    width: int  # of the tokens inside the blocks; dim is that of the tokens returned
+    width: int  # width of the tokens inside the blocks; dim is the width of the returned tokens
     channels: int
     prefix_tokens: int
     class_token: bool
@@ -36,7 +36,7 @@ class Tower(Protocol):
     mean: Colour
     std: Colour
     positions: str | None  # dotted name of the parameter, (..., tokens, dim); None when positions are rotary only
-    position_prefix: int  # how many of its tokens are no patches
+    position_prefix: int  # number of prefix tokens that have a position in it
 
     def grid(self) -> Grid: ...
 
@@ -47,7 +47,7 @@ class Tower(Protocol):
     def get_submodule(self, target: str, /) -> nn.Module: ...
 
     def set_grid(self, grid: Grid) -> None:
-        """Tell the model its new size; the caller exchanges the positions afterwards."""
+        """Set the grid of the model; the caller replaces the positions afterwards."""
         ...
 
     def __call__(
@@ -56,7 +56,7 @@ class Tower(Protocol):
 
 
 def new_grid(image_size: tuple[int, int], patch_size: Grid) -> Grid:
-    """Rows and columns of patches of an image, or an error when the patches do not divide it."""
+    """Return the rows and columns of patches of an image; refuse sizes that are no multiples of the patch."""
     sides = image_size if isinstance(image_size, tuple | list) else ()
     if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise ValueError(f"image_size must be (height, width); received {image_size}")
@@ -67,25 +67,25 @@ def new_grid(image_size: tuple[int, int], patch_size: Grid) -> Grid:
 
 
 def run_block(block: nn.Module, tokens: Tensor, recompute: bool, **arguments: Any) -> Tensor:
-    """One block, checkpointed when its library was told so; the mask is an argument, hence the same when recomputed."""
+    """Run one block, with activation checkpointing if `recompute`; recomputation gets the same mask as an argument."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, tokens, use_reentrant=False, **arguments)
     return block(tokens, **arguments)
 
 
 def camera_offsets(embedding: Tensor, cameras: Tensor | None, batch: int) -> Tensor:
-    """The embedding of each camera, (batch dim), and their mean for those that have none, or without `cameras`."""
+    """Return the embedding of each camera, (batch dim); the mean of all for unknown cameras and for `cameras` None."""
     mean = embedding.mean(dim=0, keepdim=True)
     if cameras is None:
         return mean.expand(batch, -1)
     cameras = cameras.long()  # a narrow type cannot hold the number of all cameras
     seen = (cameras >= 0) & (cameras < len(embedding))
-    # Not by square brackets: on a CPU their gradient sums one by one in half precision, and stops at 256.
+    # Not by square brackets: on a CPU their gradient is summed in half precision, and the sum stops growing at 256.
     return torch.cat([embedding, mean]).index_select(0, torch.where(seen, cameras, len(embedding)))
 
 
 def add_offset(tokens: Tensor, offset: Tensor | None) -> Tensor:
-    """Add (batch count dim) to the first tokens of each image: the class token alone, or all of them."""
+    """Add `offset` (batch count dim) to the first `count` tokens of each image: the class token, or all tokens."""
     if offset is None:
         return tokens
     count = offset.shape[1]
@@ -95,7 +95,7 @@ def add_offset(tokens: Tensor, offset: Tensor | None) -> Tensor:
 def append_tokens(
     tokens: Tensor, extra: Tensor | None, offset: Tensor | None, norm: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Put (batch extra width) behind the tokens, normed as they are, with what the class token gets."""
+    """Append `extra` (batch extra width) to the tokens, after the same norm and with the offset of the class token."""
     if extra is None:
         return tokens
     normed = norm(extra.to(tokens.dtype))
@@ -103,12 +103,12 @@ def append_tokens(
 
 
 def without_extra(tokens: Tensor, extra: Tensor | None) -> Tensor:
-    """The tokens of the model itself, which are all that it pools."""
+    """Return the tokens of the model itself: extra tokens are not pooled."""
     return tokens if extra is None else tokens[:, : tokens.shape[1] - extra.shape[1]]
 
 
 def refuse_patch_dropout(dropout: nn.Module | None, where: str) -> None:
-    """An error when `dropout` would leave out patches in this very call: mask and grid count them all."""
+    """Refuse a `dropout` that would leave out patches in this call, because mask and grid count all patches."""
     p = getattr(dropout, "prob", 0.0)
     if dropout is not None and dropout.training and p > 0:
         raise ValueError(

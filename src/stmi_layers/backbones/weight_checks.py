@@ -1,4 +1,4 @@
-"""Tensors of a weights file that do not fit a model, refused by name."""
+"""Checks that the tensors of a weights file fit a model; errors name the tensors that do not."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,12 +21,12 @@ def refuse_missing(names: set[str], own: Mapping[str, Tensor], stored: Mapping[s
 
 def _cure(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], path: Path) -> str:
     if re.search("-[0-9]+-of-[0-9]+[.]", path.name):
-        return "it is one of several shards: give the .index.json beside them"
+        return "the file is one of several shards: pass the .index.json in its folder"
     if any(".lora_" in name or ".base_layer." in name for name in stored):
-        return "it holds LoRA beside the layers: merge it before saving, by merge_and_unload() of peft"
+        return "the file holds LoRA weights that are not merged: call merge_and_unload() of peft before saving"
     if part := part_that_fits(own, stored):
-        return f"the file is of its part {part!r}: pass model.get_submodule({part!r})"
-    return "build the model the file was made for, without what it does not have"
+        return f"the file fits the part {part!r} of the model: pass model.get_submodule({part!r})"
+    return "build the model of this file, without modules that the file does not have"
 
 
 def refuse_other_tensors(
@@ -37,8 +37,11 @@ def refuse_other_tensors(
     Args:
         weights: tensors of the file by their names in the model.
         own: tensors of the model.
-        parameters: parameters of the model by all their names; a buffer may hold infinities, as a mask does.
-        path: the file.
+        parameters: parameters of the model by all their names. Buffers may hold infinities, as masks do, but not NaN.
+        path: path of the file, for messages.
+
+    Raises:
+        ValueError: when a tensor does not fit; the message names the tensors.
     """
     _refuse(path, "is of another model, {} shapes differ", _other_shapes(weights, own))
     _refuse(path, "holds other kinds of numbers in {} tensors", _other_kinds(weights, own))
@@ -54,8 +57,8 @@ def refuse_other_tensors(
         other = first.setdefault(id(parameter), name)
         if name in weights and other in weights and not torch.equal(weights[name], weights[other]):
             raise ValueError(
-                f"{path} has two values for {other} and {name}, which are one parameter of the model: build it without "
-                'sharing; for strengths by modulate(..., share="layer")'
+                f"{path} has two values for {other} and {name}, which are one parameter of the model. Build the model "
+                'without sharing; for strengths by modulate(..., share="layer")'
             )
 
 
@@ -81,7 +84,7 @@ def _other_kinds(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> li
 
 
 def _kind(tensor: Tensor) -> str:
-    """Kind of numbers, of which none turns into another without loss, or without a scale that stands elsewhere."""
+    """Return the kind of numbers; converting one kind to another loses digits or needs a scale from elsewhere."""
     if tensor.layout is not torch.strided:
         return "sparse"
     if tensor.is_quantized or (tensor.is_floating_point() and tensor.element_size() == 1):
@@ -92,6 +95,6 @@ def _kind(tensor: Tensor) -> str:
 
 
 def shorten(names: Iterable[str]) -> str:
-    """The first five names, and how many more there are."""
+    """Return the first five names, and the number of further names."""
     names = list(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

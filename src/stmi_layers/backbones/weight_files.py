@@ -1,9 +1,9 @@
-"""Tensors by name out of the files in which pretrained weights come, without running code from them.
+"""Reading of tensors from files of pretrained weights, without running code from the files.
 
-TorchScript archives, such as OpenAI's, are not given to `torch.jit.load`, which compiles the program they hold and lets
-its `__setstate__` methods run. Their tensors are described by a pickle; it is read here by an unpickler that knows
-tensors and nothing else. Other torch files go through torch's own `weights_only` loader, so that for them the promise
-is torch's: before torch 2.10 that loader had a memory-safety flaw. For files that you do not trust, prefer safetensors.
+TorchScript archives, such as OpenAI's, are not passed to `torch.jit.load`, which compiles the program in the archive
+and runs its `__setstate__` methods. A pickle describes the tensors of an archive, and the unpickler of this file builds
+tensors and nothing else. Torch files go through torch's own `weights_only` loader, so that their safety is that of
+torch: before torch 2.10 that loader had a memory-safety flaw. For files that you do not trust, prefer safetensors.
 """
 
 import json
@@ -35,7 +35,7 @@ STORAGE_DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# OpenAI's archives keep these settings among the weights.
+# OpenAI's archives hold these settings among the weights.
 OPENAI_SETTINGS = frozenset({"input_resolution", "context_length", "vocab_size"})
 
 
@@ -45,9 +45,9 @@ class WeightFile:
 
     Attributes:
         kind: "TorchScript archive", "safetensors file", "torch file" or "index of shards".
-        tensors: the weights by the names in the file.
-        quick_gelu: whether they were trained with QuickGELU, or None when neither the file nor the
-            `open_clip_config.json` beside it says.
+        tensors: weights by the names in the file.
+        quick_gelu: whether the weights were trained with QuickGELU; None when neither the file nor an
+            `open_clip_config.json` in its folder tells.
     """
 
     kind: str
@@ -59,8 +59,8 @@ def read_weight_file(path: Path, *, trust_pickle: bool) -> WeightFile:
     """Read all tensors of a file, on the CPU.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ImportError: when it is a safetensors file and safetensors is not installed.
+        FileNotFoundError: when there is no file at `path`.
+        ImportError: when the file is a safetensors file and safetensors is not installed.
         ValueError: when the file is damaged, holds no weights, or is a pickle of more than tensors and `trust_pickle`
             is False.
     """
@@ -72,7 +72,7 @@ def read_weight_file(path: Path, *, trust_pickle: bool) -> WeightFile:
         kind, tensors = _read(path, trust_pickle=trust_pickle)
     except (ImportError, UnreadableError):
         raise
-    # So broad because a damaged file fails in whatever way its bytes lead to.
+    # Any exception, because the kind of failure depends on the bytes of a damaged file.
     except Exception as error:
         raise ValueError(f"{path} is damaged or of another kind: {type(error).__name__}, {error}") from error
     is_openai = tensors.keys() >= OPENAI_SETTINGS
@@ -83,7 +83,7 @@ def read_weight_file(path: Path, *, trust_pickle: bool) -> WeightFile:
 
 
 def _read(path: Path, *, trust_pickle: bool) -> tuple[str, dict[str, Tensor]]:
-    """Read a file by its content, whatever its name says."""
+    """Read a file by its content; except for an index of shards, its name does not matter."""
     if path.name.endswith(INDEX):
         return "index of shards", _read_shards(path, trust_pickle=trust_pickle)
     kind = kind_of(path)
@@ -98,7 +98,7 @@ def _read(path: Path, *, trust_pickle: bool) -> tuple[str, dict[str, Tensor]]:
 
 
 def _read_shards(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
-    """The tensors of all shards that an index names."""
+    """Return the tensors of all shards that an index names."""
     tensors: dict[str, Tensor] = {}
     for shard, names in shards_of(path).items():
         held = _read(shard, trust_pickle=trust_pickle)[1]
@@ -122,16 +122,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
     try:
-        with path.open("rb") as file:  # torch goes by the name of a path
+        with path.open("rb") as file:  # a path's name would change how torch reads it
             content = torch.load(file, map_location="cpu", weights_only=not trust_pickle)
-    # What torch.load raises depends on the bytes it stumbles over.
+    # The exception of torch.load depends on the bytes of the file.
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         advice = (
             ""
             if trust_pickle
             else (
-                ", or a pickle of more than tensors, which could run any code while it is read; "
-                "if you trust where it comes from, pass trust_pickle=True"
+                ", or a pickle of more than tensors, which could run any code during reading; "
+                "if you trust the source of the file, pass trust_pickle=True"
             )
         )
         raise UnreadableError(f"{path} is damaged or no torch file{advice}") from error
@@ -139,7 +139,7 @@ def _read_torch(path: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
 
 
 def _quick_gelu_beside(path: Path) -> bool | None:
-    """Read open_clip's own description of the model, if it is beside the weights."""
+    """Read the activation from open_clip's description of the model, if that is in the folder of the weights."""
     description = path.with_name("open_clip_config.json")
     if not description.is_file():
         return None
@@ -150,7 +150,7 @@ def _quick_gelu_beside(path: Path) -> bool | None:
 
 
 def _torchscript_root(path: Path) -> str | None:
-    """The folder inside the archive, with its slash, or None for a plain torch file, which is a zip as well."""
+    """Return the root folder of a TorchScript archive, with its slash; None for a plain torch file, also a zip."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
     roots = [name.removesuffix("constants.pkl") for name in sorted(names) if name.count("/") == 1]
@@ -165,20 +165,20 @@ def _read_torchscript(path: Path, root: str) -> dict[str, Tensor]:
                 if order != sys.byteorder:
                     raise ValueError(f"its numbers are {order}-endian, this machine is {sys.byteorder}-endian")
             return dict(_walk(_TensorUnpickler(description, lambda key: archive.read(f"{root}data/{key}")).load(), ""))
-    # The other kinds of error get their message in read_weight_file.
+    # Errors of all other kinds get their message in read_weight_file.
     except (pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UnreadableError(f"{path} is a TorchScript archive that cannot be read: {error}") from error
 
 
 class _ScriptObject:
-    """Stands for an object of any TorchScript class: its attributes, none of its methods."""
+    """Replaces an object of any TorchScript class: it has the attributes of the object, and none of its methods."""
 
     def __setstate__(self, state: object) -> None:
         self.attributes = state if isinstance(state, dict) else {}
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Builds tensors and inert objects; any other name in the pickle is an error before it is looked up."""
+    """Builds tensors and inert objects; raises an error for any other name in the pickle, before looking it up."""
 
     def __init__(self, file: Any, read_storage: Callable[[str], bytes]) -> None:
         super().__init__(file)
@@ -190,10 +190,10 @@ class _TensorUnpickler(pickle.Unpickler):
             return _ScriptObject
         if module == "torch" and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
-        if module == "torch.jit._pickle":  # lists whose elements share a type, which follows as a tag
+        if module == "torch.jit._pickle":  # typed lists, called with their elements and a type tag
             return lambda value, *_: value
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            # A new function each time, because a pickle may set the attributes of what it is handed.
+            # A new function each time, because a pickle may set attributes of the object that it gets.
             return lambda *parts: _rebuild(*parts)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict

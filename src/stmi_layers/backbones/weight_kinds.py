@@ -1,4 +1,4 @@
-"""Kind of a weights file as its first bytes tell it, and the shards that an index names."""
+"""Kind of a weights file by its first bytes, and the shards that an index names."""
 
 import json
 import zipfile
@@ -8,20 +8,20 @@ INDEX = ".index.json"
 
 
 class UnreadableError(ValueError):
-    """A file that cannot be read, with the message that people are to see."""
+    """Error for a file that cannot be read; its message is complete and is shown to the user."""
 
 
 def kind_of(path: Path) -> str:
-    """Tell "safetensors", "zip", which newer torch files are, or "pickle", which older ones are.
+    """Return "safetensors", "zip" (newer torch files) or "pickle" (older torch files).
 
     Raises:
-        UnreadableError: when the file is none of these, with what it may be.
+        UnreadableError: when the file is of no such kind; the message names its likely kind.
     """
     with path.open("rb") as file:
         head = file.read(64)
     if head.startswith(b"version https://git-lfs"):
         raise UnreadableError(
-            f"{path} is a pointer of Git LFS in place of the weights: fetch the file itself, by git lfs pull"
+            f"{path} is a pointer of Git LFS instead of the weights: fetch the file itself, by git lfs pull"
         )
     is_zip = zipfile.is_zipfile(path)
     # A safetensors file begins with the length of its JSON header.
@@ -31,16 +31,16 @@ def kind_of(path: Path) -> str:
         return "zip"
     if head.startswith(b"PK"):
         raise UnreadableError(f"{path} is cut short: the end of the archive is missing. Take another copy")
-    if not head.startswith((b"\x80", b"}")):  # of a pickle in any protocol that torch has written
+    if not head.startswith((b"\x80", b"}")):  # first byte of a pickle of torch
         raise UnreadableError(f"{path} is damaged or no torch file: it begins with {head[:12]!r}")
     return "pickle"
 
 
 def shards_of(index: Path) -> dict[Path, list[str]]:
-    """The names of tensors by shard, which lie beside the index.
+    """Return the names of tensors by shard; shards are in the folder of the index.
 
     Raises:
-        UnreadableError: when the index is none, or names a file elsewhere or one that is not there.
+        UnreadableError: when `index` is no index of shards, or names a missing file or a file in another folder.
     """
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -51,6 +51,6 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
     for name, file in named.items():
         path = index.parent / file
         if Path(file).name != file or file.endswith(INDEX) or not path.is_file():
-            raise UnreadableError(f"{index} must name files beside it; there is no {file!r}")
+            raise UnreadableError(f"{index} must name files in its own folder; received {file!r}")
         found.setdefault(path, []).append(name)
     return found

@@ -1,4 +1,4 @@
-"""Names of tensors in a weights file, matched with those of a model: prefixes, wrappers, renamed modules."""
+"""Matching of names in a weights file with names of a model: prefixes, wrappers, renamed modules."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-# What Dinov2 is called in files -> in memory, since transformers 5.
+# Names of Dinov2 modules in files -> in memory, since transformers 5.
 RENAMED = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
@@ -14,9 +14,9 @@ RENAMED = {
     "attention.output.dense": "attention.o_proj",
 }
 
-# Parts of names that torch.compile, FSDP and checkpoint_wrapper add, also to single blocks.
+# Name parts that torch.compile, FSDP and checkpoint_wrapper add, also to single blocks.
 _WRAPPER = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-# What DDP and DataParallel add, too, though a module of a model may be called so.
+# Also the name parts of DDP and DataParallel, which a module of a model may have as its own name.
 _WRAPPER_OR_MODULE = _WRAPPER.replace("_orig_mod", "_orig_mod|module|_forward_module")
 
 
@@ -28,14 +28,15 @@ def match_names(
     Args:
         own: tensors of the model.
         stored: tensors of the file.
-        prefix: prefix of the names in the file; None for the one that leaves most names of the model found.
-        path: the file, for messages.
+        prefix: prefix of the names in the file; None for the prefix under which most names of the model are found.
+        path: path of the file, for messages.
 
     Returns:
-        The prefix, and the name in the file for each name of the model that is there.
+        The prefix, and the name in the file for each name of the model that was found.
 
     Raises:
-        ValueError: when several prefixes fit equally well, or no name has the one asked for.
+        ValueError: when several prefixes fit equally well, no name begins with `prefix`, or the file holds a tensor
+            twice, with and without the name of a wrapper.
     """
     found = _match(own, stored, prefix, path, _WRAPPER)
     if len(found[1]) == len(own):
@@ -54,7 +55,7 @@ def _match(
     names = {re.sub(rf"(?<=\.){wrapper}", "", name): name for name in stored}
     if len(names) < len(stored):
         twice = next(name for name in stored if name not in names.values())
-        raise ValueError(f"{path} holds {twice} twice, with and without the name of a wrapper: remove one of the two")
+        raise ValueError(f"{path} holds {twice} twice, with and without the name of a wrapper: remove one of both")
     shapes = {name: own[mine].shape for name, mine in held.items()}
     fits = {candidate: _fit(candidate, shapes, names, stored) for candidate in _prefixes(names)}
     if prefix is None:
@@ -69,7 +70,7 @@ def _match(
 
 
 def part_that_fits(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> str | None:
-    """The part of the model whose tensors the file has most of, at least half, under their names in that part."""
+    """Return the part of the model with most tensors in the file, at least half, under their names in that part."""
     parts = {name.rsplit(".", count)[0] for name in own for count in range(1, name.count(".") + 1)}
     held = {part: [name.removeprefix(f"{part}.") for name in own if name.startswith(f"{part}.")] for part in parts}
     found = {part: sum(name in stored for name in names) for part, names in held.items()}
@@ -105,7 +106,7 @@ def _best(fits: Mapping[str, tuple[int, int]], path: Path) -> str:
 
 
 def _in_memory(name: str, held: Mapping[str, str]) -> str:
-    """Return the name under which the model holds what the file calls `name`."""
+    """Return the name in the model of the tensor `name` of the file."""
     for saved, new in RENAMED.items():
         renamed = name.replace(f".{saved}.", f".{new}.")
         if name not in held and renamed in held:

@@ -1,4 +1,4 @@
-"""Sets of weights in a training checkpoint: one, or several among which the caller chooses."""
+"""Sets of weights in a training checkpoint: a single set, or several sets from which the caller chooses."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,10 +13,13 @@ DEPTH = 4
 
 
 def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The weights of a training checkpoint, which stand under a name of their own.
+    """Return the weights of a training checkpoint, where they are stored under a key such as "state_dict".
 
-    Where there are several sets, as student and teacher, or raw and averaged, each keeps its name as a prefix: which
-    one is meant is for the caller to say.
+    Several sets, such as student and teacher or raw and averaged weights, keep their keys as prefixes of the names, so
+    that the caller can choose.
+
+    Raises:
+        UnreadableError: when `content` holds no names.
     """
     if isinstance(content, torch.nn.Module):
         content = content.state_dict()
@@ -28,7 +31,7 @@ def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
         for name in ("state_dict", "model", "module"):
             if not own and isinstance(content.get(name), Mapping):
                 return named_tensors(content[name], path)
-    # A copy that a callback keeps lies deeper; what an optimizer keeps of single parameters is much smaller.
+    # A copy of a callback is nested deeper; the state that an optimizer holds per parameter is much smaller.
     large = max(map(len, (own, *sets.values())), default=0)
     deep = {name: held for name, held in _deeper(content, "", DEPTH) if name not in sets and 2 * len(held) > large}
     every = {**sets, **deep}
@@ -38,7 +41,7 @@ def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _deeper(content: Mapping[Any, Any], where: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """All sets below, by their path."""
+    """Yield all nested sets with their dotted paths, `depth` levels deep."""
     for name, value in content.items() if depth else ():
         if isinstance(name, str) and isinstance(value, Mapping | torch.nn.Module):
             if held := _set(value):
@@ -48,7 +51,7 @@ def _deeper(content: Mapping[Any, Any], where: str, depth: int) -> Iterator[tupl
 
 
 def _set(value: object) -> dict[str, Tensor]:
-    """The tensors of a state dict or a module, none of anything else."""
+    """Return the tensors of a state dict or a module; nothing for any other value."""
     value = value.state_dict() if isinstance(value, torch.nn.Module) else value
     return _tensors(value) if isinstance(value, Mapping) else {}
 

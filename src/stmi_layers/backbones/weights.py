@@ -1,4 +1,4 @@
-"""Pretrained weights for a model already built, with a report on every tensor."""
+"""Loading of pretrained weights into an existing model, with a report on every tensor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +15,17 @@ from stmi_layers.backbones.weight_names import match_names
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Report of `load_weights`; `str` makes it readable.
+    """Report of `load_weights`; `str(report)` is a readable summary.
 
     Attributes:
-        path: the file.
-        kind: what sort of file it is.
-        prefix: what stands before the names in the file, such as "visual.".
+        path: path of the file.
+        kind: "TorchScript archive", "safetensors file", "torch file" or "index of shards".
+        prefix: prefix of the names in the file, such as "visual.".
         loaded: names in the model whose values come from the file.
-        resized: those among them that are positions of another grid, with the old and the new grid.
+        resized: old and new grid by name, for the loaded positions of another grid.
         missing: names that are not in the file and keep their values: strengths of the modulation, adapters, prompts.
-        unexpected: names in the file that the model has no place for.
-        activation: what is known about QuickGELU.
+        unexpected: names in the file without a counterpart in the model.
+        activation: one sentence on the activation of the model and of the file, QuickGELU or another.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class LoadReport:
         lines = [
             f"{self.path} ({self.kind}): {len(self.loaded)} tensors loaded{under}",
             f"resized: {shorten(grids)}",
-            f"not in the file, left as they were: {shorten(self.missing)}",
+            f"not in the file, unchanged: {shorten(self.missing)}",
             f"only in the file, not used: {shorten(self.unexpected)}",
             f"activation: {self.activation}",
         ]
@@ -60,42 +60,42 @@ def load_weights(
 ) -> LoadReport:
     """Load a pretrained file into a vision transformer, a text tower or a whole CLIP model.
 
-    Reads OpenAI's TorchScript archives, safetensors files, torch files, and the `.index.json` beside shards of them.
-    Torch files may be checkpoints with the weights under a name such as `state_dict`, `model` or `teacher`, which is a
-    prefix where there are several. A prefix common to the names, such as `module.` or `visual.`, is dropped: of all
-    that occur, the one under which most tensors of the model are found. What `torch.compile`, DDP, FSDP and
-    `checkpoint_wrapper` add to the names of single blocks is dropped, too. Positions of another image size are
-    [resized][stmi_layers.backbones.resize_positions]; floating numbers are converted to the dtype of the model. The
-    checksums of an archive are compared first, and the model is changed only when everything fits.
+    Supported are OpenAI's TorchScript archives, safetensors files, torch files, and the `.index.json` of shards. Torch
+    files may be checkpoints with the weights under a key such as `state_dict`, `model` or `teacher`; with several such
+    sets, the key becomes a prefix. A prefix of the names, such as `module.` or `visual.`, is dropped: the prefix under
+    which most tensors of the model are found. Name parts that `torch.compile`, DDP, FSDP and `checkpoint_wrapper` add
+    to single blocks are dropped, too. Positions of another image size are
+    [resized][stmi_layers.backbones.resize_positions]; floating-point numbers are converted to the dtype of the model.
+    The checksums of an archive are verified first, and the model is changed only when everything fits.
 
-    No code from the file is run, unless a torch file is read with `trust_pickle`. Without that option torch's own
-    `weights_only` keeps the promise for torch files, and its loader had a memory-safety flaw before torch 2.10.
-    Prefer safetensors for files of unknown origin.
+    No code from the file is run, unless a torch file is read with `trust_pickle=True`. Torch files are otherwise read
+    by torch's own `weights_only` loader, which had a memory-safety flaw before torch 2.10. Prefer safetensors for files
+    of unknown origin.
 
     Args:
-        model: built by open_clip, timm or transformers for the names in the file, before or after `modulate`, and
-            before it is wrapped in [`TokenBackbone`][stmi_layers.backbones.TokenBackbone]; for a file that
-            `TokenBackbone` saved, bare or wrapped.
-        path: the file.
+        model: a model that open_clip, timm or transformers built with the names of the file, before or after
+            `modulate`, and before [`TokenBackbone`][stmi_layers.backbones.TokenBackbone] wraps it. For a file that
+            `TokenBackbone` saved, a model or a `TokenBackbone`.
+        path: path of the file.
         old_grid: rows and columns of patches of the images the file was trained with. If None: the grid stored in the
             file (files saved by `TokenBackbone` have it), otherwise a square grid. Required when the patch count is not
             a square, or equals that of a non-square `model`, because 16 x 8 and 8 x 16 look alike.
         prefix: prefix of the names in the file, such as `"teacher.backbone."`. Required when a file holds the model
-            more than once: student and teacher, or a tower per modality. None looks for it.
-        trust_pickle: read a torch file that holds more than tensors. Doing so can run any code: only for files from
-            people you would take a program from.
+            more than once: student and teacher, or a tower per modality. None searches for the prefix.
+        trust_pickle: whether to read a torch file that holds more than tensors. Reading it can run any code: pass True
+            only for files from people whose programs you would run.
 
     Returns:
-        The report. Names it calls missing are what `modulate` and `adapt` add; everything else must be in the file.
+        The report. Its missing names are parameters that `modulate` and `adapt` added; all others must be in the file.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ImportError: when it is a safetensors file and safetensors is not installed.
-        ValueError: when the file cannot be read; a name is missing; a tensor has another shape, other numbers
-            (whole for floating), or values that are not finite; several prefixes fit equally well; the old grid is
-            needed or does not fit; parameters that `model` shares have several values in the file; some strengths are
-            in the file and others are not; or the weights were trained with another activation: OpenAI's with
-            QuickGELU.
+        FileNotFoundError: when there is no file at `path`.
+        ImportError: when the file is a safetensors file and safetensors is not installed.
+        ValueError: when the file cannot be read; a name is missing; a tensor has another shape, another kind of numbers
+            (integers for floating-point numbers), or values that are not finite; several prefixes fit equally well; the
+            old grid is needed or does not fit; parameters that `model` shares have several values in the file; the file
+            holds some strengths but not all; or the weights were trained with another activation (OpenAI's weights:
+            with QuickGELU).
 
     Examples:
         >>> import tempfile, torch
@@ -111,7 +111,7 @@ def load_weights(
     file = read_weight_file(path, trust_pickle=trust_pickle)
     activation = _check_activation(model, file.quick_gelu, path)
     state = model.state_dict()
-    # The grid of a TokenBackbone is no weight: it stays that of the model, and its positions are fitted to it here.
+    # The grid of a TokenBackbone is no weight: the model keeps its grid, and positions are resized to it below.
     own = {name: tensor for name, tensor in state.items() if not _is_grid(name)}
     prefix, in_file = match_names(own, file.tensors, prefix, path)
     weights = {name: file.tensors[in_file[name]] for name in own if name in in_file}
@@ -120,7 +120,7 @@ def load_weights(
     resized = {}
     for name, new_grid in position_grids(model).items():
         if weights[name].ndim != own[name].ndim:
-            continue  # another shape, which is named below
+            continue  # refuse_other_tensors reports the shape
         old = _old_grid(in_file[name], file.tensors, old_grid, path)
         weights[name], grid = _fit_positions(weights[name], own[name], old, new_grid, name, path)
         if grid != new_grid:
@@ -139,7 +139,7 @@ def _shared_strengths(weights: dict[str, Tensor], model: nn.Module, path: Path) 
     lacking = [name for name, strength in strengths.items() if id(strength) not in stored]
     if stored and lacking:
         raise ValueError(
-            f"{path} holds strengths, but not {shorten(lacking)}: modulate the model as it was for this file, "
+            f"{path} holds strengths, but not {shorten(lacking)}: modulate the model as the model of this file, "
             'with the same layers and share (a file of share="model" may store its pair once)'
         )
     return {name: stored[id(strength)] for name, strength in strengths.items() if name not in weights and stored}
@@ -152,7 +152,7 @@ def _is_grid(name: str) -> bool:
 def _old_grid(
     name: str, tensors: dict[str, Tensor], asked: tuple[int, int] | None, path: Path
 ) -> tuple[int, int] | None:
-    """The grid of the positions `name` of a file, as it was asked for or as the TokenBackbone that saved them tells."""
+    """Return the grid of the positions `name` of a file: `asked`, or the grid that a saved TokenBackbone holds."""
     owners = [grid.removesuffix(GRID_NAME) for grid in tensors if _is_grid(grid)]
     owners = [owner for owner in owners if name.startswith(f"{owner}tower.")]
     if not owners:
@@ -162,7 +162,7 @@ def _old_grid(
         raise ValueError(f"{path}: {GRID_NAME} must hold rows and columns; received shape {tuple(stated.shape)}")
     rows, columns = (int(side) for side in stated)
     if asked is not None and tuple(asked) != (rows, columns):
-        raise ValueError(f"{path} tells its grid, {rows, columns}; received old_grid={asked}: leave old_grid out")
+        raise ValueError(f"{path} holds its grid, {rows, columns}; received old_grid={asked}. Leave old_grid out")
     return rows, columns
 
 
@@ -174,11 +174,11 @@ def _fit_positions(
     name: str,
     path: Path,
 ) -> tuple[Tensor, tuple[int, int]]:
-    """The stored positions for the new grid, and the grid they had; leading axes of size 1 stay."""
+    """Return the stored positions, resized to the new grid, and their old grid; leading axes of size 1 stay."""
     prefix_tokens = own.shape[-2] - new_grid[0] * new_grid[1]
     patches = stored.shape[-2] - prefix_tokens
     square = square_grid(patches)
-    # As many patches as the model's: its own grid is as likely as a square.
+    # With as many patches as the model has, its own grid is as likely as a square grid.
     doubtful = square is not None and patches == new_grid[0] * new_grid[1] and square != new_grid
     grid = old_grid or (None if doubtful else square)
     if grid is None or grid[0] * grid[1] != patches:
@@ -186,7 +186,7 @@ def _fit_positions(
         how = f"old_grid={old_grid} does not give" if old_grid else how
         raise ValueError(
             f"{path}: {name} has positions of {patches} patches (and {prefix_tokens} prefix tokens), which {how}; "
-            "pass old_grid=(rows, columns) of the images it was trained with"
+            "pass old_grid=(rows, columns) of the images that the file was trained with"
         )
     fitted = resize_positions(stored.flatten(0, -2), grid, new_grid, prefix_tokens=prefix_tokens)
     return fitted.reshape(*stored.shape[:-2], *fitted.shape), grid
@@ -202,7 +202,7 @@ def _check_activation(model: nn.Module, needed: bool | None, path: Path) -> str:
         trained = "with QuickGELU" if needed else "without QuickGELU"
         remedy = "add '-quickgelu' to" if needed else "leave '-quickgelu' out of"
         raise ValueError(
-            f"{path} was trained {trained} and the model has {name}, which would spoil its features in silence; "
-            f"{remedy} the name of the open_clip model, or set quick_gelu={needed} where it is built"
+            f"{path} was trained {trained} and the model has {name}, which would silently spoil its features; "
+            f"{remedy} the name of the open_clip model, or build the model with quick_gelu={needed}"
         )
     return f"{name} in the model, as the file was trained"

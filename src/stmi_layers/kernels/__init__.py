@@ -1,1 +1,1 @@
-"""Faster implementations of functions defined elsewhere, each tested against its readable twin."""
+"""Faster implementations of functions of this package, each tested against its readable reference."""

@@ -1,4 +1,4 @@
-"""The choice of an implementation of modulated attention, in one place."""
+"""Choice of the implementation of modulated attention."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -36,16 +36,16 @@ def check_implementation(implementation: str) -> None:
 def implementation_for(
     implementation: Implementation, query: Tensor, *others: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]:
-    """Return the implementation to run: by the rule in `modulated_attention` for "auto", else the one asked for.
+    """Return the implementation to run: the named one, or for "auto" the one by the rule in `modulated_attention`.
 
     Args:
-        implementation: name that the caller gave.
-        query: query of the attention, batch heads tokens head_dim.
-        others: further tensors of which a derivative may be wanted.
+        implementation: name of the implementation, or "auto".
+        query: query of the attention, (batch heads tokens head_dim).
+        others: further tensors that may need a derivative.
 
     Raises:
-        ValueError: when there is no such implementation, or it cannot run on these tensors. The rules of triton are
-            checked where it runs.
+        ValueError: when there is no such implementation, or it cannot run on these tensors. The Triton implementation
+            checks its own rules when it runs.
     """
     return FORMS[_choose(implementation, query, *others)]
 
@@ -71,7 +71,7 @@ def _fastest(query: Tensor) -> Implementation:
 
 
 def _transform(*tensors: Tensor) -> str:
-    """Name the transform, if one is active, that sees into torch's own operators only."""
+    """Return the name of an active transform that supports only torch's own operators; "" when there is none."""
     if torch.compiler.is_compiling():
         return ""
     if torch._C._are_functorch_transforms_active():

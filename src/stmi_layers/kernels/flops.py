@@ -1,6 +1,6 @@
-"""FLOPs of the custom operators for `torch.utils.flop_counter`: those of plain attention, two per multiplication.
+"""FLOPs of the custom operators for `torch.utils.flop_counter`: as for plain attention, two per multiplication.
 
-The counter is not imported here, because it imports triton; its registry is filled when a counter is there.
+The counter is not imported here, because it imports triton. Its registry is filled once the counter is imported.
 """
 
 import sys
@@ -17,13 +17,13 @@ def attention_flops(query: Any, key: Any, value: Any, *_: object, **__: object) 
 
 
 def attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
-    """Count the logits, which are computed again, and two products each for the weights and the logits."""
+    """Count the logits, which are recomputed, and two products each for the weights and the logits."""
     batch, heads, rows, head_dim = query
     return 2 * batch * heads * rows * key[2] * (3 * head_dim + 2 * value[3])
 
 
 def tell_counters(name: str) -> None:
-    """Register the formulas of the operator `name` and its backward pass, also with the counters that are running."""
+    """Register the formulas of the operator `name` and its backward pass, also with running counters."""
     counter = sys.modules.get("torch.utils.flop_counter")
     if counter is None or torch.compiler.is_compiling():
         return

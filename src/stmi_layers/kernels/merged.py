@@ -1,14 +1,15 @@
 r"""Modulated attention on CPU as plain attention over parts of the keys: long sequences in bfloat16, forward pass.
 
-Some heads of one sample at a time, its tokens sorted into foreground and background:
+The code works on some heads of one sample at a time, whose tokens are sorted into foreground and background:
 
 - A background row is plain attention at another temperature.
-- A foreground row is two of them, one over the keys of either kind. With their log-sum-exps $\ell_f$ and $\ell_b$ and
-  the constant $c = \beta \min_j A - \alpha \max_j A$ of the row, $\sigma(\ell_b + c - \ell_f)$ is the weight of what it
-  found in the background. The extrema come from the logits in float32, made in tiles and thrown away.
+- A foreground row is two plain attentions, over the foreground keys and over the background keys. With their
+  log-sum-exps $\ell_f$ and $\ell_b$ and the constant $c = \beta \min_j A - \alpha \max_j A$ of the row,
+  $\sigma(\ell_b + c - \ell_f)$ is the weight of the result over the background. The extrema come from float32 logits,
+  which are computed in tiles and discarded.
 
-Torch's own kernel multiplies in bfloat16 and adds up in float32. That is fast on a processor with instructions for it;
-on others, and in shorter sequences, `tiled.py` is faster.
+Torch's own kernel multiplies in bfloat16 and accumulates in float32. That is fast on a processor with bfloat16
+instructions; on other processors, and for shorter sequences, `tiled.py` is faster.
 """
 
 import functools
@@ -43,9 +44,10 @@ def attend(
     scale: float,
     normaliser: Tensor,
 ) -> Tensor:
-    """The attended values, tokens before heads; `alpha` and `beta` hold one strength for all heads or one for each.
+    """Return the attended values, tokens before heads; `alpha` and `beta` hold one strength for all heads or per head.
 
-    The log-sum-exp of the background rows goes into `normaliser`, batch heads tokens, behind room for the others.
+    The log-sum-exps of the background rows are written into `normaliser`, (batch heads tokens), after unused entries
+    for the foreground rows.
     """
     batch, heads, tokens, head_dim = query.shape
     result = value.new_empty(batch, tokens, heads, head_dim)
@@ -65,7 +67,7 @@ def attend(
 
 
 def _attend(rows: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Plain attention, heads rows head_dim, and the log-sum-exp of its rows."""
+    """Return plain attention, (heads rows head_dim), and the log-sum-exp of its rows."""
     attended, normaliser = _plain(rows[None], keys[None], values[None], scale=scale)
     return attended[0], normaliser[0]
 
@@ -83,7 +85,7 @@ def _attend_foreground(
 
 
 def _constants(rows: Tensor, keys: Tensor, piece: Piece, buffer: Tensor) -> Tensor:
-    """Return what the background columns of every row have besides their slope, before the scale: heads rows."""
+    """Return the constant of the background columns of every row, (heads rows), before the scale."""
     rows, keys = rows.float(), keys.float()
     (heads, count, _), tokens = rows.shape, keys.shape[1]
     constants = rows.new_empty(heads, count, 1)

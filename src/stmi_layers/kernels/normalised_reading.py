@@ -1,8 +1,8 @@
-"""Several readers of the same tokens, with one product for the gradient of the tokens, whatever their number.
+"""Several readers of the same tokens, with one product for the gradient of the tokens.
 
-Every reader is a few rows that attend to the tokens: the keys are the tokens behind a layer norm without parameters,
+Every reader is a few rows that attend to the tokens: the keys are the tokens after a layer norm without parameters, and
 the values are the tokens themselves. Plain operations write the gradient of the tokens, the largest tensor of the
-backward pass, twice per reader and add all of them up. Here a reader hands over the two thin factors of its gradient,
+backward pass, twice per reader and sum these gradients. Here each reader passes on two thin factors of its gradient,
 and the gradient of the tokens is written once.
 """
 
@@ -16,7 +16,7 @@ from stmi_layers._precision import at_least_float32, without_autocast
 
 
 def normalise(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised patches, in at least float32, and the factor by which each was scaled."""
+    """Return normalised patches, in at least float32, and the factor by which each patch was scaled."""
     with without_autocast(patches):
         wide = at_least_float32(patches)
         keys, _, scale = torch.native_layer_norm(wide, wide.shape[-1:], None, None, 1e-5)
@@ -24,10 +24,10 @@ def normalise(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ShareTokens(torch.autograd.Function):
-    """Hands one slip per reader to `ReadNormalised`, and turns the gradients of the slips into that of the tokens.
+    """Passes one slip per reader to `ReadNormalised`, and computes the gradient of the tokens from those of the slips.
 
-    A slip has no value. Its gradient holds the rows `[left, right]` of a product `left.T @ right`, and a last row with
-    what the norm of the keys takes off every token: (... 2*rows+1 tokens+dim).
+    A slip has no value of its own. Its gradient, (... 2*rows+1 tokens+dim), holds the rows `[left, right]` of a product
+    `left.T @ right`; its last row holds the factor of the key that the norm subtracts from the gradient of every token.
     """
 
     generate_vmap_rule = True
@@ -36,7 +36,7 @@ class ShareTokens(torch.autograd.Function):
     def forward(tokens: Tensor, keys: Tensor, rows: int, readers: int) -> tuple[Tensor, ...]:
         """Return the slips of `readers` readers of `rows` rows each; `keys` are the normalised tokens."""
         *batch, count, dim = tokens.shape
-        # Expanded anew, because outputs that share memory cannot be differentiated.
+        # A new tensor per reader, because outputs that share memory cannot be differentiated.
         return tuple(tokens.new_zeros(()).expand(*batch, 2 * rows + 1, count + dim) for _ in range(readers))
 
     @staticmethod
@@ -54,11 +54,11 @@ class ShareTokens(torch.autograd.Function):
 
 
 class ReadNormalised(torch.autograd.Function):
-    r"""$\operatorname{softmax}(\text{rows}\,\text{keys}^\top)\,\text{tokens}$ in float32 or float64.
+    r"""Computes $\operatorname{softmax}(\text{rows}\,\text{keys}^\top)\,\text{tokens}$ in float32 or float64.
 
-    `keys` is the layer norm of the tokens and `scale` the reciprocal deviation of every token; neither has a gradient
-    of its own, because that of `slip` includes theirs. A second derivative is refused. The readable twin is `_read` in
-    `token_permutation.py`.
+    `keys` is the layer norm of the tokens, and `scale` the reciprocal standard deviation of every token. Both have no
+    gradient of their own, because the gradient of `slip` includes it. Second derivatives are refused. The readable
+    reference is `_read` in `token_permutation.py`.
     """
 
     generate_vmap_rule = True
@@ -67,7 +67,7 @@ class ReadNormalised(torch.autograd.Function):
     def forward(
         rows: Tensor, slip: Tensor, tokens: Tensor, keys: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the rows read, (... rows dim), the weights and the logits, (... rows tokens)."""
+        """Return the results of the rows, (... rows dim), the weights and the logits, (... rows tokens)."""
         logits = rows @ keys.transpose(-2, -1)
         weights = logits.softmax(dim=-1)
         return weights @ tokens, weights, logits

@@ -1,7 +1,7 @@
 """Ranks of the positives of each query, without sorting its gallery.
 
-A rank is one plus the better positives plus the negatives in front. `ranks_by_counting` is the readable twin of
-`ranks_by_selection`; both order by distance, then by index in the gallery, and agree exactly.
+The rank of a positive is 1 plus the number of positives and negatives before it. `ranks_by_counting` is the readable
+reference of `ranks_by_selection`; both order by distance, then by index in the gallery, and agree exactly.
 """
 
 import math
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 BEHIND_ALL = torch.iinfo(torch.int64).max
-ROWS_COUNTED_AT_ONCE = 32  # keys and comparisons of so few rows stay near the processor
+ROWS_COUNTED_AT_ONCE = 32  # keys and comparisons of so few rows stay in the cache
 
 
 def positive_ranks(distance: Tensor, entry: Tensor, positive: Tensor) -> Tensor:
-    """Rank of every positive, best first, infinite beyond the last one: (queries positives), float64.
+    """Return the ranks of all positives, best first, infinite after the last positive: (queries positives), float64.
 
     Args:
-        distance: of every query to the gallery, (queries gallery).
-        entry: the gallery entries with the identity of the query, (queries entries); a row may repeat its first.
-        positive: which of them are positives; the others take no part.
+        distance: distances of every query to the gallery, (queries gallery).
+        entry: gallery entries with the identity of the query, (queries entries); a row may repeat its first entry.
+        positive: True for the entries that are positives; all other entries are left out of the ranking.
     """
     queries, gallery = distance.shape
     columns = max(1, int(positive.sum(dim=1).max()))
@@ -36,12 +36,12 @@ def positive_ranks(distance: Tensor, entry: Tensor, positive: Tensor) -> Tensor:
 
 
 def ranks_by_counting(distance: Tensor, entry: Tensor, positive: Tensor, columns: int) -> Tensor:
-    """Compare every positive with all negatives."""
+    """Compute ranks by comparing every positive with all negatives."""
     keys = sort_keys(distance)
     wanted = keys.gather(1, entry).masked_fill_(~positive, BEHIND_ALL).sort(dim=1).values[:, :columns]
     negatives = keys.scatter_(1, entry, BEHIND_ALL)
     rank = torch.arange(1, columns + 1, device=keys.device).repeat(len(keys), 1)
-    nearer = torch.empty_like(negatives)  # 0 or 1, in the dtype of the keys: twice as fast as in booleans
+    nearer = torch.empty_like(negatives)  # 0 or 1 in the dtype of the keys: twice as fast as booleans
     for column, key in enumerate(wanted.unbind(dim=1)):
         torch.lt(negatives, key[:, None], out=nearer)
         rank[:, column] += nearer.sum(dim=1)
@@ -49,13 +49,13 @@ def ranks_by_counting(distance: Tensor, entry: Tensor, positive: Tensor, columns
 
 
 def ranks_by_selection(distance: Tensor, near: Tensor, entry: Tensor, positive: Tensor, columns: int) -> Tensor:
-    """Look at those negatives alone that are `near`: not farther than the worst positive of their query.
+    """Compute ranks from the negatives that are `near` alone: not farther than the worst positive of their query.
 
-    With query, distance and index in one number, from its high bits to its low ones, the positives of all queries form
-    one sorted list, and a search in it tells which of them a negative lies in front of.
+    Query, distance and index form one number, from high bits to low bits. In these numbers the positives of all queries
+    are one sorted list, and a binary search finds the first positive after each negative.
     """
     queries, gallery = distance.shape
-    # Transposed, as the distances lie in memory.
+    # Transposed, because that is the layout of the distances in memory.
     place = near.T.reshape(-1).nonzero().flatten()
     row = place.remainder(queries)
     nearest = distance.T.reshape(-1).index_select(0, place)
@@ -78,17 +78,18 @@ def ranks_by_selection(distance: Tensor, near: Tensor, entry: Tensor, positive: 
 def smallest(
     distance: Tensor, count: int, monotone: Callable[[Tensor], Tensor] = lambda distance: distance
 ) -> tuple[Tensor, Tensor] | None:
-    """Find the `count` smallest numbers of every row in little more than one pass over them.
+    """Find the `count` smallest numbers of every row in little more than one pass over the numbers.
 
-    A row is cut into groups. The smallest numbers lie in the groups that have the smallest minima, as many at most.
+    Each row is split into groups. The `count` smallest numbers lie in the `count` groups with the smallest minima.
 
     Args:
         distance: numbers (rows columns), row by row in memory.
-        count: of them, from 1 to the number of columns.
-        monotone: what is done to numbers before they are compared; it keeps their order, or makes some equal.
+        count: how many numbers to find, from 1 to the number of columns.
+        monotone: function applied to numbers before comparison; it may make numbers equal, but not swap their order.
 
     Returns:
-        The numbers and their places, by place; None where a number that is left out equals the largest of them.
+        The numbers after `monotone` and their columns, in ascending order of columns; None when, in any row, a number
+        that is left out equals the largest number that was found.
     """
     columns = distance.shape[1]
     size = max(1, math.isqrt(columns // count))
@@ -111,10 +112,10 @@ def smallest(
 
 
 def sort_keys(distance: Tensor) -> Tensor:
-    """Whole numbers that order the gallery of each query by distance, then by index.
+    """Return whole numbers that order the gallery of each query by distance, then by index.
 
-    A float32 distance leaves 29 bits of a float64 unused: there goes the index. Distances beyond the nearest
-    entry are not negative, and the bits of such numbers are ordered as they are; the sign of -0.0 is dropped.
+    A float32 distance leaves 29 bits of a float64 unused, which hold the index. Distances minus the smallest distance
+    are not negative, and the bits of such numbers sort like the numbers; the sign of -0.0 is dropped.
     """
     distance = distance.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
     distance -= distance.amin(dim=1, keepdim=True)
@@ -125,7 +126,7 @@ def sort_keys(distance: Tensor) -> Tensor:
 
 
 def _joint_keys(distance: Tensor, row: Tensor, column: Tensor, gallery: int) -> Tensor:
-    """Whole numbers that order by row, then by float32 distance, then by column."""
+    """Return whole numbers that order by row, then by float32 distance, then by column."""
     bits = (distance + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # the bits of negative numbers descend
     return (row << 32).add_(ascending).add_(2**31).mul_(gallery).add_(column)

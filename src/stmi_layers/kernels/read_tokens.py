@@ -1,8 +1,8 @@
-"""A few rows that read many tokens, with one product instead of two for the gradient of the tokens.
+"""Attention of a few rows to many tokens, with one product instead of two for the gradient of the tokens.
 
-The tokens are keys and values alike, and their gradient is the largest tensor of the whole backward pass: writing it
-once instead of three times (two terms and their sum) saves a quarter of the time. Gates of the tokens, which are 1
-where a token is read, get the gradient of a product with them, and no product is computed.
+The tokens are both keys and values, and their gradient is the largest tensor of the whole backward pass. Writing this
+gradient once instead of three times (two terms and their sum) saves a quarter of the time. Gates of the tokens, which
+are 1 where a token is read, get the gradient of a product with the tokens, although no product is computed.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class ReadTokens(torch.autograd.Function):
-    r"""$\operatorname{softmax}(\text{rows}\,\text{tokens}^\top)\,\text{tokens}$, in float32 or float64.
+    r"""Computes $\operatorname{softmax}(\text{rows}\,\text{tokens}^\top)\,\text{tokens}$ in float32 or float64.
 
-    The readable twin is `_read` in `cross_attention.py`, which itself takes over in half precision, under autocast,
-    where the tokens need no gradient and while a graph is captured.
+    The readable reference is `_read` in `cross_attention.py`. It also runs instead of this function in half precision,
+    under autocast, for tokens without a gradient and while a graph is captured.
     """
 
     generate_vmap_rule = True
@@ -24,7 +24,7 @@ class ReadTokens(torch.autograd.Function):
     def forward(
         rows: Tensor, tokens: Tensor, keep: Tensor | None, gates: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the rows read, (batch rows dim), then weights and logits, (batch rows tokens)."""
+        """Return the results of the rows, (batch rows dim), then weights and logits, (batch rows tokens)."""
         logits = rows @ tokens.transpose(1, 2)
         if keep is not None:
             logits = logits.masked_fill(~keep[:, None, :], torch.finfo(logits.dtype).min)

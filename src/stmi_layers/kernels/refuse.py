@@ -1,11 +1,11 @@
-"""The refusal of second derivatives, in the same words wherever an implementation has none."""
+"""Error for second derivatives, shared by all implementations without second derivatives."""
 
 from collections.abc import Callable
 from typing import NoReturn
 
 
 def refuse_second_derivative(name: str) -> Callable[..., NoReturn]:
-    """Return what stands for the backward pass of the backward pass of the implementation `name`."""
+    """Return a function that raises the error, to register as the second derivative of the implementation `name`."""
 
     def refuse(*_: object) -> NoReturn:
         raise NotImplementedError(

@@ -1,22 +1,22 @@
-"""A mask of tokens as numbers that broadcast with logits, computed once for all blocks of a network."""
+"""Token masks as numbers that broadcast with logits, computed once for all blocks of a network."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-SHORT = 256  # tokens of an image of 256 x 128 pixels in patches of 16 x 16, and some more
+SHORT = 256  # more than the 129 tokens of 256 x 128 pixels in patches of 16 x 16
 
 
 class Sides(NamedTuple):
-    """Sides that rows and columns are on, batch 1 rows 1 and batch 1 1 columns, 1 for yes and 0 for no."""
+    """A mask as numbers: 1 where the comment of the field holds, otherwise 0."""
 
-    rows: Tensor  # the row is in the foreground
-    outward: Tensor  # the column is in the background
+    rows: Tensor  # (batch 1 rows 1): the row is in the foreground
+    outward: Tensor  # (batch 1 1 columns): the column is in the background
 
 
 def sides_of(foreground: Tensor, dtype: torch.dtype) -> Sides:
-    """Return the sides of a mask; of one that was prepared, those that it carries."""
+    """Return the sides of a mask; a mask after `prepare` holds its sides already."""
     carried: Sides | None = getattr(foreground, "sides", None)
     if carried is not None and carried.rows.dtype is dtype:
         return carried
@@ -25,7 +25,7 @@ def sides_of(foreground: Tensor, dtype: torch.dtype) -> Sides:
 
 
 def prepare(foreground: Tensor) -> Tensor:
-    """Let a mask carry its sides where they take little room: for a network whose blocks all read it, unchanged."""
+    """Store the sides of a short mask on the mask itself, for a network whose blocks all read the mask unchanged."""
     if foreground.is_cpu and foreground.shape[1] <= SHORT:
         foreground.sides = sides_of(foreground, torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
     return foreground

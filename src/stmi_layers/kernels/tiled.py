@@ -1,14 +1,14 @@
-r"""Modulated attention on CPU without a matrix of tokens x tokens; the twin of the dense form in `attention.py`.
+r"""Modulated attention on CPU without a matrix of tokens x tokens; its readable reference is `dense.py`.
 
-Some heads of one sample at a time, its queries sorted into foreground and background:
+The code works on some heads of one sample at a time, whose queries are sorted into foreground and background:
 
-- A background query is plain attention at another temperature, since $\beta \min_j A$ is constant along its row:
-  torch's own kernel does it, at the speed of plain attention.
-- A foreground query needs the extrema of its logits before the softmax. Such rows are made in tiles that stay in the
-  cache, modulated in closed form and used up before the next tile.
+- A background query is plain attention at another temperature, because $\beta \min_j A$ is constant along its row.
+  Torch's own kernel computes it, at the speed of plain attention.
+- A foreground query needs the extrema of its logits before the softmax. Such rows are computed in tiles that stay in
+  the cache, are modulated in closed form, and are used before the next tile is computed.
 
-Where the logits of a whole sample fit into one tile, `tiled_short.py` takes over. Half precision computes in float32,
-except that a processor which multiplies bfloat16 lets `merged.py` attend in longer sequences.
+If the logits of a whole sample fit into one tile, `tiled_short.py` takes over. Half precision is computed in float32,
+except for bfloat16 in longer sequences on a processor with bfloat16 products, where `merged.py` takes over.
 """
 
 from typing import Any
@@ -40,9 +40,9 @@ def tiled_attention(
 
 
 def _is_watched(*tensors: Tensor) -> bool:
-    """Tell whether anything has to see the operator: autograd, a graph being captured, a mode or subclass of torch.
+    """Tell whether autograd, a captured graph, or a mode or subclass of torch needs to see the operator.
 
-    Where nothing has to, its call would cost as much as a third of the attention of one image.
+    Otherwise the operator is not called, because its call costs a third of the attention of one image.
     """
     return (
         torch.compiler.is_compiling()
@@ -60,7 +60,7 @@ def _wide(strength: Tensor, like: Tensor) -> Tensor:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The attended values, and the log-sum-exp of the rows: of all, or of those that went through plain attention."""
+    """Return the attended values, and the log-sum-exp of all rows, or only of the rows that use plain attention."""
     batch, heads, tokens, head_dim = query.shape
     alpha, beta = _wide(alpha, query), _wide(beta, query)
     normaliser = alpha.new_zeros(batch, heads, tokens)
@@ -71,13 +71,13 @@ def _attend(
         result = merged.attend(query, key, value, foreground, alpha, beta, scale, normaliser)
         return result.transpose(1, 2), normaliser
     result = value.new_empty(batch, tokens, heads, head_dim)  # tokens first, as plain attention lays it out
-    # About two tiles of memory; half precision has its rows, keys, values and what they attend to in float32.
+    # About two tiles of memory; half precision needs float32 copies of its rows, keys, values and results.
     copies = 1 if result.dtype is normaliser.dtype else 4
     for piece in pieces(query, foreground, alpha, beta, scale, most=2 * tiles.TILE // copies):
         of, split = (piece.sample, piece.heads), piece.split
         target = result[piece.sample, :, piece.heads]
         rows = take_rows(query[of], piece.order)
-        # Where the precision allows it, the rows wait where their result will be, and need no memory of their own.
+        # In float32 and float64 the rows are stored in the memory of their results.
         rows = torch.mul(rows, piece.factor, out=target if target.dtype is rows.dtype else rows)
         keys, values = wide_rows(key[of]), wide_rows(value[of])
         if split > 0:
@@ -89,7 +89,7 @@ def _attend(
 
 
 def _attend_foreground(rows: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> None:
-    """Write the result of a row into the row's own place, from which nothing is read any more."""
+    """Write the result of each row over the row itself, which is not read any more."""
     tokens = keys.shape[1]
     buffer = new_buffer(rows, tokens)
     for head, row in tiles.cut(len(keys), len(rows), tokens):
@@ -101,7 +101,7 @@ def _attend_foreground(rows: Tensor, keys: Tensor, values: Tensor, piece: Piece)
 
 
 def _attend_background(rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The same by plain attention; return the log-sum-exp of the rows, heads rows."""
+    """Write the result of each row over the row, by plain attention; return the log-sum-exps, (heads rows)."""
     of_rows = rows.transpose(0, 1)
     attended, normaliser = _plain(of_rows[None], keys[None], values[None], scale=1.0)
     of_rows.copy_(attended[0])

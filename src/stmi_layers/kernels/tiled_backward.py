@@ -1,9 +1,9 @@
-r"""The backward pass of tiled attention: the tiles are made again instead of being stored.
+r"""Backward pass of tiled attention: the tiles are recomputed instead of stored.
 
 Let $A$ be the logits of a foreground row and $\Delta$ the gradient of its modulated logits. The sum of $\Delta$ over
-the background columns is the gradient of their constant, and the sums of $\Delta \circ A$ over the columns of either
-kind are the gradients of the two slopes. What reaches $A$ is $\Delta$ times the slopes, and at maximum and minimum the
-share of the constant, evenly where several tie.
+the background columns is the gradient of their constant. The sums of $\Delta \circ A$ over foreground columns and over
+background columns are the gradients of the two slopes. The gradient of $A$ is $\Delta$ times the slopes; maximum and
+minimum also get the gradient of the constant, evenly split between ties.
 """
 
 from typing import NamedTuple
@@ -30,11 +30,11 @@ _plain_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 class _Vectors(NamedTuple):
-    """Vectors of a piece, or their gradients; the rows are in the order of the sample, tokens heads head_dim."""
+    """Vectors of a piece, or their gradients."""
 
-    rows: Tensor  # queries times the factor of the piece
-    keys: Tensor  # heads tokens head_dim
-    values: Tensor  # heads tokens head_dim
+    rows: Tensor  # (tokens heads head_dim): queries times the factor of the piece, in the order of the piece
+    keys: Tensor  # (heads tokens head_dim)
+    values: Tensor  # (heads tokens head_dim)
 
 
 def _differentiate(
@@ -49,7 +49,7 @@ def _differentiate(
     normaliser: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, and of both strengths per head."""
+    """Return the gradients of query, key and value, and of both strengths per head."""
     alpha, beta = alpha.to(normaliser.dtype), beta.to(normaliser.dtype)
     if tiled_short.is_short(query):
         saved = foreground, alpha, beta, result, normaliser, scale
@@ -79,7 +79,7 @@ def _differentiate(
 
 def _shapes(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, ...]:
     batch, heads, tokens, head_dim = query.shape
-    # Tokens first, as plain attention lays them out.
+    # Tokens first, which is the layout of plain attention.
     of_query, of_key, of_value = (
         of.new_empty(batch, tokens, heads, head_dim).transpose(1, 2) for of in (query, key, value)
     )
@@ -95,7 +95,7 @@ torch.library.register_autograd(_NAME, refuse_second_derivative("tiled"))
 
 
 def _add_background(to: _Vectors, vectors: _Vectors, incoming: Tensor, attended: Tensor, normaliser: Tensor) -> None:
-    """Plain attention's gradients, with `incoming` of the background rows."""
+    """Add the gradients of the background rows, which use plain attention; `incoming` belongs to these rows."""
     split = len(to.rows) - len(incoming)
     query, gradient, result = (rows.transpose(0, 1)[None] for rows in (vectors.rows[split:], incoming, attended))
     to_rows, to_keys, to_values = _plain_backward(
@@ -109,7 +109,7 @@ def _add_background(to: _Vectors, vectors: _Vectors, incoming: Tensor, attended:
 def _add_foreground(
     to: _Vectors, vectors: _Vectors, incoming: Tensor, attended: Tensor, piece: Piece
 ) -> tuple[Tensor, Tensor]:
-    """With `incoming` of the foreground rows; return the gradients that the strengths have from them, per head."""
+    """Add the gradients of the foreground rows; return the gradients of both strengths from these rows, per head."""
     _, keys, values = vectors
     heads, tokens, _ = keys.shape
     of_alpha, of_beta = keys.new_zeros(heads), keys.new_zeros(heads)

@@ -1,7 +1,8 @@
-"""Tiled attention of short sequences: the logits of one sample or several, over all of their heads, are one tile.
+"""Tiled attention of short sequences: one tile holds the logits of all heads of one or several samples.
 
-Here it is the calls that cost. So no row is moved and no sample treated on its own: every pair of tokens has a slope,
-every pair of a foreground row and a background column the constant of its row, and a few calls modulate the whole tile.
+The number of calls limits the speed of short sequences. Therefore no row is moved and no sample is treated alone: every
+pair of tokens has a slope, every pair of a foreground row and a background column also has the constant of its row, and
+a few calls modulate the whole tile.
 """
 
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from stmi_layers._precision import at_least_float32
 from stmi_layers.kernels import tiles
 from stmi_layers.kernels.sides import sides_of
 
-# Samples share a tile up to this part of it. More would cost copies of their queries, keys and values, which a tile of
-# one sample does without.
+# Largest part of a tile that samples share. More samples would need copies of their queries, keys and values, which a
+# single sample does not need.
 SHARED = 1 / 16
 
 
@@ -25,15 +26,15 @@ def is_short(query: Tensor) -> bool:
 
 
 class Pairs:
-    """The closed form for all pairs of tokens of some samples, applied to logits that have no scale yet."""
+    """Closed form of the modulation for all pairs of tokens of a batch, for logits before the scale."""
 
     def __init__(self, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float) -> None:
-        """`alpha` and `beta` hold one strength for all heads or one for each."""
+        """Store the slopes; `alpha` and `beta` hold one strength for all heads or one strength per head."""
         self.sides = sides_of(foreground, alpha.dtype)
         one = len(alpha) == len(beta) == 1  # a number saves calls
         strengths = ((of.item() if one else of[:, None, None]) for of in (alpha, beta))
         self.alpha, self.beta = (scale * strength for strength in strengths)
-        self.least = scale * (1 - beta[:, None, None])  # slope of a pair that is not of the foreground twice
+        self.least = scale * (1 - beta[:, None, None])  # slope of all pairs but foreground pairs
 
     def of(self, part: slice) -> tiles.Modulation:
         """Return the modulation of a slice of samples."""
@@ -52,9 +53,9 @@ def attend(
     scale: float,
     normaliser: Tensor | None = None,
 ) -> Tensor:
-    """The attended values, tokens before heads; `alpha` and `beta` hold one strength for all heads or one for each.
+    """Return the attended values, tokens before heads; `alpha` and `beta` hold one strength for all heads or per head.
 
-    The log-sum-exp of every row, batch heads tokens, goes into `normaliser`, where there is one.
+    The log-sum-exp of every row is written into `normaliser`, (batch heads tokens), unless it is None.
     """
     batch, heads, tokens, head_dim = query.shape
     result = value.new_empty(batch, tokens, heads, head_dim)
@@ -98,7 +99,7 @@ def differentiate(
     normaliser: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, and of both strengths per head."""
+    """Return the gradients of query, key and value, and of both strengths per head."""
     batch, heads, tokens, _ = query.shape
     to = [of.new_empty(batch, tokens, heads, of.shape[-1]).transpose(1, 2) for of in (query, key, value)]
     to_alpha, to_beta = alpha.new_zeros(heads), alpha.new_zeros(heads)
@@ -122,7 +123,7 @@ def differentiate(
 
 
 def _parts(query: Tensor, dtype: torch.dtype, buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Samples that share a tile, and tiles for them: samples heads tokens tokens."""
+    """Yield slices of samples that share a tile, with their tiles, (samples heads tokens tokens)."""
     batch, heads, tokens, _ = query.shape
     most = min(batch, max(1, int(SHARED * tiles.TILE) // max(heads * tokens**2, 1)))
     room = [query.new_empty(most, heads, tokens, tokens, dtype=dtype) for _ in range(buffers)]
@@ -132,14 +133,14 @@ def _parts(query: Tensor, dtype: torch.dtype, buffers: int) -> Iterator[tuple[sl
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """Samples and heads as one axis, in at least float32."""
+    """Return `tensor` with samples and heads as one axis, in at least float32."""
     return at_least_float32(tensor).flatten(0, 1)
 
 
 def _put_product(target: Tensor, left: Tensor, right: Tensor, divisor: Tensor | None = None) -> None:
-    """Write the product of matrices to where samples and heads are two axes, of any layout and precision.
+    """Write a matrix product into `target`, which has two axes for samples and heads, and any layout and precision.
 
-    `divisor`, where there is one, holds a number for each row of the target.
+    `divisor`, if given, holds one number per row of the target, by which the product is divided.
     """
     direct = len(target) == 1 and target.dtype is left.dtype
     product = torch.bmm(left, right, out=target[0]) if direct else torch.bmm(left, right)

@@ -1,4 +1,4 @@
-"""Common parts of the passes of tiled attention: the mask of a sample, its rows in order, the cut into tiles."""
+"""Common parts of both passes of tiled attention: sorted rows of a sample, their split into tiles, the modulation."""
 
 import math
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from stmi_layers._precision import at_least_float32
 
-# Elements of a tile: what stays in the caches, and enough for the products on it to outweigh their calls.
+# Elements of a tile: few enough for the caches, and enough for products to take longer than their calls.
 TILE = 2**19
 
 
 class Modulation(NamedTuple):
-    """Eq. 4-7 in closed form: a slope for every logit, and a constant for every row of the foreground.
+    """Eq. 4-7 in closed form: a slope for every logit, and a constant for every foreground row.
 
     All fields broadcast with the logits, whose last axes are heads, rows and columns.
     """
@@ -22,11 +22,11 @@ class Modulation(NamedTuple):
     alpha: Tensor | float
     beta: Tensor | float
     slope: Tensor
-    outward: Tensor  # 1 in columns of the background, where the constant counts; else 0
-    rows: Tensor | None = None  # 1 in rows of the foreground, else 0; None where all are
+    outward: Tensor  # 1 in background columns, which get the constant; else 0
+    rows: Tensor | None = None  # 1 in foreground rows, else 0; None when all rows are foreground
 
     def apply(self, logits: Tensor, maximum: Tensor, minimum: Tensor, out: Tensor) -> Tensor:
-        """Modulated logits, given the extrema of the rows."""
+        """Write the modulated logits into `out` and return it; `maximum` and `minimum` are those of the rows."""
         constant = (minimum * self.beta).sub_(maximum * self.alpha)
         constant = constant if self.rows is None else constant.mul_(self.rows)
         return torch.mul(logits, self.slope, out=out).addcmul_(constant, self.outward)
@@ -37,24 +37,24 @@ class Piece(NamedTuple):
 
     sample: int
     heads: slice
-    order: Tensor  # tokens, those of the foreground first
-    place: Tensor  # of each token in that order
+    order: Tensor  # indices of the tokens, foreground first
+    place: Tensor  # position of each token in `order`
     split: int  # number of foreground tokens
-    factor: Tensor  # tokens heads 1, in that order: of the rows of queries, before they meet the keys
-    alpha: Tensor  # heads 1 1
-    beta: Tensor  # heads 1 1
-    slope: Tensor  # heads 1 tokens; of rows in the foreground
-    outward: Tensor  # 1 tokens; 1 in the background, else 0
+    factor: Tensor  # (tokens heads 1), in the order of `order`: factor of the queries before the product with keys
+    alpha: Tensor  # (heads 1 1)
+    beta: Tensor  # (heads 1 1)
+    slope: Tensor  # (heads 1 tokens), of foreground rows
+    outward: Tensor  # (1 tokens); 1 in the background, else 0
 
     def modulation(self, head: slice) -> Modulation:
-        """Return how the foreground rows of some of the heads are modulated."""
+        """Return the modulation of the foreground rows of some of the heads."""
         return Modulation(self.alpha[head], self.beta[head], self.slope[head], self.outward)
 
 
 def pieces(
     query: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float, *, most: int
 ) -> Iterator[Piece]:
-    """All heads of all samples, of `query` about `most` elements at once; one strength for all heads or for each."""
+    """Yield all heads of all samples, about `most` elements of `query` at once; strengths are shared or per head."""
     _, heads, tokens, head_dim = query.shape
     alpha, beta = (strength.expand(heads)[:, None, None] for strength in (alpha, beta))
     background = (~foreground).to(alpha.dtype)
@@ -72,23 +72,23 @@ def pieces(
 
 
 def wide_rows(tensor: Tensor) -> Tensor:
-    """In at least float32. Torch's kernel, called by name, takes the last axis to be dense without looking."""
+    """Return rows in at least float32 with a dense last axis, which torch's kernel, called by name, does not check."""
     tensor = at_least_float32(tensor)
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def take_rows(tensor: Tensor, order: Tensor) -> Tensor:
-    """Rows of a piece, heads tokens head_dim, as tokens heads head_dim in that order and at least float32."""
+    """Return rows of a piece, (heads tokens head_dim), as (tokens heads head_dim), ordered, in at least float32."""
     return at_least_float32(tensor.transpose(0, 1).index_select(0, order))
 
 
 def put_rows(target: Tensor, rows: Tensor, place: Tensor) -> None:
-    """Write rows, tokens heads head_dim, back to where their tokens were; `rows` may be `target` itself."""
+    """Write ordered rows, (tokens heads head_dim), back to the positions of their tokens; `rows` may be `target`."""
     target.copy_(rows.index_select(0, place))
 
 
 def cut(heads: int, rows: int, tokens: int) -> Iterator[tuple[slice, slice]]:
-    """Cut heads x rows into tiles; where it can be, none has fewer heads than there are threads to share them."""
+    """Split heads x rows into tiles; if possible, every tile has at least one head per thread."""
     most_rows = _most_rows(tokens)
     heads_at_once = max(_even_heads(heads, most_rows // rows), min(heads, torch.get_num_threads()))
     rows_at_once = _even(rows, most_rows // heads_at_once)
@@ -102,13 +102,13 @@ def _most_rows(tokens: int) -> int:
 
 
 def _even(count: int, most: int) -> int:
-    """The size of equal parts of `count`, at most `most` or else 1."""
+    """Return the size of equal parts of `count`: at most `most`, and at least 1."""
     parts = math.ceil(count / max(most, 1))
     return math.ceil(count / parts)
 
 
 def _even_heads(heads: int, most: int) -> int:
-    """The same, in multiples of the threads if they are not too many: they share a product of matrices by matrix."""
+    """Return `_even`, if possible as a multiple of the threads, which share a batched product by matrices."""
     threads = torch.get_num_threads()
     if heads <= most or most < threads:
         return _even(heads, most)
@@ -116,31 +116,31 @@ def _even_heads(heads: int, most: int) -> int:
 
 
 def new_buffer(rows: Tensor, tokens: int) -> Tensor:
-    """Room for one tile. Every tile reuses it: memory fresh from the system would cost more than the arithmetic."""
+    """Return memory for one tile. All tiles reuse it, because new memory would cost more than the arithmetic."""
     count, heads, _ = rows.shape
     return rows.new_empty(min(heads * count, _most_rows(tokens)) * tokens)
 
 
 def tile_in(buffer: Tensor, head: slice, row: slice, tokens: int) -> Tensor:
-    """The buffer as a tile, heads rows tokens."""
+    """Return the buffer as a tile, (heads rows tokens)."""
     heads, rows = head.stop - head.start, row.stop - row.start
     return buffer[: heads * rows * tokens].view(heads, rows, tokens)
 
 
 def exponentials(logits: Tensor) -> Tensor:
-    """Turn logits into softmax weights that are not normalised yet, in place; return the sums of the rows.
+    """Turn logits into softmax weights before the division, in place; return the sums of the rows, the divisors.
 
-    Torch's softmax takes longer than these calls, and the division can wait for the attended values, which are fewer.
-    Like plain attention, that asks for values below the greatest number of the dtype by a factor of the tokens.
+    Torch's softmax takes longer than these calls, and dividing the attended values is cheaper, because they are fewer.
+    As in plain attention, values times the number of tokens must not exceed the greatest number of the dtype.
     """
     logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
     return logits.sum(dim=-1, keepdim=True)
 
 
 def softmax_backward(gradient: Tensor, weights: Tensor, incoming: Tensor, attended: Tensor) -> None:
-    """Turn the gradient of the weights into that of their logits, in place.
+    """Turn the gradient of the weights into the gradient of their logits, in place.
 
-    The product of weights and their gradients over a row is that of what the row attended to and of its gradient.
+    The sum of weights times their gradients over a row equals the product of the attended values and their gradient.
     """
     inner = (incoming * attended).sum(dim=-1, keepdim=True)
     gradient.sub_(inner.view(*gradient.shape[:-1], 1)).mul_(weights)
@@ -149,14 +149,17 @@ def softmax_backward(gradient: Tensor, weights: Tensor, incoming: Tensor, attend
 def modulation_backward(
     delta: Tensor, logits: Tensor, extrema: tuple[Tensor, Tensor], modulation: Modulation, scratch: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Turn the gradient of modulated logits into that of the logits, in place; return those of the strengths per head.
+    """Turn the gradient of modulated logits into the gradient of the logits, in place.
 
     Args:
         delta: gradient of the modulated logits, (..., heads rows tokens).
         logits: logits before the modulation, of the same shape.
         extrema: maximum and minimum of every row.
         modulation: slopes and constants.
-        scratch: room of the same shape, overwritten.
+        scratch: memory of the same shape, overwritten.
+
+    Returns:
+        The gradients of `alpha` and `beta` per head.
     """
     maximum, minimum = extrema
     others = [axis for axis in range(delta.dim()) if axis != delta.dim() - 3]
@@ -176,6 +179,6 @@ def modulation_backward(
 
 
 def add_to_extrema(delta: Tensor, logits: Tensor, extremum: Tensor, gradient: Tensor, scratch: Tensor) -> None:
-    """Add the gradient of the extremum of each row to that of the logits which reach it, evenly where several do."""
+    """Add the gradient of the extremum of each row to the gradients of the logits that equal it, split evenly."""
     reached = torch.eq(logits, extremum, out=scratch)
     delta.addcmul_(reached, gradient / reached.sum(dim=-1, keepdim=True))

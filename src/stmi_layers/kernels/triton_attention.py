@@ -1,7 +1,7 @@
-"""Modulated attention on CUDA: the Triton kernels as one differentiable operator that the compiler sees as a node.
+"""Modulated attention on CUDA: the Triton kernels as one differentiable operator, a single node for the compiler.
 
-Its readable twin is [`modulate_logits`][stmi_layers.attention.modulate_logits]. Triton is imported with the first call;
-this file needs none.
+The readable reference is [`modulate_logits`][stmi_layers.attention.modulate_logits]. Triton is imported with the first
+call; importing this file does not need it.
 """
 
 import importlib.util
@@ -17,15 +17,16 @@ from stmi_layers.kernels.refuse import refuse_second_derivative
 HEAD_DIMS = (32, 64, 128)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INSTALLED = importlib.util.find_spec("triton") is not None
-# Triton's own switch: its kernels then run, slowly, on tensors of the CPU.
+# Triton's own switch: with it, kernels run slowly on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def usable(query: Tensor) -> bool:
-    """Tell whether the kernels take this query, and key and value like it.
+    """Tell whether the kernels support this query, and a key and value of the same kind.
 
-    They need Triton, an NVIDIA GPU of compute capability 8 or above, float16, bfloat16 or float32, and heads of 32, 64
-    or 128. With `TRITON_INTERPRET=1` in the environment from the start they also take float16 and float32 on CPU.
+    The kernels need Triton, an NVIDIA GPU of compute capability 8 or above, float16, bfloat16 or float32, and heads of
+    width 32, 64 or 128. With `TRITON_INTERPRET=1` in the environment at the import, they also support float16 and
+    float32 on CPU.
     """
     if query.device.type == "cuda":
         there = _is_ampere(query.device)
@@ -41,15 +42,15 @@ def _is_ampere(device: torch.device) -> bool:
 def triton_modulated_attention(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> Tensor:
-    """Compute `modulated_attention` without storing a logit; one operator to autograd and compile.
+    """Compute `modulated_attention` without storing a logit, as one operator for autograd and `torch.compile`.
 
     Memory grows with the number of tokens, not with its square. Logits, softmax and all sums are in float32, strengths
-    are read as float32, and the weights are rounded to the dtype of `value` before they meet it. Gradients are exact
-    and the same in every run; where extrema of a row are tied, one of the tied keys takes their gradient. There are no
-    second derivatives.
+    are read as float32, and the weights are rounded to the dtype of `value` before the product with `value`. Gradients
+    are exact and the same in every run; where extrema of a row are tied, one of the tied keys gets the gradient. There
+    are no second derivatives.
 
     Raises:
-        ValueError: when the kernels cannot take these tensors, see `usable`.
+        ValueError: when the kernels do not support these tensors, see `usable`.
     """
     if not usable(query):
         rule = "the Triton kernels need an installed triton, an NVIDIA GPU of compute capability 8 or above, "
@@ -66,7 +67,7 @@ def _with_dense_rows(tensor: Tensor) -> Tensor:
 
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, whatever device its tensors are on."""
+    """Make the device of `tensor` current, because Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 

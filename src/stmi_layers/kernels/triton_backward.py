@@ -1,16 +1,18 @@
-r"""The backward pass of modulated attention in Triton: logits are computed again, tile by tile.
+r"""Backward pass of modulated attention in Triton: logits are recomputed, tile by tile.
 
-Two kernels, one after the other and both without atomic additions, so that gradients are the same in every run:
+Two kernels run in sequence, both without atomic additions, so that gradients are the same in every run:
 
-1. over blocks of queries: their gradient, the sums over the keys that the strengths need, the places of the extrema,
-   and the gradient of the constant $c_i = \beta \min_j A_{ij} - \alpha \max_j A_{ij}$ of every foreground row;
-2. over blocks of keys: their gradient and that of the values. The constant reaches exactly two keys of each foreground
-   row; the kernel finds them by their places, since logits computed again need not equal an extremum to the last bit.
+1. The query kernel runs over blocks of queries. It computes their gradient, the sums over the keys that the strengths
+   need, the positions of the extrema, and the gradient of the constant
+   $c_i = \beta \min_j A_{ij} - \alpha \max_j A_{ij}$ of every foreground row.
+2. The key kernel runs over blocks of keys. It computes the gradients of keys and values. The constant reaches exactly
+   two keys of each foreground row; the kernel finds these keys by their positions, because recomputed logits need not
+   equal an extremum to the last bit.
 
 The sums for the strengths need no logits: $\sum_j dL_{ij} A_{ij} = q_i \cdot \sum_j dL_{ij} k_j$.
 """
 
-# A jitted function is not the Python that it looks like.
+# Type checkers cannot read jitted functions, which are no ordinary Python.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 import torch
@@ -27,11 +29,11 @@ def sweep_keys(
     highest, highest_place, lowest, lowest_place,
     EXTREMA: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Return the sum of `dL_ij k_j` over places `first` to `last`, that of `dL_ij`, and the extrema so far."""
+    """Return the sums of `dL_ij k_j` and of `dL_ij` over positions `first` to `last`, and the extrema so far."""
     summed = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     whole = last - (last - first) % COLUMNS
-    for TAIL in tl.static_range(2):  # whole tiles, which need no mask, and what is left
+    for TAIL in tl.static_range(2):  # whole tiles, which need no mask, then the rest
         for begin in range(whole if TAIL else first, last if TAIL else whole, COLUMNS):
             columns = tokens_at(order, begin, last, COLUMNS, TAIL)
             k = gather(key, columns, key_token, HEAD_DIM)
@@ -70,7 +72,7 @@ def query_kernel(
         place = begin + tl.arange(0, ROWS)
         valid = place < end
         here = (batch * heads + head) * 2 * tokens + tl.minimum(place, end - 1)
-        ours = (batch * tokens * heads + head) * HEAD_DIM  # where the rows of this head begin in what we allocated
+        ours = (batch * tokens * heads + head) * HEAD_DIM  # first row of this head in our own tensors
         q = gather(query + batch * query_batch + head * query_head, rows, query_token, HEAD_DIM)
         grad = gather(grad_output + batch * grad_batch + head * grad_head, rows, grad_token, HEAD_DIM)
         attended = gather(output + ours, rows, heads * HEAD_DIM, HEAD_DIM)
@@ -96,7 +98,7 @@ def query_kernel(
             total = (1 - up) * summed_up + (1 - down) * summed + constant[:, None] * (down * bottom - up * top)
             grad_up = -tl.sum(q.to(tl.float32) * summed_up, 1) - constant * highest
             grad_down = -tl.sum(q.to(tl.float32) * summed, 1) + constant * lowest
-            # Where all logits of a row are equal, one key is both extrema and takes both shares.
+            # If all logits of a row are equal, one key is both extrema and gets both shares.
             to_highest = constant * (tl.where(highest_place == lowest_place, down, 0.0) - up)
             tl.store(constants + here, to_highest, mask=valid)
             tl.store(constants + here + tokens, constant * down, mask=valid)
@@ -125,7 +127,7 @@ def sweep_queries(
     slope, share, tokens, query_token, grad_token,
     EXTREMA: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Add what the rows from place `first` to `last` give to the gradients of keys and values; tiles are transposed."""
+    """Add the share of the rows from position `first` to `last` to the gradients of keys and values, transposed."""
     whole = last - (last - first) % ROWS
     for TAIL in tl.static_range(2):
         for begin in range(whole if TAIL else first, last if TAIL else whole, ROWS):
@@ -138,7 +140,7 @@ def sweep_queries(
             raw = tl.dot(k, tl.trans(q), input_precision=PRECISION)
             normalizer = tl.load(normalizers + place)
             if TAIL:
-                normalizer = tl.where(valid, normalizer, float("inf"))  # hence no weight
+                normalizer = tl.where(valid, normalizer, float("inf"))  # weight 0
             weights = tl.exp2(raw * slope - normalizer[None, :])
             grad = gather(grad_output, rows, grad_token, HEAD_DIM)
             grad_v = tl.dot(weights.to(grad.dtype), grad, grad_v, input_precision=PRECISION)
@@ -182,7 +184,7 @@ def key_kernel(
         down = tl.load(beta + head * beta_stride)
         grad_k = tl.zeros([COLUMNS, HEAD_DIM], tl.float32)
         grad_v = tl.zeros([COLUMNS, HEAD_DIM], tl.float32)
-        # Background rows come first: they have one slope, which is then applied to their sum and not to every tile.
+        # Background rows come first: they share one slope, which is applied to their sum instead of every tile.
         grad_k, grad_v = sweep_queries(
             k, v, grad_k, grad_v, query, grad_output, order, normalizers, deltas, constants, places,
             split, tokens, here, (1 - down) * scale * LOG2_E, 1 - down, tokens, query_token, grad_token,
@@ -204,7 +206,7 @@ def key_kernel(
 
 
 def backward_blocks(dtype: torch.dtype, head_dim: int) -> Blocks:
-    """Choose the blocks of the query kernel; the key kernel swaps rows and columns, and so keeps as much for itself."""
+    """Choose the blocks of the query kernel; the key kernel swaps rows and columns, and needs the same memory."""
     if dtype == torch.float32:
         return Blocks(rows=32, columns=32, warps=8 if head_dim == 128 else 4, stages=2, registers=None)
     return Blocks(rows=128, columns=32 if head_dim == 128 else 64, warps=8, stages=3, registers=None)
@@ -214,7 +216,7 @@ def backward(
     grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, normalizers: Tensor, order: Tensor,
     counts: Tensor, alpha: Tensor, beta: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Launch both kernels; return the gradients to query, key, value, alpha and beta, the last two per head."""
+    """Launch both kernels; return the gradients of query, key, value, alpha and beta, the last two per head."""
     batch, heads, tokens, head_dim = query.shape
     blocks = backward_blocks(query.dtype, head_dim)
     count = triton.cdiv(tokens, blocks.rows) + 1

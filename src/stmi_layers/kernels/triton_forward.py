@@ -1,19 +1,19 @@
-"""The forward pass of modulated attention in Triton: one pass over the keys, and no logit is stored.
+"""Forward pass of modulated attention in Triton: one pass over the keys, without storing a logit.
 
-Tokens are visited foreground first. Nothing is copied for it: a small kernel writes the order, and the others gather
-the rows they need through it, whole rows of `head_dim` numbers. So on either side a tile is all foreground or all
-background, has one slope, and needs one accumulator:
+Kernels visit foreground tokens first. No token is copied: a small kernel writes the order, and all other kernels gather
+whole rows of `head_dim` numbers by this order. The rows of a tile, and its columns, are therefore all foreground or all
+background, so that a tile has one slope and needs one accumulator:
 
-- a block of background rows is plain attention at the temperature of `beta`;
-- a block of foreground rows sweeps the foreground keys and then the background keys, each with a running maximum, mass
-  and output of its own, and keeps the extrema of its raw logits. They fix the constant of the background columns, with
-  which the two halves are merged at the end.
+- A block of background rows is plain attention at the temperature of `beta`.
+- A block of foreground rows sweeps the foreground keys and then the background keys. Each sweep has its own running
+  maximum, mass and output, and keeps the extrema of the raw logits. The extrema give the constant of the background
+  columns, with which both sweeps are merged at the end.
 
-How many tokens are foreground stays on the device. The grid therefore has one block more than the tokens fill, and each
-program finds out by itself which block it has.
+The number of foreground tokens stays on the device. The grid therefore has one block more than the tokens fill, and
+each program determines its own block.
 """
 
-# A jitted function is not the Python that it looks like.
+# Type checkers cannot read jitted functions, which are no ordinary Python.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 import math
@@ -24,14 +24,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2_E = tl.constexpr(math.log2(math.e))  # the kernels count in powers of two, for which there is an instruction
+LOG2_E = tl.constexpr(math.log2(math.e))  # the kernels use powers of two, which have an instruction
 # Products of float32 on tensor cores, as sums of three products in TF32: about as exact as float32, and far faster.
 PRECISION = tl.constexpr("tf32x3")
 
 
 @triton.jit(do_not_specialize=["tokens", "batch_stride"])
 def order_kernel(foreground, order, counts, tokens, batch_stride, token_stride, BLOCK: tl.constexpr):
-    """Write the tokens of one sample foreground first, each group in its own order, and count the foreground."""
+    """Write the order of the tokens of one sample, foreground first, otherwise unchanged; count the foreground."""
     batch = tl.program_id(0).to(tl.int64)
     foreground += batch * batch_stride
     order += batch * tokens
@@ -53,7 +53,7 @@ def order_kernel(foreground, order, counts, tokens, batch_stride, token_stride, 
 
 @triton.jit
 def block_of_program(counts, tokens, heads, BLOCK: tl.constexpr):
-    """Return sample, head, foreground count, class, and first and last place of the block this program works on."""
+    """Return sample, head, foreground count, whether foreground, begin and end of the block of this program."""
     blocks = tl.cdiv(tokens, BLOCK) + 1
     block = tl.program_id(0) % blocks
     sequence = tl.program_id(0) // blocks
@@ -69,7 +69,7 @@ def block_of_program(counts, tokens, heads, BLOCK: tl.constexpr):
 
 @triton.jit
 def tokens_at(order, begin, end, BLOCK: tl.constexpr, TAIL: tl.constexpr):
-    """The tokens of a block of places; in the tail, past `end` the last one again, so that no load needs a mask."""
+    """Return the tokens of a block of positions; TAIL repeats the last token past `end`, so that loads need no mask."""
     place = begin + tl.arange(0, BLOCK)
     if TAIL:
         place = tl.minimum(place, end - 1)
@@ -86,14 +86,14 @@ def sweep(
     q, key, value, order, first, last, slope, key_token, value_token,
     EXTREMA: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the keys from place `first` to `last` with logits `slope * raw`; without EXTREMA it is not negative."""
+    """Attend to the keys from position `first` to `last` with logits `slope * raw`; EXTREMA allows a negative slope."""
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     lowest = tl.full([ROWS], float("inf"), tl.float32)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     mass = tl.zeros([ROWS], tl.float32)
     attended = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     whole = last - (last - first) % COLUMNS
-    for TAIL in tl.static_range(2):  # whole tiles, which need no mask, and what is left
+    for TAIL in tl.static_range(2):  # whole tiles, which need no mask, then the rest
         for begin in range(whole if TAIL else first, last if TAIL else whole, COLUMNS):
             columns = tokens_at(order, begin, last, COLUMNS, TAIL)
             raw = tl.dot(q, tl.trans(gather(key, columns, key_token, HEAD_DIM)), input_precision=PRECISION)
@@ -138,7 +138,7 @@ def forward_kernel(
             attended_down, mass_down, peak_down, highest_down, lowest_down = sweep(
                 q, key, value, order, split, tokens, slope, key_token, value_token, True, HEAD_DIM, ROWS, COLUMNS
             )
-            # Without background the extrema of its logits are infinite and its peak is -inf: its share is then 0.
+            # Without background keys their extrema are infinite and their peak is -inf, so that their share is 0.
             highest = tl.maximum(highest, highest_down)
             lowest = tl.minimum(lowest, lowest_down)
             constant = (down * lowest - up * highest) * scale * LOG2_E
@@ -160,13 +160,13 @@ def forward_kernel(
         here = (batch * heads + head) * 2 * tokens + place
         tl.store(normalizers + here, normalizer, mask=valid)
         tl.store(normalizers + here + tokens, normalizer - constant, mask=valid)
-        ours = (batch * tokens * heads + head) * HEAD_DIM  # where the rows of this head begin in what we allocated
+        ours = (batch * tokens * heads + head) * HEAD_DIM  # first row of this head in our own tensors
         pointers = output + ours + rows[:, None] * (heads * HEAD_DIM) + tl.arange(0, HEAD_DIM)[None, :]
         tl.store(pointers, (attended / mass[:, None]).to(output.dtype.element_ty), mask=valid[:, None])
 
 
 class Blocks(NamedTuple):
-    """Block sizes of a kernel, set by dtype and `head_dim` alone: no mask, batch or number of tokens recompiles."""
+    """Block sizes of a kernel, by dtype and `head_dim` alone, so that masks, batches and tokens never recompile."""
 
     rows: int
     columns: int
@@ -178,22 +178,22 @@ class Blocks(NamedTuple):
 def forward_blocks(dtype: torch.dtype, head_dim: int) -> Blocks:
     if dtype == torch.float32:
         return Blocks(rows=32 if head_dim == 128 else 64, columns=32, warps=4, stages=2, registers=None)
-    # With 128 registers two programs share a multiprocessor. The compiler then parks the accumulator of the foreground
-    # while it sweeps the background; at head_dim 128 there is too much to park.
+    # With 128 registers two programs share a multiprocessor. The compiler then spills the accumulator of the foreground
+    # during the sweep over the background; at head_dim 128 it is too large to spill.
     return Blocks(rows=128, columns=64, warps=8, stages=3, registers=None if head_dim == 128 else 128)
 
 
 def forward(
     query: Tensor, key: Tensor, value: Tensor, foreground: Tensor, alpha: Tensor, beta: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the kernels; beside the output return what the backward pass needs.
+    """Launch the kernels; return the output and the inputs of the backward pass.
 
     Returns:
-        The output; per row the log2 of its normaliser, for the columns of its own class and, less the constant, for
-        background columns; the tokens foreground first; and how many of them are foreground.
+        The output; per row the log2 of its normaliser, first unchanged, then minus the constant, for the background
+        columns of foreground rows; the indices of the tokens, foreground first; the number of foreground tokens.
     """
     batch, heads, tokens, head_dim = query.shape
-    # Laid out as the projection that follows reads it.
+    # The layout in which the next projection reads the output.
     output = query.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
     normalizers = query.new_empty(batch, heads, 2, tokens, dtype=torch.float32)
     order = query.new_empty(batch, tokens, dtype=torch.int32)

@@ -1,6 +1,6 @@
-"""Volumes of exchanged anchors with their gradient in closed form.
+"""Volumes of exchanged anchors, with their gradient in closed form.
 
-On a batch of usual size, autograd would spend most of the time on its bookkeeping of Gram-Schmidt.
+For batches of usual size, autograd would spend most of the time on the graph of Gram-Schmidt.
 """
 
 from typing import Any
@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 def exchanged_volumes(features: Tensor, anchor: int, present: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Volume of each sample's anchor and each sample's other vectors, as plain operations.
+    """Compute the volume of each sample's anchor and each sample's other vectors, by plain operations.
 
     Args:
-        features: (batch modalities dim); 0 where a modality is absent.
-        anchor: the modality that is combined with other samples.
+        features: features, (batch modalities dim); 0 where a modality is absent.
+        anchor: index of the modality that is combined with other samples.
         present: True for the modalities that a sample has, (batch modalities); None for all.
 
     Returns:
-        The volumes, anchors in the rows, (batch batch); then what a gradient needs: the volume of the vectors alone,
-        the distance of the anchors from their span, and where it stands in the span, (vectors batch batch), from the
-        first vector on.
+        The volumes (batch batch), with anchors in the rows. Then the inputs of a gradient: the volumes of the other
+        vectors alone, the distances of the anchors from the spans of these vectors, and the offsets of the projected
+        anchors from the first vector, (vectors batch batch), along each direction of the span.
     """
     anchors, base, differences, counts = _vectors(features, anchor, present)
     lengths, directions = _orthonormal([base, *differences])
@@ -28,7 +28,7 @@ def exchanged_volumes(features: Tensor, anchor: int, present: Tensor | None = No
     for index, length in enumerate(lengths[1:], start=1):
         size = size * (length if counts is None else torch.where(counts[index], length, 1.0))
     distance, offsets = _distances(anchors, base, directions)
-    # A feature is nearest to those of its own sample: this distance gets all digits, by the residual.
+    # A feature is nearest to the features of its own sample: the residual gives this distance all its digits.
     own = torch.linalg.vector_norm(_orthogonal(anchors - base, directions), dim=1)
     itself = torch.eye(own.shape[0], dtype=torch.bool, device=own.device)
     distance = torch.where(itself, own, distance)
@@ -40,7 +40,7 @@ def exchanged_volumes(features: Tensor, anchor: int, present: Tensor | None = No
 def _vectors(
     features: Tensor, anchor: int, present: Tensor | None
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor] | None]:
-    """Split into anchors, the first other vector that is there, differences of the others from it, and which count."""
+    """Split into anchors, first present other vector (the base), differences of later vectors from it, and presence."""
     rest = [modality for modality in range(features.shape[1]) if modality != anchor]
     anchors, others = features[:, anchor], [features[:, modality] for modality in rest]
     if present is None:
@@ -54,14 +54,14 @@ def _vectors(
 
 
 def _first_and_later(present: Tensor, rest: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Find the first of the other modalities that a sample has, and the later ones, (batch) each."""
+    """Mark the first modality of `rest` that a sample has, and the later present ones: lists of (batch) masks."""
     there = present[:, rest]
     first = there & (there.cumsum(dim=1) == 1)
     return list(first.unbind(1)), list((there & ~first).unbind(1))
 
 
 def _orthonormal(vectors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Gram-Schmidt: lengths (batch), 0 for what lies in the span, and directions (batch dim), 0 there."""
+    """Run Gram-Schmidt; return lengths (batch) and directions (batch dim), both 0 for a vector in the earlier span."""
     lengths: list[Tensor] = []
     directions: list[Tensor] = []
     for vector in vectors:
@@ -72,14 +72,14 @@ def _orthonormal(vectors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _orthogonal(vectors: Tensor, directions: list[Tensor]) -> Tensor:
-    """Take away the part along the directions; the second time takes what rounding left of it."""
+    """Subtract the parts along the directions, twice, because rounding leaves a rest the first time."""
     for direction in (*directions, *directions):
         vectors = torch.addcmul(vectors, (direction * vectors).sum(dim=1, keepdim=True), direction, value=-1)
     return vectors
 
 
 def _distances(anchors: Tensor, base: Tensor, directions: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Distance of every anchor from every span, by products of matrices, and the offsets from the base inside it."""
+    """Return the distance of every anchor from every span, by matrix products, and its offsets from the base inside."""
     centre = base.detach().mean(dim=0)  # a common offset would cost digits
     anchors, base = anchors - centre, base - centre
     offsets = torch.stack(
@@ -92,11 +92,11 @@ def _distances(anchors: Tensor, base: Tensor, directions: list[Tensor]) -> tuple
 
 
 class ExchangedVolumes(torch.autograd.Function):
-    r"""$V_{ij}$, the volume of the anchor $a_i$ and the vectors $w_{j1}, w_{j2}, \dots$ of the sample $j$.
+    r"""Computes $V_{ij}$, the volume of the anchor $a_i$ and the vectors $w_{j1}, w_{j2}, \dots$ of the sample $j$.
 
-    The readable twin is `exchanged_volumes`, which itself runs where no gradient is wanted and while a graph is
-    captured. $V_{ij} = A_j d_{ij}$, with $A_j$ the volume of the $w_j$ and $d_{ij} = \lVert r_{ij} \rVert$ the distance
-    of $a_i$ from their span. With $a_i - r_{ij} = \sum_k c_{ijk} w_{jk}$ and the dual vectors $w^*_{jk}$, it is
+    The readable reference is `exchanged_volumes`, which also runs without a gradient and while a graph is captured.
+    $V_{ij} = A_j d_{ij}$, where $A_j$ is the volume of the $w_j$ and $d_{ij} = \lVert r_{ij} \rVert$ is the distance of
+    $a_i$ from their span. With $a_i - r_{ij} = \sum_k c_{ijk} w_{jk}$ and the dual vectors $w^*_{jk}$, the gradient is
 
     $$\frac{\partial V_{ij}}{\partial a_i} = \frac{A_j}{d_{ij}} r_{ij} \qquad \frac{\partial V_{ij}}{\partial w_{jk}} =
     V_{ij} w^*_{jk} - c_{ijk} \frac{A_j}{d_{ij}} r_{ij}$$
@@ -108,7 +108,7 @@ class ExchangedVolumes(torch.autograd.Function):
 
     @staticmethod
     def forward(features: Tensor, anchor: int, present: Tensor | None) -> tuple[Tensor, ...]:
-        """Return what `exchanged_volumes` does."""
+        """Return the results of `exchanged_volumes`."""
         return exchanged_volumes(features, anchor, present)
 
     @staticmethod
@@ -121,8 +121,8 @@ class ExchangedVolumes(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *of_others: Tensor | None) -> tuple[Tensor | None, None, None]:
         if any(gradient is not None for gradient in of_others):
             raise NotImplementedError(
-                "gram_volume can be differentiated once; a second derivative was asked for: "
-                "detach the gradient, or leave create_graph off"
+                "gram_volume can be differentiated only once; received a second differentiation. "
+                "Detach the gradient, or leave create_graph off"
             )
         if upstream is None:
             return None, None, None
@@ -130,7 +130,7 @@ class ExchangedVolumes(torch.autograd.Function):
         anchors, base, differences, _ = _vectors(features, ctx.anchor, present)
         lengths, directions = _orthonormal([base, *differences])
         coefficients = _coefficients(differences, directions)
-        del differences  # here and below, because this pass has the highest use of memory
+        del differences  # here and below, to save memory in the pass that uses most
         pull = upstream * size / torch.where(distance > 0, distance, torch.inf)
         if present is not None:
             pull = torch.where(present[:, ctx.anchor, None], pull, 0.0)
@@ -146,13 +146,14 @@ class ExchangedVolumes(torch.autograd.Function):
 def _pulled(
     pull: Tensor, anchors: Tensor, base: Tensor, directions: list[Tensor], offsets: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    r"""Sum residuals $r_{ij} = a_i - u_j - \sum_l s_{ijl} q_{jl}$, each times `pull`.
+    r"""Sum the residuals $r_{ij} = a_i - u_j - \sum_l s_{ijl} q_{jl}$, each times `pull`.
 
-    Returns their sum over the columns, (batch dim), and over the rows, times 1 and times each of the `offsets` $s$,
-    1 + directions of (batch dim).
+    Returns:
+        The sum over the columns, (batch dim), and the sums over the rows, times 1 and times each of the `offsets` $s$:
+        one tensor (batch dim) more than there are directions.
     """
     own = pull.diagonal()
-    pull = pull - torch.diag(own)  # a sample's own residual is exact, and not to be formed from large parts
+    pull = pull - torch.diag(own)  # a sample's own residual is computed exactly, below
     itself = own[:, None] * _orthogonal(anchors - base, directions)
     factors = torch.cat([torch.ones_like(offsets[:1]), offsets])
     weights = pull * factors
@@ -173,7 +174,7 @@ def _pulled(
 
 
 def _coefficients(differences: list[Tensor], directions: list[Tensor]) -> list[list[Tensor]]:
-    """Compute the components of each later vector along each direction, (batch 1): a lower triangle, by columns."""
+    """Return the components (batch 1) of each later vector along each direction: a lower triangle, by columns."""
     return [
         [(later * direction).sum(dim=1, keepdim=True) for later in differences[index:]]
         for index, direction in enumerate(directions)
@@ -181,9 +182,9 @@ def _coefficients(differences: list[Tensor], directions: list[Tensor]) -> list[l
 
 
 def _along_vectors(rows: list[Tensor], coefficients: list[list[Tensor]], lengths: list[Tensor]) -> list[Tensor]:
-    """Solve for what gives `rows` when multiplied with the triangle of coefficients, and put it into their place.
+    """Solve the triangular system of the coefficients with the right sides `rows`, and overwrite `rows`.
 
-    The lengths are on its diagonal, and 1 for a length of 0.
+    The diagonal of the triangle holds the lengths, and 1 in place of a length of 0.
     """
     for index in reversed(range(len(rows))):
         for later, found in zip(coefficients[index], rows[index + 1 :], strict=True):
@@ -195,7 +196,7 @@ def _along_vectors(rows: list[Tensor], coefficients: list[list[Tensor]], lengths
 def _of_features(
     of_anchors: Tensor, of_base: Tensor, of_differences: list[Tensor], anchor: int, present: Tensor | None
 ) -> Tensor:
-    """Undo `_vectors`: from the gradients of its results to that of the features."""
+    """Compute the gradient of the features from the gradients of the results of `_vectors`."""
     if present is None:
         of_others = [of_base - sum(of_differences), *of_differences] if of_differences else [of_base]
     else:
