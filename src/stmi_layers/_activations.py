@@ -5,5 +5,5 @@ from torch import Tensor
 
 
 def quick_gelu(tensor: Tensor) -> Tensor:
-    """GELU as CLIP approximates it: `x * sigmoid(1.702 * x)`."""
+    """Compute the approximation of GELU that CLIP uses: `x * sigmoid(1.702 * x)`."""
     return tensor * torch.sigmoid(1.702 * tensor)

@@ -1,4 +1,4 @@
-"""Precision: softmax, norms, similarities, distances and losses run in at least float32, outside of autocast."""
+"""Precision of softmax, norms, similarities, distances and losses: at least float32, outside of autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 

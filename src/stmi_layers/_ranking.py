@@ -15,7 +15,7 @@ METRICS = get_args(Metric)  # torch 2.6 cannot trace get_args
 
 
 class Positives:
-    """The gallery entries with the identity of each query, and which of them count as positives."""
+    """Gallery entries with the identity of each query, and a mask of the entries that count as positives."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ def average_scores(scores: Tensor, ranks: Sequence[int]) -> dict[str, Any]:
 def check_ranks(ranks: Sequence[int]) -> None:
     """Refuse ranks below 1."""
     if min(ranks, default=1) < 1:
-        raise ValueError(f"ranks must count from 1; received {tuple(ranks)}")
+        raise ValueError(f"ranks must be at least 1; received {tuple(ranks)}")
 
 
 def check_groups(query_groups: Tensor | None, gallery_groups: Tensor | None) -> None:

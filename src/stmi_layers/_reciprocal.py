@@ -1,4 +1,4 @@
-"""Distances by shared k-reciprocal neighbours in bounded memory: what `reranking.py` defines, computed sparsely.
+"""Distances by shared k-reciprocal neighbours, as defined in `reranking.py`, in bounded memory.
 
 An entry has a few dozen neighbours among hundreds of thousands, so its encoding V is kept as a sparse row, and only
 entries that have a neighbour in common are compared.
@@ -21,7 +21,7 @@ READINGS = get_args(Reading)  # torch 2.6 cannot trace get_args
 
 
 class _Rows(NamedTuple):
-    """A sparse matrix: row i has the columns and values from start[i] to start[i + 1]."""
+    """Sparse matrix: row i has the columns and values from start[i] to start[i + 1]."""
 
     start: Tensor
     column: Tensor

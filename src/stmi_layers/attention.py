@@ -122,7 +122,7 @@ def modulated_attention(
         received = f"query {query.dtype}, key {key.dtype}, value {value.dtype}"
         raise ValueError(f"query, key and value must share one dtype; received {received}")
     if scale is not None and not scale > 0:
-        rule = "scale must be above 0, because another sign swaps maximum and minimum of a row"
+        rule = "scale must be above 0, because a negative factor swaps maximum and minimum of a row"
         raise ValueError(f"{rule}; received {scale}")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     attend = implementation_for(implementation, query, key, value, alpha, beta)

@@ -99,7 +99,7 @@ class HypergraphConv(nn.Module):
             rule = f"nodes must have width in_dim={self.in_dim} and count num_nodes={self.num_nodes}"
             raise ValueError(f"{rule}; received shape {tuple(nodes.shape)}")
         if self.num_edges is not None and incidence.shape[2] != self.num_edges:
-            rule = f"incidence must count num_edges={self.num_edges} hyperedges"
+            rule = f"incidence must have num_edges={self.num_edges} hyperedges"
             raise ValueError(f"{rule}; received shape {tuple(incidence.shape)}")
         mapped = self.linear(nodes)
         received = hypergraph_conv(mapped, incidence, self.edge_weight, normalization=self.normalization)

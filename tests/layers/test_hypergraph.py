@@ -417,7 +417,7 @@ def test_layer_refuses_other_shapes():
         conv(torch.randn(2, 4, 2), incidence)
     with pytest.raises(ValueError, match=r"count num_nodes=4; received shape \(2, 5, 3\)"):
         conv(torch.randn(2, 5, 3), torch.ones(2, 5, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"incidence must count num_edges=3 hyperedges; received shape \(2, 4, 2\)"):
+    with pytest.raises(ValueError, match=r"incidence must have num_edges=3 hyperedges; received shape \(2, 4, 2\)"):
         conv(torch.randn(2, 4, 3), incidence[..., :2])
 
 

@@ -308,7 +308,7 @@ def test_head_in_evaluation_takes_one_sample_and_uses_running_statistics():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_head_refuses_a_batch_without_statistics(count):
-    with pytest.raises(ValueError, match=f"at least 2 samples in training.*received {count}. Drop the last"):
+    with pytest.raises(ValueError, match=f"at least 2 samples in training.*received {count}\\. Drop the last"):
         IdentityHead(4, 3)(torch.randn(count, 4))
 
 

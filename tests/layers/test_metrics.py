@@ -348,7 +348,7 @@ def test_options_out_of_range(function):
 
 def test_ranks_and_k_count_from_one():
     ids = torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"ranks must count from 1; received \(1, 0\)"):
+    with pytest.raises(ValueError, match=r"ranks must be at least 1; received \(1, 0\)"):
         reid_metrics(torch.eye(2), torch.eye(2), ids, ids, ranks=(1, 0))
     with pytest.raises(ValueError, match="k must be at least 1; received 0"):
         rank_gallery(torch.eye(2), torch.eye(2), ids, ids, k=0)

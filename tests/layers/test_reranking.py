@@ -184,7 +184,7 @@ def test_features_and_groups_that_cannot_be_ranked():
         k_reciprocal_rerank(query * math.inf, gallery)
     with pytest.raises(ValueError, match="must be given together; received only gallery_groups"):
         reranked_metrics(query, gallery, ids[:2], ids, gallery_groups=ids)
-    with pytest.raises(ValueError, match=r"ranks must count from 1; received \(0,\)"):
+    with pytest.raises(ValueError, match=r"ranks must be at least 1; received \(0,\)"):
         reranked_metrics(query, gallery, ids[:2], ids, ranks=(0,))
     with pytest.raises(ValueError, match="no query has a positive in the gallery: received 2 queries"):
         reranked_metrics(query, gallery, ids[:2] + 9, ids)

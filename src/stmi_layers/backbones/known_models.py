@@ -110,7 +110,7 @@ def _names(extra: str) -> list[str]:
 
 
 def _known(model: nn.Module) -> tuple[str, str] | None:
-    trunk = getattr(model, "trunk", None)  # open_clip's TimmModel has a trunk, which may also be a convolutional network
+    trunk = getattr(model, "trunk", None)  # of open_clip's TimmModel, whose trunk may also be a convolutional network
     if isinstance(trunk, nn.Module) and _known(trunk) is None:
         return None
     return next((KNOWN[name] for name in map(_qualified, type(model).__mro__) if name in KNOWN), None)

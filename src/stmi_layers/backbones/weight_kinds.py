@@ -51,6 +51,6 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
     for name, file in named.items():
         path = index.parent / file
         if Path(file).name != file or file.endswith(INDEX) or not path.is_file():
-            raise UnreadableError(f"{index} must name files in its own folder; received {file!r}")
+            raise UnreadableError(f"{index} must name existing files in its own folder; received {file!r}")
         found.setdefault(path, []).append(name)
     return found
