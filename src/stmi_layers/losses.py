@@ -77,7 +77,7 @@ def _hardest_pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _distance_to(features: Tensor, partner: Tensor) -> Tensor:
-    # In place, to write one temporary tensor less.
+    # In place, which saves a temporary tensor.
     return torch.linalg.vector_norm(features.index_select(0, partner).sub_(features), dim=1)
 
 

@@ -36,7 +36,7 @@ class Tower(Protocol):
     mean: Colour
     std: Colour
     positions: str | None  # dotted name of the parameter, (..., tokens, dim); None when positions are rotary only
-    position_prefix: int  # number of prefix tokens that have a position in it
+    position_prefix: int  # number of prefix tokens among `positions`
 
     def grid(self) -> Grid: ...
 

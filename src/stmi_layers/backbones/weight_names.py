@@ -55,7 +55,7 @@ def _match(
     names = {re.sub(rf"(?<=\.){wrapper}", "", name): name for name in stored}
     if len(names) < len(stored):
         twice = next(name for name in stored if name not in names.values())
-        raise ValueError(f"{path} holds {twice} twice, with and without the name of a wrapper: remove one of both")
+        raise ValueError(f"{path} holds {twice} twice, with and without the name of a wrapper: remove one of the two")
     shapes = {name: own[mine].shape for name, mine in held.items()}
     fits = {candidate: _fit(candidate, shapes, names, stored) for candidate in _prefixes(names)}
     if prefix is None:
