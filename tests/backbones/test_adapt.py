@@ -362,7 +362,7 @@ def test_inputs_refused():
     with pytest.raises(ValueError, match="images must have the 2 modalities of the prompts; received 4"):
         backbone(images.repeat(1, 2, 1, 1, 1))
     tokens = torch.randn(3, 9, 32)
-    with pytest.raises(ValueError, match="batch must hold all 2 modalities of every sample, one after the other; received 3"):
+    with pytest.raises(ValueError, match=r"batch must hold all 2 modalities of every sample, .*; received 3"):
         block(tokens)
     with pytest.raises(ValueError, match=r"must be a foreground mask, Bool \(batch, tokens\); received torch.float32"):
         block(tokens[:2], attn_mask=torch.zeros(9, 9))

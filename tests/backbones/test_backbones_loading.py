@@ -142,7 +142,7 @@ def test_a_file_of_a_part_of_the_model_is_told_as_such(tmp_path: Path):
     part = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     torch.save(part.state_dict(), tmp_path / "w.pt")
     model = nn.ModuleDict({"tower": nn.ModuleDict({"model": part}), "head": nn.Linear(2, 3)})
-    with pytest.raises(ValueError, match=r"fits the part 'tower\.model' of the model: pass model\.get_submodule\('tower\.model'\)$"):
+    with pytest.raises(ValueError, match=r"fits the part 'tower\.model' .*model\.get_submodule\('tower\.model'\)$"):
         load_weights(model, tmp_path / "w.pt")
     load_weights(model.get_submodule("tower.model"), tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"build the model of this file, without modules that the file does not have$"):

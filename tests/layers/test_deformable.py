@@ -228,7 +228,7 @@ def test_layer_refuses_other_maps():
         DeformableSampling(8)(torch.zeros(1, 8, 8, 3))
     with pytest.raises(ValueError, match="tokens must have at least kernel_size=4 rows and columns; received 8 x 3"):
         DeformableSampling(8)(torch.zeros(1, 8, 3, 8))
-    with pytest.raises(ValueError, match=r"points must have at least 2 rows and 2 columns .*; received 2 x 1\. Take the"):
+    with pytest.raises(ValueError, match=r"at least 2 rows and 2 columns .*; received 2 x 1\. Take the centred"):
         DeformableSampling(8, points="released")(torch.zeros(1, 8, 4, 8))
 
 
