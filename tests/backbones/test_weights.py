@@ -226,7 +226,7 @@ def test_the_report_says_what_became_of_every_tensor(tmp_path):
     text = str(load_weights(tiny_timm((32, 16)), path)).replace(str(tmp_path), "")
     assert "/vit.safetensors (safetensors file): 30 tensors loaded" in text
     assert "resized: pos_embed from (4, 4) to (4, 2) patches" in text
-    assert "not in the file, left as they were: none" in text
+    assert "not in the file, unchanged: none" in text
     assert "only in the file, not used: head.bias" in text
     assert "the model has no QuickGELU; the file does not say" in text
     names = tuple(f"block.{index}.alpha" for index in range(7))
