@@ -40,7 +40,8 @@ class ParallelAdapter(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1 or `activation` is unknown.
+        ValueError: when a size is below 1 or `activation` is unknown. `forward` also raises ValueError for inputs of
+            the wrong size.
 
     Examples:
         >>> adapter, tokens = ParallelAdapter(dim=8), torch.randn(2, 5, 8)
@@ -107,7 +108,7 @@ class AsymmetricAdapter(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1.
+        ValueError: when a size is below 1. `forward` also raises ValueError for inputs of the wrong size.
 
     Examples:
         >>> of_queries, of_targets = AsymmetricAdapter(8, 12), AsymmetricAdapter(8, 12)
@@ -176,7 +177,8 @@ class ResidualPrompts(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1 or `std` negative.
+        ValueError: when a size is below 1, or `std` is negative. `forward` also raises ValueError for inputs of the
+            wrong size.
 
     Examples:
         >>> prompts = ResidualPrompts(dim=8, num_modalities=3)

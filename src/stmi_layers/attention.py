@@ -163,7 +163,7 @@ class SegmentationModulatedAttention(nn.Module):
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`, `perturbation` is not a probability, or there is no such
-            implementation.
+            implementation. `forward` also raises ValueError for inputs of the wrong size.
 
     Reference: STMI, AAAI 2026, section "Segmentation-Guided Feature Modulation".
 

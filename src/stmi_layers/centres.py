@@ -140,7 +140,7 @@ class CentreAlignment(nn.Module):
         dtype: data type of the buffers; torch's default dtype if None.
 
     Raises:
-        ValueError: when an option is out of range.
+        ValueError: when an option is out of range. `forward` also raises ValueError for inputs of the wrong size.
 
     Reference: Zhang et al., "Magic Tokens", CVPR 2024, section "Object-Centric Feature Refinement".
 

@@ -165,7 +165,8 @@ class DeformableSampling(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1, `offset_range` is not above 0 or an option is unknown.
+        ValueError: when a size is below 1, `offset_range` is not above 0 or an option is unknown. `forward` also raises
+            ValueError for inputs of the wrong size.
 
     Reference: Signal, AAAI 2026, section on the Local Alignment Module.
 

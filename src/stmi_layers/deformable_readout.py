@@ -134,7 +134,7 @@ class DeformableReadout(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size or option is out of its range, or `num_heads` does not divide `dim`.
+        ValueError: when an option is out of range, `num_heads` does not divide `dim`, or an input has the wrong size.
 
     Examples:
         >>> readout = DeformableReadout(dim=8, num_modalities=3, grid=(8, 4))

@@ -40,7 +40,8 @@ class ExpertReadout(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`.
+        ValueError: when `num_heads` does not divide `dim`. `forward` also raises ValueError for inputs of the wrong
+            size.
 
     Examples:
         >>> readout = ExpertReadout(dim=8, num_heads=2)

@@ -125,7 +125,7 @@ class GatedExperts(nn.Module):
 
     Raises:
         ValueError: when a size is not positive, or `num_heads` does not divide `dim`; in training also for a batch of
-            one, which has no batch statistics.
+            one, which has no batch statistics. `forward` also raises ValueError for inputs of the wrong size.
 
     Reference: DeMo, AAAI 2025, section "Attention-Triggered Mixture of Experts".
 

@@ -145,6 +145,7 @@ class MaskPerturbation(nn.Module):
 
     @typed
     def forward(self, foreground: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+        """Return a perturbed mask in training, and `foreground` itself in evaluation."""
         if not self.training or self.p == 0:
             return foreground
         return perturb_background(foreground, self.p)

@@ -49,7 +49,8 @@ class GlobalCrossAttention(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, or `dropout` is not a probability.
+        ValueError: when `num_heads` does not divide `dim`, or `dropout` is not a probability. `forward` also raises
+            ValueError for inputs of the wrong size.
 
     Reference: STMI, AAAI 2026, section "Cross-Modal Hypergraph Interaction".
 

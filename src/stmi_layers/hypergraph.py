@@ -47,7 +47,8 @@ class HypergraphConv(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `normalization` is unknown or a size is not positive.
+        ValueError: when `normalization` is unknown or a size is not positive. `forward` also raises ValueError for
+            inputs of the wrong size.
 
     Examples:
         >>> conv = HypergraphConv(8, 4, num_nodes=3)
@@ -154,7 +155,8 @@ class CrossModalHypergraph(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when an option is unknown, a size is not positive or `threshold` is a negative distance.
+        ValueError: when an option is unknown, a size is not positive or `threshold` is a negative distance. `forward`
+            also raises ValueError for inputs of the wrong size.
 
     Reference: STMI, AAAI 2026, section "Cross-Modal Hypergraph Interaction".
 

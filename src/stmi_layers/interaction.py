@@ -47,7 +47,7 @@ class SelectiveInteraction(nn.Module):
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`, the feed-forward network has no width, or `unselected` is
-            unknown.
+            unknown. `forward` also raises ValueError for inputs of the wrong size.
 
     Reference: Signal, AAAI 2026, section on the Selective Interaction Module.
 

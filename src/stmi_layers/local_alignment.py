@@ -79,7 +79,8 @@ class LocalAlignment(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1, `grid` is smaller than a window, or an option is out of range.
+        ValueError: when a size is below 1, `grid` is smaller than a window, or an option is out of range. `forward`
+            also raises ValueError for inputs of the wrong size.
 
     Reference: Signal, AAAI 2026, section on the Local Alignment Module.
 

@@ -102,7 +102,8 @@ class IdentityHead(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `dim` or `num_identities` is not positive.
+        ValueError: when `dim` or `num_identities` is not positive. `forward` also raises ValueError for inputs of the
+            wrong size.
 
     Reference: Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-Identification", CVPR
     Workshops 2019, <https://arxiv.org/abs/1903.07071>.

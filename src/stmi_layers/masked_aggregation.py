@@ -90,7 +90,8 @@ class MaskedAggregation(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, or a size is below 1.
+        ValueError: when `num_heads` does not divide `dim`, or a size is below 1. `forward` also raises ValueError for
+            inputs of the wrong size.
 
     Reference: Zhang et al., "Magic Tokens", CVPR 2024, section "Hierarchical Masked Aggregation".
 

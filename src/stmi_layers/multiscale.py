@@ -93,7 +93,7 @@ class SegmentationGuidedPooling(nn.Module):
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`, `scales` is empty or holds a number that does not divide
-            `grid`, or `beta` is not finite and positive.
+            `grid`, or `beta` is not finite and positive. `forward` also raises ValueError for inputs of the wrong size.
 
     Examples:
         >>> pooling = SegmentationGuidedPooling(dim=8, grid=(8, 4), num_heads=2)

@@ -85,7 +85,8 @@ class GlobalPatchReduction(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is not positive, or `activation` is neither of the two.
+        ValueError: when a size is not positive, or `activation` is neither of the two. `forward` also raises ValueError
+            for inputs of the wrong size.
 
     Reference: DeMo, AAAI 2025, section "Patch-Integrated Feature Extractor".
 

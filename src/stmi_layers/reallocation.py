@@ -49,7 +49,8 @@ class SemanticTokenReallocation(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim`, or `num_tokens` or the hidden width is below 1.
+        ValueError: when `num_heads` does not divide `dim`, or `num_tokens` or the hidden width is below 1. `forward`
+            also raises ValueError for inputs of the wrong size.
 
     Reference: STMI, AAAI 2026, section "Semantic Token Reallocation".
 

@@ -78,6 +78,7 @@ class CrossModalReconstruction(nn.Module):
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`, `num_modalities` is below 2, or another size is below 1.
+            `forward` also raises ValueError for inputs of the wrong size.
 
     Reference: Wang et al., "TOP-ReID", AAAI 2024, section "Complementary Reconstruction Module".
 

@@ -150,7 +150,8 @@ class TokenSelection(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when `dim` is below 1, or `keep` is neither an int of at least 1 nor a float in (0, 1].
+        ValueError: when `dim` is below 1, or `keep` is neither an int of at least 1 nor a float in (0, 1]. `forward`
+            also raises ValueError for inputs of the wrong size.
 
     Reference: Signal, AAAI 2026, section on the Selective Interaction Module.
 

@@ -64,7 +64,8 @@ class SharedExperts(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is not positive, or `dropout` is not a probability.
+        ValueError: when a size is not positive, or `dropout` is not a probability. `forward` also raises ValueError for
+            inputs of the wrong size.
 
     Examples:
         >>> experts = SharedExperts(dim=8, num_experts=4)

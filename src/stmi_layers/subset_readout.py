@@ -54,7 +54,7 @@ def subset_presence(
     *,
     incomplete: Incomplete = "read",
 ) -> Bool[Tensor, "batch subsets"]:
-    """Mark, True in the result, the subsets for which a sample has enough modalities.
+    """Return True for the subsets of which a sample has enough members, one row per sample.
 
     Args:
         present: True for the modalities that a sample has.
@@ -150,7 +150,7 @@ class SubsetReadout(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is not positive, `num_heads` does not divide `dim`, or an option is unknown.
+        ValueError: when an option is out of range, or an input has the wrong size.
 
     Reference: DeMo, AAAI 2025, section "Hierarchical Decoupling Module".
 

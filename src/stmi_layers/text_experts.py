@@ -81,7 +81,8 @@ class TextModulatedExperts(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is not positive, or `dropout` is not a probability.
+        ValueError: when a size is not positive, or `dropout` is not a probability. `forward` also raises ValueError for
+            inputs of the wrong size.
 
     Examples:
         >>> experts = TextModulatedExperts(dim=8, num_modalities=3, num_experts=4)

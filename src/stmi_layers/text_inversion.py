@@ -72,7 +72,8 @@ class CaptionPrompts(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1, or `first` or `std` is negative.
+        ValueError: when a size is below 1, or `first` or `std` is negative. `forward` also raises ValueError for inputs
+            of the wrong size.
 
     Examples:
         >>> prompts = CaptionPrompts(num_prompts=2, dim=8)
@@ -137,7 +138,8 @@ class TextInversion(nn.Module):
         dtype: data type of the parameters; torch's default dtype if None.
 
     Raises:
-        ValueError: when a size is below 1, or `dropout` is not a probability.
+        ValueError: when a size is below 1, or `dropout` is not a probability. `forward` also raises ValueError for
+            inputs of the wrong size.
 
     Examples:
         >>> inversion = TextInversion(text_dim=8, dim=12)

@@ -152,6 +152,7 @@ class TokenPermutation(nn.Module):
 
     Raises:
         ValueError: when `num_heads` does not divide `dim`, or `num_modalities` or the hidden width is below 1.
+            `forward` also raises ValueError for inputs of the wrong size.
 
     Reference: Wang et al., "TOP-ReID", AAAI 2024, section "Token Permutation Module".
 

@@ -72,6 +72,12 @@ def attention_layers(backbone: nn.Module) -> list[nn.Module]:
     Supported are [`SegmentationModulatedAttention`][stmi_layers.attention.SegmentationModulatedAttention],
     `nn.MultiheadAttention` (the default blocks of open_clip) and the attention of timm's `VisionTransformer`, modulated
     or not.
+
+    Args:
+        backbone: any module.
+
+    Returns:
+        The attention modules; an empty list when `backbone` contains no supported attention.
     """
     return [layer for layer in backbone.modules() if _is_stacked(layer) or _is_timm(layer)]
 
@@ -80,6 +86,13 @@ def heads_of(layer: Any, call: Call) -> Heads:
     """Compute attention weights, in at least float32, and values of a recorded call of one of `attention_layers`.
 
     Record in evaluation mode, because in training the layer may perturb the mask of the call.
+
+    Args:
+        layer: one of the results of `attention_layers`.
+        call: a call of this layer that [`recording`][stmi_layers.backbones.recording] recorded.
+
+    Returns:
+        Weights, whose rows sum to 1, and values.
     """
     tokens, foreground = call[0][0], _foreground(layer, call)
     if not getattr(layer, "batch_first", True):  # only nn.MultiheadAttention has batch_first=False

@@ -163,6 +163,9 @@ def choose_layers(layers: Layers, depth: int) -> set[int]:
         layers: "all", the "early" half, the "late" half, or indices from 0.
         depth: number of blocks.
 
+    Returns:
+        Indices from 0 to `depth - 1`, at least one.
+
     Raises:
         ValueError: when `layers` names no block, or a block that does not exist.
 
