@@ -88,9 +88,9 @@ def incidence_statistics(
         num_modalities: number of modalities; divides the number of nodes.
 
     Returns:
-        Three numbers per sample: the mean number of nodes in a hyperedge; the share of isolated nodes, which share no
-        hyperedge with another node; the share of hyperedges that reach several modalities. Nodes in no hyperedge and
-        empty hyperedges do not count; the numbers are 0 when nothing counts.
+        Three numbers per sample. The first is the mean number of nodes in a hyperedge. The second is the share of
+        isolated nodes, which share no hyperedge with another node. The third is the share of hyperedges that reach
+        several modalities. Nodes in no hyperedge and empty hyperedges do not count; 0 when nothing counts.
 
     Raises:
         ValueError: when `num_modalities` does not divide the number of nodes.

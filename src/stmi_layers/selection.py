@@ -29,7 +29,7 @@ def top_tokens(scores: Float[Tensor, "batch tokens"], num: int) -> Bool[Tensor, 
         num: number of tokens to mark, at least 0; a number above the number of tokens marks all tokens.
 
     Returns:
-        True for the marked tokens: `num` in every row, or fewer in a row with fewer scores above -inf.
+        True for the marked tokens, `num` in every row, or fewer in a row with fewer scores above -inf.
 
     Raises:
         ValueError: when `num` is negative.

@@ -33,7 +33,7 @@ def draw_sentences(
         generator: source of the randomness, on the device of `sentences`; None for torch's global generator.
 
     Returns:
-        True for the sentences that an expert reads: at least one of every caption that has a sentence.
+        True for the sentences that an expert reads, at least one of every caption that has a sentence.
 
     Raises:
         ValueError: when `num_experts` is not positive, or `p` is not a probability.

@@ -37,7 +37,7 @@ def gram_volume(
         present: True for the modalities that a sample has; None for all. Absent features are left out of a volume.
 
     Returns:
-        The volumes, in at least float32: rows for the sample of the anchor, columns for the sample of all other
+        The volumes, in at least float32. Rows stand for the sample of the anchor, columns for the sample of all other
         modalities.
 
     Raises:

@@ -299,7 +299,7 @@ def test_autocast_keeps_the_dtype_and_the_logits_of_the_caller(device):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
 def test_scale_must_be_positive(scale):
-    with pytest.raises(ValueError, match=f"scale must be above 0, for maximum and minimum .* received {scale}"):
+    with pytest.raises(ValueError, match=f"scale must be above 0, because .* received {scale}"):
         modulated_attention(*example(), scale=scale)
 
 
