@@ -1,4 +1,4 @@
-"""Any to any: every subset of the modalities as query against every subset as gallery."""
+"""Any-to-any retrieval: every subset of the modalities as query against every subset as gallery."""
 
 import json
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ Matrix = Mapping[tuple[Subset, Subset], float]
 
 
 def any_to_any(trained: Trained, descriptor: str | None = None) -> Matrix:
-    """The mAP for every pair of subsets, the first the modalities of the queries.
+    """Compute the mAP of every pair of subsets: modalities of the queries, then modalities of the gallery.
 
     Args:
-        trained: model and test split. Items that lack a modality of the set by themselves lack it here, too; items that
-            would be left without any image in a subset are an error.
-        descriptor: the one to match by; the model's headline by default.
+        trained: model and test split. A modality that an item lacks in the set is missing here, too; an item without
+            any image of a subset is an error.
+        descriptor: name of the descriptor to match by; the model's headline by default.
     """
     modalities = trained.run.data.modalities
     subsets = [some for size in range(1, len(modalities) + 1) for some in combinations(modalities, size)]
@@ -37,7 +37,7 @@ def any_to_any(trained: Trained, descriptor: str | None = None) -> Matrix:
 
 
 def score_pair(query: Tensor, gallery: Tensor, items: list[Item], protocol: Protocol) -> float:
-    """The mAP of queries by one set of descriptors in a gallery by another, a row per item in both."""
+    """Compute the mAP of queries from one table of descriptors in a gallery from another, a row per item in both."""
     queries, entries = protocol.split(items)
     match, drop = protocol.codes(items)
     metrics = reid_metrics(
@@ -52,18 +52,18 @@ def score_pair(query: Tensor, gallery: Tensor, items: list[Item], protocol: Prot
 
 
 def subsets_of(matrix: Matrix) -> list[Subset]:
-    """The subsets, in the order of the rows."""
+    """Return the subsets, in the order of the rows."""
     return list(dict.fromkeys(one for one, _ in matrix))
 
 
 def disjoint_mean(matrix: Matrix) -> float:
-    """Mean over pairs of subsets without a modality in common; NaN for a single modality."""
+    """Return the mean over pairs of subsets without a common modality; NaN for a single modality."""
     values = [value for (one, other), value in matrix.items() if not {*one} & {*other}]
     return float(np.mean(values)) if values else float("nan")
 
 
 def as_text(matrix: Matrix) -> str:
-    """A table in percent."""
+    """Format the matrix as a table in percent."""
     subsets = subsets_of(matrix)
     names = ["+".join(subset) for subset in subsets]
     width = max(map(len, names)) + 2
@@ -86,7 +86,7 @@ def write_any_to_any(matrix: Matrix, descriptor: str, out: Path) -> list[Path]:
 
 
 def draw(matrix: Matrix, descriptor: str):
-    """The matrix as a figure, with its numbers."""
+    """Draw the matrix with its numbers."""
     from matplotlib.figure import Figure
 
     subsets = subsets_of(matrix)

@@ -1,4 +1,4 @@
-"""Command line: flags of a run made of its records, and expected errors in a line."""
+"""Command line of the examples: flags from the settings records of a run, and expected errors in one line."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ import tyro  # noqa: E402
 from stmi_layers.training.messages import printable  # noqa: E402
 
 Arguments = TypeVar("Arguments")
-# Errors whose message says all there is to know. Any other error is a fault of the program.
+# Errors whose message tells the user everything. Any other error is a fault of the program.
 EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, FloatingPointError)
 
 
@@ -27,26 +27,26 @@ EXPECTED = (ValueError, FileNotFoundError, FileExistsError, BlockingIOError, Flo
 def errors_as_a_line() -> Iterator[None]:
     """End with `error: MESSAGE (FLAGS)` on the standard error and status 1 for an expected error.
 
-    Any other keeps its traceback.
+    Any other error keeps its traceback.
     """
     try:
         yield
     except EXPECTED as error:
         sys.exit(f"error: {printable_lines(with_flags(str(error)))}")
     except OSError as error:
-        # Of a file that may not be read or written, wherever that was found out.
+        # A file that cannot be read or written, wherever the error was raised.
         if error.filename is None or error.strerror is None:
             raise
         sys.exit(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}")
     except ImportError as error:
-        # Python's own names the module; one raised by hand says what to install.
+        # An error of Python's import names the module; our own errors say what to install.
         if error.name is not None:
             raise
         sys.exit(f"error: {printable_lines(str(error))}")
 
 
 def printable_lines(text: str) -> str:
-    r"""A text in which everything that no terminal should obey is escaped, ends of lines excepted.
+    r"""Escape everything in a text that a terminal would obey, except line ends.
 
     Examples:
         >>> printable_lines("a\x1b[2J\nb")
@@ -56,7 +56,7 @@ def printable_lines(text: str) -> str:
 
 
 def with_flags(message: str) -> str:
-    """A message of the library, which knows settings and no flags, and the flags of the settings it names.
+    """Append the flags of the settings that a message names; messages of the library know settings, not flags.
 
     Examples:
         >>> with_flags("pass missing_modality='absent' to do without them")
@@ -66,14 +66,14 @@ def with_flags(message: str) -> str:
     from stmi_layers.training import Data, Machine, Schedule
 
     settings = [one.name for record in (Data, Schedule, Machine, Tower) for one in fields(record)]
-    # A setting of one word is a setting where a value follows.
+    # A single word is a setting only if a value follows.
     named = [name for name in settings if re.search(rf"\b{name}\b" if "_" in name else rf"\b{name}=", message)]
     new = [one for one in map(flag, named) if one not in message]
     return f"{message} ({', '.join(new)})" if new else message
 
 
 def flag(setting: str) -> str:
-    """The flag of a setting, by its name in recipes.
+    """Return the flag of a setting, given its name in recipes.
 
     Examples:
         >>> flag("warmup_epochs"), flag("rates.backbone")
@@ -90,13 +90,13 @@ def run(
     *,
     prog: str | None = None,
 ) -> None:
-    """Read the command line into `arguments_type` and hand it to `main`.
+    """Parse the command line into `arguments_type` and pass the result to `main`.
 
     Args:
-        main: what the command does.
-        arguments_type: a dataclass whose fields are the options.
-        description: shown by `--help`.
-        prog: the name of the command in messages; the file by default.
+        main: function that does the work of the command.
+        arguments_type: dataclass whose fields are the options.
+        description: text shown by `--help`.
+        prog: name of the command in messages; the file by default.
     """
     with errors_as_a_line():
         main(tyro.cli(arguments_type, prog=prog, description=description))
@@ -105,13 +105,13 @@ def run(
 def run_method(
     main: Callable[[Any, Arguments], object], own: Callable[..., Arguments], command: str, description: str | None
 ) -> None:
-    """Read `METHOD` and the flags of a run, and hand the run and the command's own options to `main`.
+    """Parse `METHOD` and the flags of a run, and pass the run and the command's own options to `main`.
 
     Args:
-        main: what the command does.
-        own: a dataclass of the command's own options, of which `out` has no default.
-        command: the name of the command in messages.
-        description: shown by `--help`.
+        main: function that does the work of the command.
+        own: dataclass of the command's own options, of which `out` has no default.
+        command: name of the command in messages.
+        description: text shown by `--help`.
     """
     with errors_as_a_line():
         asked, options = parse_run(sys.argv[1:], own, command, description)
@@ -119,9 +119,9 @@ def run_method(
 
 
 def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, description: str | None) -> Any:
-    """A run and the command's own options from a command line, of which the method is the first word.
+    """Return the run and the command's own options of a command line whose first word is the method.
 
-    A recipe stands beneath the other flags, wherever its own flag stands.
+    Other flags take precedence over a recipe, whatever their order.
     """
     from examples.methods import METHODS, load_method
     from examples.run import Data, default_run
@@ -148,7 +148,7 @@ def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, 
 def parse_shared(
     line: Sequence[str], own: Callable[..., Arguments], command: str, description: str | None
 ) -> tuple[dict[str, Any], Any]:
-    """Parse the records that runs of several methods share (data, schedule, machine, tower) and its options."""
+    """Parse the records that runs of several methods share (data, schedule, machine, tower), and the own options."""
     from examples.towers.tower import Tower
     from stmi_layers.training import Data, Machine, Schedule
 
@@ -160,7 +160,7 @@ def parse_shared(
 
 
 def _flags(line: Sequence[str], groups: dict[str, tuple[Any, Any]], command: str, description: str | None) -> list[Any]:
-    """The values of groups of flags, each a type and its default, from a command line."""
+    """Parse a command line into the values of groups of flags; a group is a type and its default."""
     flat = tyro.conf.OmitArgPrefixes
     kind: Any = make_dataclass("Flags", [(name, flat[group]) for name, (group, _) in groups.items()], frozen=True)
     values = kind(*(value for _, value in groups.values()))
@@ -174,12 +174,12 @@ def _recipe_in(line: Sequence[str]) -> str:
 
 
 def _recipe_type(names: tuple[str, ...]) -> Any:
-    help_text = "Take the values of this recipe (recipes.py of the method) wherever the command line gives none."
+    help_text = "Recipe in recipes.py of the method: its values replace the defaults; flags take precedence."
     return Annotated[Literal[names] | None if names else None, tyro.conf.arg(help=help_text)]
 
 
 def _group(record: Any, name: str) -> tuple[Any, Any]:
-    """A record as tyro shows it: `root` is --data, and every entry of `rates` has a flag of its own."""
+    """Return a record as tyro shows it: `root` becomes --data, and every entry of `rates` gets its own flag."""
     kind, values = type(record), vars(record)
     if name == "data":
         renamed = [("root", Annotated[Path, tyro.conf.arg(name="data")])]
@@ -197,7 +197,7 @@ def _group(record: Any, name: str) -> tuple[Any, Any]:
 
 
 def _record(default: Any, shown: Any) -> Any:
-    """The record behind what `_group` made of it."""
+    """Return the record that `_group` prepared for tyro."""
     values = {one.name: getattr(shown, one.name) for one in fields(default)}
     rates = {group: getattr(shown, f"rate_of_{group}") for group in getattr(default, "rates", {})}
     return type(default)(**values | ({"rates": rates} if rates else {}))

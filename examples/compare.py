@@ -1,6 +1,6 @@
 """Train variants of a method over several seeds, and write a table and a figure: `python -m examples.compare METHOD`.
 
-`--preset NAME` asks one of the questions in the method's `variants.py`. Finished runs are kept and not repeated, so
+`--preset NAME` answers one of the questions in the method's `variants.py`. Finished runs are kept and not repeated, so
 that an interrupted comparison continues where it stopped, and comparisons with the same `--out` share their runs.
 
 Without METHOD, all methods are compared under one protocol: `python -m examples.compare --preset methods`.
@@ -36,25 +36,25 @@ DOCS = Path("docs")
 
 @dataclass(frozen=True)
 class Options:
-    """Comparison. The flags below it are shared by all runs; a variant replaces some of them."""
+    """Comparison. The flags in the groups below are shared by all runs; a variant replaces some of them."""
 
     out: Path
     """Folder of the comparison; its runs are in `runs`."""
     preset: str = ""
-    """Question of the method's variants.py; its table and figure go to OUT/PRESET. Without it, `variants` are
+    """Question in the method's variants.py, whose table and figure go to OUT/PRESET. By default `variants` are
     compared."""
     variants: tuple[str, ...] = ()
-    """Names of the method's variants, all by default; "NAME@RGB" or "NAME@RGB,NI" restricts one to these
-    modalities."""
+    """Names of the method's variants; all usual variants by default. "NAME@RGB" or "NAME@RGB,NI" restricts a variant to
+    these modalities."""
     rows: tuple[str, ...] = ()
-    """Labels of the preset's rows to make, instead of all."""
+    """Labels of the rows of the preset to run; all rows by default."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; every variant has a run with each."""
+    """Seeds; every variant is run once with each seed."""
     jobs: int = 1
-    """Runs at a time, each with `threads` CPU threads."""
+    """Number of runs at a time, each with `threads` CPU threads."""
     top: float = 0.0
-    """Upper end of the scale of mAP in the figure, in percent, so that figures of two sets can be compared by eye; 0
-    fits it to the numbers."""
+    """Upper end of the mAP axis of the figure, in percent, so that figures of two sets can be compared by eye; 0 fits
+    the axis to the numbers."""
     docs: str = ""
     """Name of the set: copy the table to docs/tables/results-NAME-PRESET.md and the figure to docs/assets/results."""
 
@@ -74,7 +74,7 @@ class Offer:
 
 
 def variant_run(run: Run, options: Options, name: str, seed: int) -> tuple[Run, Path]:
-    """One run and its folder; variants that come to the same settings share the folder of the first of them.
+    """Return a run and its folder; variants with equal settings share the folder of the first such variant.
 
     Raises:
         ValueError: when the variant is unknown.
@@ -92,7 +92,7 @@ def variant_run(run: Run, options: Options, name: str, seed: int) -> tuple[Run, 
 
 
 def _settings(shared: Run, values: dict[str, Any]) -> dict[str, Any] | None:
-    """The settings of a variant, None for one that cannot stand on these."""
+    """Return the settings of a variant; None if the variant does not fit the shared settings."""
     try:
         return settings_of(shared.changed(values))
     except ValueError:
@@ -100,7 +100,7 @@ def _settings(shared: Run, values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def preset_of(run: Run, options: Options) -> Preset:
-    """The comparison that the options name: a preset with its rows, or the variants they name.
+    """Return the comparison that the options ask for: a preset with its rows, or the named variants.
 
     Raises:
         ValueError: when there is no such preset, or no such row in it.
@@ -120,20 +120,20 @@ def preset_of(run: Run, options: Options) -> Preset:
 
 
 def run_one(run: Run, out: Path, rows: list[Row]) -> list[Result]:
-    """Train unless the run is finished, and say what it scores under the conditions of each row."""
+    """Train unless the run is finished, and return its scores under the conditions of each row."""
     from examples.train import train
 
     if (result := finished(out / "metrics.json")) is None:
         train(run, out, resume=(out / "checkpoint.pt").exists())
         result = finished(out / "metrics.json")
     if result is None:
-        raise ValueError(f"{out / 'metrics.json'} cannot be read after the run; look at the disk")
+        raise ValueError(f"{out / 'metrics.json'} cannot be read after the run; check the disk")
     checkpoint = out / "checkpoint.pt"
     return [score_under(checkpoint, row, run.machine) if row.is_condition else result for row in rows]
 
 
 def refuse_other_settings(run: Run, out: Path) -> None:
-    """Refuse a run of other settings, which would stand in a table under a command that did not make it."""
+    """Refuse a folder whose run has other settings, because the table names the command that made its runs."""
     try:
         records = json.loads((out / "settings.json").read_text())
     except (OSError, ValueError):
@@ -145,7 +145,7 @@ def refuse_other_settings(run: Run, out: Path) -> None:
 
 
 def run_all(run: Run, options: Options, rows: tuple[Row, ...]) -> dict[Key, Result]:
-    """Results by label and seed; runs that several rows need are made once."""
+    """Return results by label and seed; a run that several rows need is made once."""
     jobs: dict[Path, Job] = {}
     seeds: dict[Path, int] = {}
     for row in rows:
@@ -161,11 +161,11 @@ def run_all(run: Run, options: Options, rows: tuple[Row, ...]) -> dict[Key, Resu
 
 
 def run_jobs(jobs: Mapping[Path, Job], workers: int, root: Path) -> dict[Path, list[Result]]:
-    """Results of runs by their folder, one per row; runs that are finished are not repeated.
+    """Return results of runs by their folder, one per row; finished runs are not repeated.
 
     Args:
-        jobs: a run and the rows that need it, by folder.
-        workers: runs at a time.
+        jobs: run and the rows that need it, by folder.
+        workers: number of runs at a time.
         root: folder of all runs.
 
     Raises:
@@ -173,8 +173,8 @@ def run_jobs(jobs: Mapping[Path, Job], workers: int, root: Path) -> dict[Path, l
     """
     for out, (run, _) in jobs.items():
         refuse_other_settings(run, out)
-    # Large blocks that glibc would return to the system after each step, and fault in again, stay with the process:
-    # on the CPU that alone can double the speed. Other systems ignore it.
+    # The process keeps large blocks that glibc would return to the system after each step and fault in again. On the
+    # CPU this alone can double the speed; other systems ignore the variables.
     os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
     results: dict[Path, list[Result]] = {}
     failed: list[str] = []
@@ -187,20 +187,20 @@ def run_jobs(jobs: Mapping[Path, Job], workers: int, root: Path) -> dict[Path, l
                 results[out] = future.result()
                 continue
             failed.append(str(out.relative_to(root)))
-            # An expected error says all there is to know in a line; of a fault of the program the traceback tells more.
+            # The message of an expected error is enough; a fault of the program needs its traceback.
             short = isinstance(error, cli.EXPECTED)
             details = [f"{error}\n"] if short else traceback.format_exception(error)
             tqdm.write(f"{failed[-1]} failed: {''.join(details)}", file=sys.stderr, end="")
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(jobs)} runs failed: {', '.join(sorted(failed))}; what they said stands above. The "
-            "others are kept: after the cause is fixed, the same command makes only these"
+            f"{len(failed)} of {len(jobs)} runs failed: {', '.join(sorted(failed))}; their messages are above. The "
+            "other runs are kept: after the cause is fixed, the same command makes only these"
         )
     return results
 
 
 def main(run: Run, options: Options) -> str:
-    """Run what is missing, then write table.md, table.json and the figure into `out`, or its folder of the preset."""
+    """Make missing runs, then write table.md, table.json and the figure into `out`, or its folder of the preset."""
     preset = preset_of(run, options)
     own = Offer(run.method).columns
     columns = {name: column_of(name, own) for name in preset.columns}
@@ -232,7 +232,7 @@ def main(run: Run, options: Options) -> str:
 
 
 def publish(folder: Path, name: str) -> None:
-    """Copy table and figure to where the pages of the documentation take them from."""
+    """Copy table and figure into the folders of the documentation."""
     for file, place in {
         "table.md": DOCS / "tables" / f"results-{name}.md",
         "figure.png": DOCS / "assets" / "results" / f"{name}.png",

@@ -1,8 +1,8 @@
 """Compare all methods on one tower, one set and one budget: `python -m examples.compare --preset methods`.
 
-Beside the methods stand a plain concatenation of class tokens and a small convolutional network. A row has its
-method's defaults. With `--learning-rates`, the learning rate of a row is chosen on held-out training identities. The
-table says by which rule, and how many values were tried. Finished runs are kept and not repeated.
+A plain concatenation of class tokens and a small convolutional network are compared as well. A row has its method's
+defaults. With `--learning-rates`, the learning rate of a row is chosen on held-out training identities; the table names
+the rule and the number of values tried. Finished runs are kept and not repeated.
 """
 
 import dataclasses
@@ -32,41 +32,41 @@ OWN_COLUMNS = {
     "MB per item": Column(lambda run: run["cost"]["megabytes"], digits=2),
 }
 SHOWN = ("mAP", "R1", "CPU minutes", *OWN_COLUMNS)
-# Columns that the table leaves to the rule above it where all rows have the same.
+# Columns that are named in the rule above the table, instead of in the table, if all rows have equal values.
 SETTINGS = ("epochs", "learning rate")
-# Share of the training identities that learning rates are tried on, where the table itself is of the test split.
+# Share of the training identities to try learning rates on, if the table itself scores the test split.
 TRIED_ON = 0.2
 Rows = Mapping[str, Run]
 
 
 @dataclass(frozen=True)
 class Options:
-    """Comparison of methods. The flags below it are shared by all runs."""
+    """Comparison of methods. The flags in the groups below are shared by all runs."""
 
     out: Path
     """Folder of the comparison; its runs are in `runs`, its tables in `methods-epochs` and `methods-cpu`."""
     preset: Literal["methods"] = "methods"
     """Methods, inputs and rules of the comparison."""
     equal: Literal["epochs", "cpu"] = "epochs"
-    """Budget common to all rows: the epochs, or the CPU minutes of their training. For the latter, rows are trained
-    with equal epochs first, which says how many epochs fit."""
+    """Budget common to all rows: epochs, or CPU minutes of training. For CPU minutes, rows are first trained with equal
+    epochs, to measure how many epochs fit."""
     cpu_minutes: float = 0.0
-    """CPU minutes of a run with `--equal cpu`; 0 takes those of the most costly row at equal epochs."""
+    """CPU minutes of a run with `--equal cpu`; 0 takes the minutes of the most costly row at equal epochs."""
     methods: tuple[str, ...] = ()
-    """Names of the methods to compare, "concatenation" and "cnn" among them; all by default."""
+    """Names of the methods to compare, including "concatenation" and "cnn"; all by default."""
     inputs: tuple[Inputs, ...] = ("images",)
-    """Inputs of the models besides images: nothing, masks, captions, or both; a row per entry and method, without
-    captions for a method that reads none."""
+    """Inputs of the models besides images: nothing, masks, captions, or both. The table has a row per entry and method;
+    a method that reads no captions has no rows with captions."""
     learning_rates: tuple[float, ...] = ()
     """Learning rates to try for every row, with the first seed, on held-out training identities: the share
-    `--validation`, or a fifth where the table is of the test split. Without any, all rows have the shared one."""
+    `--validation`, or a fifth if the table scores the test split. By default all rows have the shared learning rate."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; every row has a run with each."""
+    """Seeds; every row is run once with each seed."""
     jobs: int = 1
-    """Runs at a time, each with `threads` CPU threads."""
+    """Number of runs at a time, each with `threads` CPU threads."""
     missing: bool = False
-    """Score the runs without each modality in turn as well, in a table and a figure of their own, in
-    `methods-epochs-missing` or `methods-cpu-missing`."""
+    """Also score the runs without each modality in turn, in a separate table and figure in `methods-epochs-missing` or
+    `methods-cpu-missing`."""
     docs: str = ""
     """Name of the set: copy the table to docs/tables and the figure to docs/assets/results."""
 
@@ -77,11 +77,11 @@ class Options:
             raise ValueError(f"learning_rates must be positive; received {self.learning_rates}")
         for name in ("seeds", "inputs"):
             if len(set(getattr(self, name))) < max(1, len(getattr(self, name))):
-                raise ValueError(f"{name} must be some, all different; received {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least one, all different; received {getattr(self, name)}")
 
 
 def try_rates(rows: Rows, options: Options) -> Tries:
-    """Results of the rows at every learning rate, with the first seed, on validation identities."""
+    """Train the rows at every learning rate, with the first seed, and score them on validation identities."""
     tried = {
         (label, rate): with_rate(run, rate).changed(
             {"validation": run.data.validation or TRIED_ON, "seed": options.seeds[0]}
@@ -96,9 +96,9 @@ def try_rates(rows: Rows, options: Options) -> Tries:
 
 
 def with_rate(run: Run, rate: float) -> Run:
-    """The run with a learning rate of its new modules and of its tower, both of which start from scratch.
+    """Set the learning rate of a run for its new modules and its tower, which both start from scratch.
 
-    A run that has this rate already stays as it is, and shares the folder of the comparison without tries.
+    A run that has this rate already is returned unchanged, and shares the folder of the comparison without tries.
     """
     schedule = run.schedule
     same = rate == schedule.learning_rate == schedule.rates.get("backbone", rate)
@@ -106,14 +106,15 @@ def with_rate(run: Run, rate: float) -> Run:
 
 
 def fit_epochs(rows: Rows, results: Mapping[str, list[Result]], minutes: float) -> dict[str, Run]:
-    """The rows with as many epochs as fit into the CPU minutes, one at least.
+    """Set the epochs of the rows to as many as fit into the CPU minutes, at least one.
 
-    Epochs, and not a clock, end a run: its learning rate falls to its end, and it can be repeated to the bit.
+    A number of epochs, not a clock, ends a run, so that its schedule of the learning rate is complete and the run can
+    be repeated exactly.
 
     Args:
         rows: runs by label.
-        results: of these runs, by label, one per seed.
-        minutes: of a training; 0 takes those of the most costly row.
+        results: results of these runs by label, one per seed.
+        minutes: CPU minutes of a training; 0 takes the minutes of the most costly row.
     """
     spent = {label: statistics.mean(run["training_cpu_minutes"] for run in runs) for label, runs in results.items()}
     budget = minutes or max(spent.values())
@@ -122,12 +123,12 @@ def fit_epochs(rows: Rows, results: Mapping[str, list[Result]], minutes: float) 
 
 
 def results_of(rows: Rows, options: Options, asked: Rows | None = None) -> dict[str, list[Result]]:
-    """Results of the rows by label, one per seed, with their learning rate and what describing an item costs.
+    """Return results of the rows by label, one per seed, with their learning rate and the cost of describing an item.
 
     Args:
         rows: runs by label.
-        options: seeds and folder.
-        asked: the rows before their learning rates were chosen; None where no rate was tried.
+        options: options that give seeds and folder.
+        asked: rows before their learning rates were chosen; None if no rate was tried.
     """
     places = {label: places_of(label, run, options, asked) for label, run in rows.items()}
     seeded = {
@@ -138,7 +139,7 @@ def results_of(rows: Rows, options: Options, asked: Rows | None = None) -> dict[
     results = train_all(seeded, options)
     found: dict[str, list[Result]] = {}
     for label, run in rows.items():
-        # One after the other, when no training disturbs the clock.
+        # One after the other, so that no training disturbs the clock.
         cost = cost_of(places[label][0] / "checkpoint.pt", run.quiet().machine)
         more = {"learning_rate": run.schedule.learning_rate, "cost": cost}
         found[label] = [results[out] | more for out in places[label]]
@@ -146,19 +147,19 @@ def results_of(rows: Rows, options: Options, asked: Rows | None = None) -> dict[
 
 
 def places_of(label: str, run: Run, options: Options, asked: Rows | None) -> list[Path]:
-    """Folders of the runs of a row, one per seed: by its epochs, and its learning rate where other rates were asked."""
+    """Return the folders of the runs of a row, one per seed, named by epochs, and by learning rate if it was chosen."""
     rates = [(one.schedule.learning_rate, one.schedule.rates) for one in (run, (asked or {label: run})[label])]
     stage = f"epochs-{run.schedule.epochs}" + (f"-rate-{rates[0][0]:g}" if rates[0] != rates[1] else "")
     return [place(options, label, stage, f"seed-{seed}") for seed in options.seeds]
 
 
 def place(options: Options, label: str, *parts: str) -> Path:
-    """Folder of a run."""
+    """Return the folder of a run."""
     return options.out.joinpath("runs", label.replace(" ", ""), *parts)
 
 
 def train_all(runs: Mapping[Path, Run], options: Options) -> dict[Path, Result]:
-    """Results by folder; finished runs are not repeated."""
+    """Train the runs and return results by folder; finished runs are not repeated."""
     jobs = {out: (run, [Row("", "")]) for out, run in runs.items()}
     return {out: one for out, (one,) in compare.run_jobs(jobs, options.jobs, options.out / "runs").items()}
 
@@ -183,7 +184,7 @@ def rule_of(rows: Rows, results: Mapping[str, list[Result]], options: Options, b
 
 
 def tries_of(rows: Rows, options: Options) -> str:
-    """Number and values of the learning rates tried, and what they are scored on."""
+    """Describe number and values of the learning rates tried, and what they are scored on."""
     share = next(iter(rows.values())).data.validation or TRIED_ON
     tried = ", ".join(f"{rate:g}" for rate in options.learning_rates)
     return (
@@ -193,7 +194,7 @@ def tries_of(rows: Rows, options: Options) -> str:
 
 
 def main(shared: Mapping[str, Any], options: Options) -> str:
-    """Run what is missing, then write table.md, table.json and the figure into the folder of the comparison."""
+    """Make missing runs, then write table.md, table.json and the figure into the folder of the comparison."""
     rows, texts, asked = rows_of(shared, options.methods, options.inputs), [], None
     if options.learning_rates:
         asked, tries = rows, try_rates(rows, options)
@@ -227,7 +228,7 @@ def main(shared: Mapping[str, Any], options: Options) -> str:
 
 
 def command() -> None:
-    """Read the command line and compare."""
+    """Parse the command line and compare the methods."""
     with cli.errors_as_a_line():
         name = "python -m examples.compare"
         about = f"{compare.__doc__}\nWithout METHOD:\n\n{__doc__}"

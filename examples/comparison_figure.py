@@ -1,4 +1,4 @@
-"""Picture of a comparison: a panel per group of numbers, bars for variants and lines for a sweep."""
+"""Figure of a comparison: a panel per group of numbers, bars for variants and lines for a sweep."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from examples.figures.style import save
 from examples.preset import Column, Result
 from stmi_layers.training.files import write_text
 
-# Labels of more rows than these would run into each other.
+# Largest number of rows whose labels do not run into each other.
 CROWD = 8
 COLORS = ("#4575b4", "#f46d43", "#1a9850", "#984ea3")
 # matplotlib writes the colours of a light page; on a dark one, ink turns light and paper transparent.
@@ -44,12 +44,12 @@ def draw(
     """Write PNG and SVG: mean and standard deviation of every number, and a dot for every seed.
 
     Args:
-        rows: the results of the seeds by label.
-        panels: the columns each panel shows, by name.
-        path: of the figure, without suffix.
-        title: above it.
-        axis: what the labels are.
-        sweep: the labels are numbers.
+        rows: results of the seeds by label.
+        panels: columns of each panel, by name.
+        path: path of the figure, without suffix.
+        title: title above the figure.
+        axis: title of the axis of the labels.
+        sweep: whether the labels are numbers, to be joined by lines.
         top: upper end of the panels with an mAP, in percent; 0 fits each panel to its numbers.
     """
     across = (
@@ -120,7 +120,7 @@ def _bars(panel: Axes, of_label: dict[str, list[float]], column: str, color: str
 
 
 def _dots(panel: Axes, of_label: dict[str, list[float]], shift: float, width: float, color: str) -> None:
-    """Dots of the seeds side by side across a width, so that none hides another."""
+    """Draw a dot per seed, side by side across a width, so that no dot hides another."""
     points = [
         (place + shift + width * ((seed + 0.5) / len(values) - 0.5), value)
         for place, values in enumerate(of_label.values())
@@ -130,6 +130,6 @@ def _dots(panel: Axes, of_label: dict[str, list[float]], shift: float, width: fl
 
 
 def _statistics(of_label: dict[str, list[float]]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by label, not a number where there is no value."""
+    """Return mean and standard deviation by label; the mean is NaN where there is no value."""
     means = [statistics.mean(values) if values else float("nan") for values in of_label.values()]
     return means, [statistics.stdev(values) if len(values) > 1 else 0.0 for values in of_label.values()]

@@ -1,4 +1,4 @@
-"""Scores of trained runs without each of their modalities in turn: what a missing one costs at test time."""
+"""Scores of trained runs without each of their modalities in turn: the cost of a missing modality at test time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ ASKS = (
 
 
 def without_each(run: Run, checkpoints: Sequence[Path], results: Sequence[Result]) -> list[Result]:
-    """The results of a row, one per checkpoint, with those without each modality under "without"."""
+    """Add to the results of a row, one per checkpoint, the scores without each modality under "without"."""
     names = run.data.modalities
     if len(names) < 2:
-        raise ValueError(f"modalities must be several for one to be missing; received {', '.join(names)}")
+        raise ValueError(f"modalities must be at least two for one to be missing; received {', '.join(names)}")
     kept = {name: tuple(other for other in names if other != name) for name in names}
     return [
         result
@@ -32,7 +32,7 @@ def without_each(run: Run, checkpoints: Sequence[Path], results: Sequence[Result
 
 
 def missing_columns(modalities: Sequence[str]) -> Mapping[str, Column]:
-    """Columns of the mAP with all modalities and without each."""
+    """Return the columns of the mAP with all modalities and without each modality."""
     whole = column_of("mAP", {})
     return {"mAP": whole, **{f"mAP without {name}": _without(whole, name) for name in modalities}}
 

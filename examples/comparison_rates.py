@@ -1,4 +1,4 @@
-"""Learning rates that a comparison of methods tries: the best one of a row, and a table of all of them."""
+"""Learning rates that a comparison of methods tries: the best rate of a row, and a table of all rates."""
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -6,26 +6,26 @@ from decimal import Decimal
 from examples.comparison_written import Table
 from examples.preset import Column, Result
 
-# Results by the label of a row and by learning rate.
+# Results by label of the row and by learning rate.
 Tries = Mapping[str, Mapping[float, Result]]
 
 
 def best_rate(tried: Mapping[float, Result]) -> float:
-    """The learning rate of the best mAP, the first of equally good ones."""
+    """Return the learning rate of best mAP, the first among equals."""
     return max(tried, key=lambda rate: headline_map(tried[rate]))
 
 
 def headline_map(result: Result) -> float:
-    """The mAP of the descriptor that is scored first."""
+    """Return the mAP of the headline descriptor."""
     return result["descriptors"][result["headline"]]["mAP"]
 
 
 def table_of_tries(tries: Tries, rule: str) -> tuple[Table, dict[str, list[Result]]]:
-    """The table of the mAP at every rate, and the one result of each row that it is made of.
+    """Return the table of the mAP at every rate, and the single result per row that fills it.
 
     Args:
-        tries: with the same rates for every row.
-        rule: by which identities and with which seed the rates were scored.
+        tries: results with the same rates for every row.
+        rule: text that names the identities and the seed by which rates were scored.
     """
     rates = list(next(iter(tries.values())))
     columns = {f"mAP at {rate:g}": _map_at(rate) for rate in rates}
@@ -48,5 +48,5 @@ def _map_at(rate: float) -> Column:
 
 
 def _digits(rates: Iterable[float]) -> int:
-    """Digits after the point that no rate has more of."""
+    """Return the largest number of digits after the point of any rate."""
     return max(len(f"{Decimal(str(rate)):f}".partition(".")[2]) for rate in rates)

@@ -1,4 +1,4 @@
-"""Picture of a comparison of methods: a line per method, a dot per seed, a colour and a shape per input.
+"""Figure of a comparison of methods: a line per method, a dot per seed, a colour and a shape per input.
 
 python -m examples.comparison_rows --tables runs/places runs/parcels --names places parcels --out runs/overview
 
@@ -28,7 +28,7 @@ from examples.preset import Column, Result
 MARKS = {"": "o", "masks": "s", "captions": "^", "masks + captions": "D"}
 # Inches per line, and per panel.
 LINE, PANEL = 0.13, 2.2
-# Columns that are drawn, by what is before " without " or " at ", and their units.
+# Columns to draw, by the part of their name before " without " or " at ", and their units.
 DRAWN = {"mAP": "percent", "R1": "percent", "CPU minutes": "minutes"}
 
 
@@ -42,16 +42,16 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Arguments:
-    """Several comparisons of methods in one picture."""
+    """Several comparisons of methods in one figure."""
 
     tables: tuple[Path, ...]
-    """Folders that hold a table.json each."""
+    """Folders of comparisons, each with a table.json."""
     names: tuple[str, ...]
-    """Title of each panel, in the same order."""
+    """Titles of the panels, in the order of `tables`."""
     out: Path
-    """The figure, without suffix."""
+    """Path of the figure, without suffix; PNG and SVG are written."""
     scored: Literal["mAP", "R1"] = "mAP"
-    """Number that is shown."""
+    """Score to show."""
     title: str = "Methods, a dot per seed"
     """Title above all panels."""
 
@@ -61,12 +61,12 @@ class Arguments:
 
 
 def draw_rows(panels: Sequence[Panel], path: Path, *, title: str) -> list[Path]:
-    """Write PNG and SVG: a line per method, within it a line per input, a dot per seed and a stroke at their mean.
+    """Write PNG and SVG: a line per method, in it a line per input, a dot per seed, and a stroke at the mean.
 
     Args:
-        panels: what to show side by side; labels are "METHOD" or "METHOD + INPUTS".
-        path: of the figure, without suffix.
-        title: above it.
+        panels: panels to show side by side; labels are "METHOD" or "METHOD + INPUTS".
+        path: path of the figure, without suffix.
+        title: title above the figure.
     """
     split = {label: label.partition(" + ")[::2] for panel in panels for label in panel.values}
     methods = list(dict.fromkeys(method for method, _ in split.values()))
@@ -123,7 +123,7 @@ def _mark(more: str) -> Line2D:
 
 
 def _scale(axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
-    """Start all panels at 0 and end those of one unit alike; percents end at 25, 50, 75 or 100, in all pictures."""
+    """Start all panels at 0 and end panels of one unit alike; percentages end at 25, 50, 75 or 100."""
     for axis, panel in zip(axes, panels, strict=True):
         alike = [other.values for other in panels if other.unit == panel.unit]
         most = max(value for of_label in alike for values in of_label.values() for value in values)
@@ -132,7 +132,7 @@ def _scale(axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
 
 
 def read_panel(folder: Path, name: str, scored: str) -> Panel:
-    """The scores of a comparison by label, in percent."""
+    """Read the scores of a comparison by label, in percent."""
     values: dict[str, list[float]] = {}
     for run in json.loads((folder / "table.json").read_text())["runs"]:
         result: Result = run["result"]
@@ -141,7 +141,7 @@ def read_panel(folder: Path, name: str, scored: str) -> Panel:
 
 
 def main(arguments: Arguments) -> list[Path]:
-    """Draw the picture and print its files."""
+    """Draw the figure and print its files."""
     named = zip(arguments.tables, arguments.names, strict=True)
     panels = [read_panel(folder, name, arguments.scored) for folder, name in named]
     paths = draw_rows(panels, arguments.out, title=arguments.title)

@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 
 from examples.preset import Column, Result
 
-COLUMNS = 80  # of a command, without its indentation and the backslash
+COLUMNS = 80  # width of a command, without indentation and backslash
 
 
 def column_of(name: str, own: Mapping[str, Column]) -> Column:
-    """The column of a table by its name: one of the method's `own`, or one that every run has.
+    """Return the column of a table by name: a column of the method (`own`), or a column that every run has.
 
     Raises:
-        ValueError: when there is none of that name.
+        ValueError: when there is no column of that name.
     """
     common = {**{name: _percent(name) for name in ("mAP", "R1", "R5", "R10")}, **COMMON}
     if name.startswith("mAP by "):
         return _percent("mAP", name.removeprefix("mAP by "))
-    if name.startswith("mAP of "):  # the queries of a group, by the headline
+    if name.startswith("mAP of "):  # queries of one group, by the headline descriptor
         return Column(lambda run: 100 * run["groups"][name.removeprefix("mAP of ")][run["headline"]]["mAP"])
     if name not in own and name not in common:
         raise ValueError(f"columns must be among {[*common, *own]}; received {name!r}")
@@ -37,7 +37,7 @@ COMMON = {
 
 
 def values_of(column: Column, runs: Sequence[Result]) -> list[float]:
-    """The number of a column in each run; none when the runs have no such number."""
+    """Return the number of a column in each run; [] if the runs have no such number."""
     try:
         return [column.value(run) for run in runs]
     except (KeyError, TypeError, IndexError):
@@ -45,7 +45,7 @@ def values_of(column: Column, runs: Sequence[Result]) -> list[float]:
 
 
 def as_table(axis: str, columns: Mapping[str, Column], rows: Mapping[str, Sequence[Result]]) -> str:
-    """Markdown of one line per label, from the results of its seeds."""
+    """Format a Markdown table with one line per label, from the results of its seeds."""
     header = [axis, "by", *columns]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for label, runs in rows.items():
@@ -55,7 +55,7 @@ def as_table(axis: str, columns: Mapping[str, Column], rows: Mapping[str, Sequen
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± standard deviation, in one piece; the mean alone of one value or of equal ones."""
+    """Format mean ± standard deviation without a line break; only the mean for one value or for equal values."""
     if not values:
         return "-"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -63,7 +63,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def as_command(arguments: Sequence[str]) -> str:
-    """The command line as a block of shell, wrapped at 86 columns so that an option and its values stay together."""
+    """Format the command line as a shell block, wrapped at 86 columns so that an option and its values stay together."""
     options: list[str] = []
     for word in ["python -m examples.compare", *map(shlex.quote, arguments)]:
         if word.startswith("--") or not options:

@@ -13,7 +13,7 @@ from stmi_layers.training.files import write_text
 
 
 class Table(NamedTuple):
-    """A table: the name of its folder, the title of its figure, what it asks, and its columns by name."""
+    """Table of a comparison: name of its folder, title of its figure, its question, and its columns by name."""
 
     name: str
     title: str
@@ -22,7 +22,7 @@ class Table(NamedTuple):
 
 
 class Place(Protocol):
-    """Options of a comparison that say where its files go, and the seeds of its runs."""
+    """Options of a comparison: output folder, name for the documentation, and seeds of the runs."""
 
     @property
     def out(self) -> Path: ...
@@ -36,9 +36,9 @@ def write(table: Table, results: Mapping[str, list[Result]], options: Place) -> 
     """Write table and figure, and return the text of the table.
 
     Args:
-        table: what to show.
-        results: by label, one per seed.
-        options: where.
+        table: table to write.
+        results: results by label, one per seed.
+        options: output folder, name for the documentation, and seeds.
     """
     command = as_command(sys.argv[1:])
     text = "\n\n".join([table.asks, as_table("method", table.columns, results), "Made by", command]) + "\n"

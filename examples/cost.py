@@ -1,4 +1,4 @@
-"""Cost of a trained model: its parameters, and the time and memory of a description.
+"""Cost of a trained model: parameters, and time and memory to describe an item.
 
 python -m examples.cost --checkpoint runs/NAME/checkpoint.pt
 """
@@ -20,7 +20,7 @@ from examples.restore import Computer, restore
 from stmi_layers.training import Machine, collate
 from stmi_layers.training.files import write_text
 
-# Items that are described at once, and how often.
+# Items per batch, and timed passes over the batch.
 ITEMS, PASSES = 32, 5
 Cost = dict[str, float]
 
@@ -35,7 +35,7 @@ class Arguments:
 
 
 def cost_of(checkpoint: Path, machine: Machine) -> Cost:
-    """Measure what `measure` says; the result is kept beside the checkpoint in cost.json and made once."""
+    """Return the result of `measure`; it is kept in cost.json beside the checkpoint and measured once."""
     kept = checkpoint.parent / "cost.json"
     try:
         found = json.loads(kept.read_text())
@@ -49,11 +49,11 @@ def cost_of(checkpoint: Path, machine: Machine) -> Cost:
 
 @torch.no_grad()
 def measure(checkpoint: Path, machine: Machine) -> Cost:
-    """Parameters of the model, and what it takes to describe items that are in memory already, in batches of 32.
+    """Measure the cost of describing items that are in memory, in a batch of 32, and count the parameters.
 
     Returns:
-        `parameters`; `milliseconds` of the processor per item, on a CPU those of all threads, the median of five
-        passes; `megabytes` that torch holds at most beside weights and inputs, per item; and `items` of the batch.
+        `parameters`; `milliseconds` per item, the median of five passes, on a CPU the processor time of all threads;
+        `megabytes` per item, the peak of torch's memory beyond weights and inputs; and `items`, the size of the batch.
     """
     trained = restore(checkpoint, machine=machine)
     dataset, model, device = trained.dataset, trained.model, trained.device
@@ -77,7 +77,7 @@ def measure(checkpoint: Path, machine: Machine) -> Cost:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The bytes that torch holds at most during a call, beyond those it held before."""
+    """Measure the peak of torch's memory during a call, in bytes, beyond the memory held before."""
     if device.type != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -87,7 +87,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = call()
     del result
-    profiler: Any = recorded.profiler  # which shows single allocations nowhere else
+    profiler: Any = recorded.profiler  # the only place that shows single allocations
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     held = highest = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -20,10 +20,10 @@ class Entrant(NamedTuple):
     """A method or a baseline.
 
     Attributes:
-        method: name of the method whose code it is.
-        changes: settings in which it differs from the method's defaults.
-        masked: the setting `masks` where it is given masks.
-        reads_captions: False for a baseline without captions; None leaves the answer to the model.
+        method: name of the method whose code the entrant runs.
+        changes: settings that differ from the method's defaults.
+        masked: value of the setting `masks` when masks are an input.
+        reads_captions: False for a baseline without captions; None asks the model.
     """
 
     method: str
@@ -33,7 +33,7 @@ class Entrant(NamedTuple):
 
 
 def entrants() -> dict[str, Entrant]:
-    """All methods and both baselines, by name."""
+    """Return all methods and both baselines, by name."""
     plain = Offer("stmi").variants
     return {
         **{name: Entrant(name) for name in METHODS},
@@ -44,12 +44,12 @@ def entrants() -> dict[str, Entrant]:
 
 
 def rows_of(shared: Mapping[str, Any], names: Sequence[str], inputs: Iterable[Inputs]) -> dict[str, Run]:
-    """The runs of a comparison by label, without those of captions for a model that reads none.
+    """Return the runs of a comparison by label; a model that reads no captions gets no run with captions.
 
     Args:
-        shared: the records data, schedule, machine and tower, as the command line has them.
-        names: of the entrants; all of them without any.
-        inputs: what the models are given, a row per entry.
+        shared: records data, schedule, machine and tower from the command line.
+        names: names of the entrants; () takes all of them.
+        inputs: inputs of the models, a row per entry.
 
     Raises:
         ValueError: when a name is unknown, no row is left, or a record sets what each method sets itself.
@@ -64,18 +64,18 @@ def rows_of(shared: Mapping[str, Any], names: Sequence[str], inputs: Iterable[In
             if run.data.captions == "off" or _reads_captions(run, known[name]):
                 rows[name if each == "images" else f"{name} + {each.replace('+', ' + ')}"] = run
     if not rows:
-        raise ValueError(f"inputs must be of use to one of the methods; received {', '.join(inputs)}")
+        raise ValueError(f"inputs must suit at least one of the methods; received {', '.join(inputs)}")
     return rows
 
 
 def run_with(shared: Mapping[str, Any], entrant: Entrant, inputs: Inputs) -> Run:
-    """The run of an entrant: its method's defaults, beneath what is shared, beneath what makes it this entrant."""
+    """Return the run of an entrant: its own changes, over the shared settings, over the method's defaults."""
     data = Data(shared["data"].root)
     given: dict[str, Any] = {}
     for name, default in (("data", data), ("schedule", type(shared["schedule"])()), ("tower", type(shared["tower"])())):
         given |= {one: value for one, value in vars(shared[name]).items() if value != getattr(default, one)}
     if refused := [cli.flag(name) for name in given if name in OWN]:
-        raise ValueError(f"masks and captions are set by --inputs, and each method sets the rest; received {refused}")
+        raise ValueError(f"masks and captions are set by --inputs, other settings of a method by the method; received {refused}")
     run = dataclasses.replace(default_run(load_method(entrant.method), data), machine=shared["machine"])
     masks = entrant.masked if "masks" in inputs else "none"
     captions = "required" if "captions" in inputs else "off"

@@ -1,4 +1,4 @@
-"""Retrieve with a trained model: `python -m examples.evaluate --checkpoint runs/NAME/checkpoint.pt`.
+"""Evaluate a trained model: `python -m examples.evaluate --checkpoint runs/NAME/checkpoint.pt`.
 
 Only the checkpoint is needed. Every feature of the model, and all of them joined, are scored in one pass.
 """
@@ -18,31 +18,32 @@ from stmi_layers.training import score, table, write_features, write_metrics
 
 @dataclass(frozen=True)
 class Arguments:
-    """Evaluate a checkpoint on the test split of its own data, or of other data in any layout."""
+    """Evaluation of a checkpoint on the test split of its own data, or of other data in any layout."""
 
     checkpoint: Path
     """The checkpoint.pt of a run."""
     out: Path | None = None
-    """Folder for metrics.json and retrieval.png; `evaluation` beside the checkpoint by default."""
+    """Folder of metrics.json and retrieval.png; `evaluation` beside the checkpoint by default."""
     descriptor: str | None = None
-    """Descriptor of the headline and the picture: a feature of the model, several joined as in G+T, or all."""
+    """Descriptor of the headline and of the figure: a feature of the model, several joined as in G+T, or all; the
+    model's headline by default."""
     rerank: bool = False
-    """Report the scores after k-reciprocal re-ranking, too."""
+    """Also report the scores after k-reciprocal re-ranking."""
     any_to_any: bool = False
-    """Score every subset of the modalities as query against every subset as gallery, too: any_to_any.json and .png."""
+    """Also score every subset of the modalities as query against every subset as gallery: any_to_any.json and .png."""
     groups: str = ""
-    """Column of the set, as one of items.csv, by whose values the queries are scored apart as well."""
+    """Column of the set, such as a column of items.csv: also score the queries of each of its values separately."""
     features: bool = False
-    """Write the descriptors of all test items as data, too."""
+    """Also write the descriptors of all test items as data."""
     data: tyro.conf.OmitArgPrefixes[OtherData] = field(default_factory=OtherData)
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
 
 
 def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
-    """Score a checkpoint, print a table, and write metrics.json and a picture."""
+    """Score a checkpoint, print a table, and write metrics.json and a figure."""
     out = arguments.out or arguments.checkpoint.parent / "evaluation"
     trained = restore(arguments.checkpoint, arguments.data.changes(), machine=arguments.machine.machine())
-    # A descriptor that the model lacks is refused now, not after all images.
+    # An unknown descriptor is refused now, not after all images have been described.
     refuse_unknown(arguments.descriptor, trained.model.widths)
     dataset, protocol = trained.dataset, trained.protocol
     descriptors, headline = describe_test(trained, arguments.descriptor)
@@ -82,7 +83,7 @@ def refuse_unknown(descriptor: str | None, widths: dict[str, int]) -> None:
     if descriptor is None or descriptor == "all" or set(descriptor.split("+")) <= widths.keys():
         return
     raise ValueError(
-        f"descriptor must be one the model has, {list(widths)}, or several joined by +; received {descriptor!r}"
+        f"descriptor must be one the model has, {list(widths)}, several joined by +, or all; received {descriptor!r}"
     )
 
 

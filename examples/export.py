@@ -1,7 +1,8 @@
 """Write a trained model as one file for other programs: `python -m examples.export --checkpoint C --out model.onnx`.
 
-The file takes images in [0, 1], masks and what is present, any number of samples at a time, and returns descriptors of
-length 1. It carries what has to be done to images before, and is compared with the model before the command ends.
+The file takes images in [0, 1], masks and the presence of modalities, for any number of samples at a time, and returns
+descriptors of length 1. Its metadata describe the preprocessing of images. The command compares the file with the
+model before it ends.
 """
 
 import json
@@ -22,25 +23,25 @@ from stmi_layers.training.files import scratch_beside
 
 @dataclass(frozen=True)
 class Arguments:
-    """Model to export, and the file."""
+    """Model to export, and the file to write."""
 
     checkpoint: Path
     """The checkpoint.pt of a run."""
     out: Path | None = None
-    """The file; model.onnx or model.pt2 beside the checkpoint by default."""
+    """File to write; model.onnx or model.pt2 beside the checkpoint by default."""
     format: Literal["onnx", "pt2"] = "onnx"
-    """ONNX for other runtimes, or torch.export's own."""
+    """Format: ONNX for other runtimes, or the format of torch.export (pt2)."""
     texts: bool = False
-    """Take encoded captions as inputs; without it a model that reads captions is told that there is none."""
+    """Take encoded captions as inputs; without them a model that reads captions treats all captions as missing."""
     int8: bool = False
-    """Quantise the weights of matrix products in ONNX to 8 bits; the test says how far descriptors move."""
+    """Quantise the weights of matrix products in ONNX to 8 bits; the command prints how far descriptors move."""
     score: bool = False
-    """Score the file on the test split of the run, beside the model."""
+    """Score the file and the model on the test split of the run."""
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
 
 
 def main(arguments: Arguments) -> dict[str, Any]:
-    """Export, check, and say how close the file is to the model."""
+    """Export, check, and report how close the file is to the model."""
     if arguments.int8 and arguments.format != "onnx":
         raise ValueError("int8 must go with format='onnx'; received format='pt2' (--int8, --format)")
     loaded = load_model(arguments.checkpoint, machine=arguments.machine.machine(quiet=True))
@@ -52,7 +53,7 @@ def main(arguments: Arguments) -> dict[str, Any]:
 
 
 def export(loaded: Any, out: Path, arguments: Arguments) -> dict[str, Any]:
-    """Write a file, compare it with the model, and put it in its place; one that differs never gets there."""
+    """Write a file, compare it with the model, and move it into place only if both agree."""
     model = loaded.model
     was_training, device = model.training, next(model.parameters()).device
     serving = Serving(model.cpu().eval(), loaded.run, texts=arguments.texts)
@@ -70,7 +71,7 @@ def export(loaded: Any, out: Path, arguments: Arguments) -> dict[str, Any]:
             write_test_vector(serving, some[1], new, metadata)
             if arguments.score:
                 report |= score_file(serving, loaded, new)
-            # Weights of another export that some runtimes would read in place of the new ones.
+            # Weights of an older export, which some runtimes would read instead of the new weights.
             out.with_name(f"{out.name}.data").unlink(missing_ok=True)
             new.with_name(vector.name).replace(vector)
             new.replace(out)

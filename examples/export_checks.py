@@ -1,4 +1,4 @@
-"""Comparison of an exported file with its model: numbers, scores, and a vector that tests it where it is deployed."""
+"""Comparison of an exported file with its model: numbers, scores, and a test vector for the place of deployment."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ from examples.serving import Example, Serving
 from stmi_layers.training import load_split, protocol_for, score
 from stmi_layers.training.files import write_whole
 
-BOUND = 2e-4  # of a descriptor of length 1, in any of its values
+BOUND = 2e-4  # largest difference of any value of a descriptor of length 1
 
 
 def check_numbers(serving: Serving, some: list[Example], run: Runner, *, bound: float | None = BOUND) -> dict[str, Any]:
-    """Compare a file with the model on batches of other sizes than it was traced with.
+    """Compare a file with the model on batches of other sizes than the traced batch.
 
-    The least cosine is over descriptors that are not 0, as that of a caption is where there is none.
+    Descriptors that are 0, such as that of a missing caption, are left out of the least cosine.
 
     Raises:
         ValueError: when a descriptor differs by more than `bound`.
@@ -43,7 +43,7 @@ def check_numbers(serving: Serving, some: list[Example], run: Runner, *, bound: 
 
 
 def write_test_vector(serving: Serving, example: Example, out: Path, metadata: Mapping[str, Any]) -> None:
-    """Write inputs and the descriptors of the model beside the file, for a test where it is deployed."""
+    """Write inputs and the descriptors of the model beside the file, as a test for the place of deployment."""
     with torch.no_grad():
         expected = dict(zip(serving.outputs, serving(*example.values()), strict=True))
     arrays = {f"input {name}": value.numpy() for name, value in example.items()}
@@ -53,7 +53,7 @@ def write_test_vector(serving: Serving, example: Example, out: Path, metadata: M
 
 
 def score_file(serving: Serving, loaded: Any, out: Path) -> dict[str, Any]:
-    """Scores of the file and of the model on the test split of the run; captions count where they are inputs."""
+    """Score the file and the model on the test split of the run; captions are used if they are inputs."""
     run = loaded.run
     dataset = load_split(run.data, "test", seed=run.schedule.seed)
     protocol = protocol_for(dataset.items, run.data)

@@ -1,4 +1,4 @@
-"""Files of an exported model: how they are written, what they say of themselves, and how they are run."""
+"""Files of an exported model: writing them, their metadata, and running them."""
 
 import json
 import logging
@@ -18,12 +18,12 @@ from stmi_layers.training.files import write_whole
 from stmi_layers.training.shards import fingerprint
 
 FORMAT = "stmi-layers-export-1"
-LARGEST = 2**31 - 2**24  # bytes of one ONNX file
+LARGEST = 2**31 - 2**24  # largest size of one ONNX file in bytes
 Runner = Callable[[Example], list[np.ndarray]]
 
 
 def metadata_of(serving: Serving, loaded: Any, checkpoint: Path) -> dict[str, Any]:
-    """Metadata that a program needs to use the file."""
+    """Collect the metadata that a program needs to use the file."""
     data = loaded.run.data
     height, width = data.image_size
     return {
@@ -48,7 +48,7 @@ def metadata_of(serving: Serving, loaded: Any, checkpoint: Path) -> dict[str, An
 
 
 def program_of(serving: Serving, example: Example) -> torch.export.ExportedProgram:
-    """The model as a graph whose batch is dynamic.
+    """Export the model as a graph with a dynamic batch size.
 
     Raises:
         ValueError: when the graph can take only the batch it was traced with.
@@ -56,7 +56,7 @@ def program_of(serving: Serving, example: Example) -> torch.export.ExportedProgr
     count = torch.export.Dim("batch", min=1, max=1 << 16)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about itself
+            warnings.simplefilter("ignore")  # warnings of torch about its own code
             return torch.export.export(serving, tuple(example.values()), dynamic_shapes=(({0: count},) * len(example),))
     except (UserError, RuntimeError) as error:
         reason = next((line for line in str(error).splitlines() if "specialized" in line), str(error)[:300])
@@ -64,7 +64,7 @@ def program_of(serving: Serving, example: Example) -> torch.export.ExportedProgr
 
 
 def write_pt2(serving: Serving, example: Example, out: Path, metadata: Mapping[str, Any]) -> None:
-    """Write torch.export's file, with the metadata inside."""
+    """Write a file of torch.export, with the metadata inside."""
     program = program_of(serving, example)
     with write_whole(out) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -72,7 +72,7 @@ def write_pt2(serving: Serving, example: Example, out: Path, metadata: Mapping[s
 
 
 def open_pt2(out: Path) -> Runner:
-    """A function that runs a file of torch.export. Such a module has no modes: `eval()` on it raises."""
+    """Return a function that runs a file of torch.export. Such a module has no modes, and its `eval()` raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = torch.export.load(out).module()
@@ -112,14 +112,14 @@ def write_onnx(serving: Serving, example: Example, out: Path, metadata: Mapping[
 
 
 def open_onnx(out: Path) -> Runner:
-    """A function that runs an ONNX file in onnxruntime."""
+    """Return a function that runs an ONNX file in onnxruntime."""
     runtime = import_library("onnxruntime", "export")
     session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     return lambda example: session.run(None, {name: value.numpy() for name, value in example.items()})
 
 
 def open_openvino(out: Path) -> Runner:
-    """A function that runs an ONNX file, or one of OpenVINO's own, in OpenVINO; its CPU default may be bfloat16."""
+    """Return a function that runs an ONNX or OpenVINO file in OpenVINO, in float32: the default may be bfloat16."""
     openvino = import_library("openvino", "export")
     compiled = openvino.Core().compile_model(str(out), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 

@@ -31,41 +31,41 @@ LISTING = "items.jsonl"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Images to describe, and where the descriptors go."""
+    """Images to describe, and the folder of their descriptors."""
 
     checkpoint: Path
     """The checkpoint.pt of a run."""
     images: tuple[str, ...]
-    """A set in any layout or its manifest; a folder with folders RGB, NI, TI ..., or of images; or files, as
-    RGB=a.jpg TI=b.png."""
+    """Images: a set in any layout or its manifest; a folder with folders RGB, NI, TI ..., or with images; or files,
+    such as RGB=a.jpg TI=b.png."""
     out: Path
     """Folder of the index: extraction.json and shards."""
     modality: str | None = None
-    """Modality of images whose place does not tell it."""
+    """Modality of images whose folder does not name a modality."""
     split: str = ALL
-    """Split of a set; all of them by default."""
+    """Split of a set; all splits by default."""
     masks: Policy | None = None
-    """The given masks, masks made on the fly by the classical method, SAM 2 or SAM 3, all foreground ("ones"), or none;
-    by default as the model was trained."""
+    """Masks: those from files ("given"), made on the fly by the classical method, SAM 2 or SAM 3, all foreground
+    ("ones"), or none; by default as in the training of the model."""
     segmentation: tyro.conf.OmitArgPrefixes[Segmentation] = field(default_factory=Segmentation)
     descriptors: tuple[str, ...] = ()
     """Descriptors to keep: features of the model, several joined as in U+T, or all; by default the model's headline."""
     shard_size: int = 4096
-    """Items per file, which is what a stopped extraction may lose."""
+    """Number of items per file; a stopped extraction loses at most the unfinished file of each process."""
     batch_size: int = 64
-    """Items per forward pass."""
+    """Number of items per forward pass."""
     damaged: Literal["error", "skip"] = "error"
-    """Policy for images that cannot be read: stop, or leave their items out and say which."""
+    """Policy for images that cannot be read: stop, or leave their items out and list them."""
     amp: bool = True
-    """bfloat16 autocast on CUDA devices that have it."""
+    """Run the model in bfloat16 autocast on CUDA devices that support it."""
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
 
 
 def describe_images(arguments: Arguments, loaded: Loaded, device: torch.device, *, quiet: bool = False) -> Extraction:
-    """List the images once, and describe those that are not described yet."""
+    """List the images once, and describe the images that are not described yet."""
     listing = arguments.out / LISTING
     with ExitStack() as stack:
-        lock(stack, arguments.out, ".extract.lock")  # extract() takes one of its own, when all is listed
+        lock(stack, arguments.out, ".extract.lock")  # extract() takes a second lock when the images are listed
         by_first(partial(_list, arguments, loaded, listing))
         items = Listing(listing)
         return extract(
@@ -95,9 +95,9 @@ def _maker(arguments: Arguments, loaded: Loaded, device: torch.device) -> Maker 
 
 @dataclass(frozen=True)
 class Notes:
-    """What a search has to know of an extraction to treat its queries alike; paths are absolute.
+    """Record of an extraction that a search needs to treat its queries alike; paths are absolute.
 
-    `seen` are the masks that the model was given, which those of the training stand in for where `masks` is None.
+    `seen` names the masks that the model received: those of the training if `masks` is None.
     """
 
     checkpoint: str
@@ -113,7 +113,7 @@ class Notes:
 
 
 def notes_of(arguments: Arguments, loaded: Loaded) -> dict[str, Any]:
-    """Notes of an extraction that a search needs to treat its queries alike."""
+    """Return the notes of an extraction that a search needs to treat its queries alike."""
     data = loaded.run.data
     notes = Notes(
         checkpoint=str(arguments.checkpoint.absolute()),
@@ -131,10 +131,10 @@ def notes_of(arguments: Arguments, loaded: Loaded) -> dict[str, Any]:
 
 
 def read_notes(shards: Shards) -> Notes:
-    """The notes of an index.
+    """Read the notes of an index.
 
     Raises:
-        ValueError: when `examples.extract` has not made it, or another version of it.
+        ValueError: when the index was made by another program, or by another version of `examples.extract`.
     """
     try:
         return from_dict(Notes, shards.record.notes)
@@ -161,7 +161,7 @@ def _list(arguments: Arguments, loaded: Loaded, listing: Path) -> None:
 
 
 def main(arguments: Arguments) -> Extraction:
-    """Extract, and say what there is."""
+    """Extract the descriptors, and report what was written."""
     machine = arguments.machine.machine()
     device = join(machine.device)
     loaded = load_model(arguments.checkpoint, machine=machine)
@@ -177,7 +177,7 @@ def _report(out: Path, record: Extraction) -> None:
     there = sum(shard_path(out, number).exists() for number in range(record.num_shards))
     line = f"{record.items} items, descriptors {names}, {there} of {record.num_shards} shards in {out}"
     if there < record.num_shards and num_processes() > 1:
-        print(f"{line}; other processes are still at work")
+        print(f"{line}; other processes are still working")
         return
     print(line)
     left_out = open_shards(out).left_out()

@@ -1,8 +1,8 @@
 """DeMo: a tower, then PIFE, HDM and ATMoE, read from top to bottom.
 
-PIFE puts the mean of the patches into every global token. HDM reads one vector for every subset of the modalities, what
-is specific to one and what several share, and ATMoE weighs these vectors head by head, each behind an expert of its
-own. Class tokens and weighted vectors are supervised apart, and joined for retrieval.
+PIFE adds the mean of the patches to every global token. HDM reads one vector for every subset of the modalities: what
+is specific to one modality, and what several share. ATMoE weights these vectors head by head, each behind its own
+expert. Class tokens and weighted vectors are supervised separately, and joined for retrieval.
 Paper: AAAI 2025, <https://arxiv.org/abs/2412.10650>.
 """
 
@@ -21,7 +21,7 @@ from stmi_layers.training import Batch, Facts, Outputs
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "DeMo":
-    """The model of the settings, with random weights."""
+    """Build the model of the settings, with random weights."""
     return DeMo(
         build_tower(tower, facts),
         facts.modalities,
@@ -39,19 +39,19 @@ def build(settings: Settings, facts: Facts, tower: Tower) -> "DeMo":
 class DeMo(nn.Module):
     """DeMo, or a part of it, around a tower: a `ReIDModel`.
 
-    Differences from the research code: a missing modality is left out, where a black image goes through everything
-    there, and the two descriptors are brought to length 1 before they are joined for retrieval.
+    Differences from the research code: a missing modality is left out, where the research code passes a black image
+    through the model; and both descriptors are scaled to length 1 before they are joined for retrieval.
 
     Args:
         backbone: an image tower, a `Backbone`; masks steer it when it has SFM.
         modalities: names of the modalities, in the order of the images.
-        pooling: PIFE.
+        pooling: whether PIFE is used.
         fusion: HDM and ATMoE ("experts"), HDM alone ("subsets"), or neither ("none").
         readout_heads: heads of HDM; divides the width of the tower.
         expert_heads: heads of ATMoE; divides the width of the tower.
         dropout: share of the attention weights of HDM that are dropped in training.
         subsets: "all", or "ends" for each modality alone and all together.
-        incomplete: "read" or "drop", for a subset of which some modalities are missing.
+        incomplete: "read" or "drop" a subset of which some modalities are missing.
         supervision: one feature of all class tokens, "joined", or one per modality, "single".
     """
 
@@ -87,7 +87,7 @@ class DeMo(nn.Module):
         self._look = True
 
     def forward(self, batch: Batch) -> Outputs:
-        """Global tokens and subsets of a batch; what belongs to an absent modality alone is 0."""
+        """Return the features of class tokens and of subsets; the parts of absent modalities are 0."""
         present = batch.present  # (b m) or None
         patches, globals_ = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
         if self.pooling is not None:
@@ -104,30 +104,30 @@ class DeMo(nn.Module):
         return outputs
 
     def known_subsets(self, present: Tensor | None) -> Tensor | None:
-        """Tell which subsets have a present member, (batch subsets); None where all have."""
+        """Tell which subsets are known, (batch subsets); None if no modality is missing."""
         assert self.readout is not None
         if present is None:
             return None
         return subset_presence(present, self.readout.subsets, incomplete=self.readout.incomplete)
 
     def encode(self, captions: Sequence[tuple[str, ...]]) -> None:
-        """None: DeMo reads no captions."""
+        """Return None, because DeMo reads no captions."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """New modules, the tower, and the strengths of SFM: two numbers per block, which need larger steps."""
+        """Return new modules, the tower, and the strengths of SFM: two numbers per block, which need larger steps."""
         groups = parameter_groups(self, backbone=trunk_of(self.backbone))
         return {"new": groups["rest"], "backbone": groups["backbone"], "strengths": groups["strengths"]}
 
     def watch(self) -> dict[str, float]:
-        """Alpha and beta of every block, and the mean gate of every subset in the first batch since the mode changed.
+        """Return alpha and beta of every block, and the mean gate per subset in the first batch since a mode change.
 
-        Gates that stay at one over the number of subsets tell no subset from another.
+        Gates that stay at one over the number of subsets do not distinguish the subsets.
         """
         strengths = watch_strengths(self.backbone)
         if self._seen is None or self.experts is None or self.readout is None:
             return strengths
         training = self.experts.training
-        with torch.no_grad():  # in evaluation, so that no running statistic moves
+        with torch.no_grad():  # in evaluation mode, so that running statistics do not change
             gates = self.experts.eval().gates(*self._seen).mean(dim=(0, 1))  # (s)
         self.experts.train(training)
         members = [
@@ -137,7 +137,7 @@ class DeMo(nn.Module):
         return strengths | {f"gate/{name}": gate for name, gate in zip(members, gates.tolist(), strict=True)}
 
     def train(self, mode: bool = True) -> "DeMo":
-        """Set the mode; `watch` then tells of the next batch."""
+        """Set the mode; `watch` then reports on the next batch."""
         self._look = True
         return super().train(mode)
 

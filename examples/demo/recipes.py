@@ -1,13 +1,13 @@
-"""Recipes of DeMo: defaults from scratch, and the three benchmarks as its research code trains on them.
+"""Recipes of DeMo: defaults for training from scratch, and the three benchmarks as in its research code.
 
-We read only the abstract of the paper: values of the research code are marked so, and no value is marked as the
-paper's. Not in any setting: there, the bias of a new module learns twice as fast, the learning rate is noisy, each
-modality is flipped on its own, and SFM is not in the tower.
+We read only the abstract of the paper, so values are marked as the research code's, never as the paper's. No setting
+covers the following differences: in the research code biases of new modules learn twice as fast, the learning rate is
+noisy, each modality is flipped on its own, and the tower has no SFM.
 """
 
 from examples.recipe import Recipe, ours, research_code
 
-# For a small tower from scratch on a small set: what a run without recipe stands on.
+# Defaults of a run without recipe: a small tower from scratch on a small set.
 DEFAULT: Recipe = {
     "masks": ours("none", "the method has no use for them; with masks, SFM steers its tower"),
     "rates.backbone": ours(2e-3, "a tower from scratch learns as fast as the rest"),
@@ -16,7 +16,7 @@ DEFAULT: Recipe = {
 }
 
 MODEL: Recipe = {
-    # What goes in.
+    # Inputs.
     "modalities": research_code(("RGB", "NI", "TI"), "the three of every benchmark"),
     "masks": research_code("none", "it reads no masks"),
     "captions": research_code("off", "it reads no captions"),
@@ -46,7 +46,7 @@ MODEL: Recipe = {
     "no_decay": ours(("strengths",), "for those who switch SFM on"),
     "weight_decay": research_code(1e-4, "of biases too"),
     "clip_norm": ours(1.0, "it does not clip; a guard against a bad step"),
-    # What makes a run and not its result.
+    # Settings of the run that hardly change its result.
     "seed": ours(0, "it takes 1111"),
     "amp": ours(True, "bfloat16 on a GPU; it has float16 and a scaler"),
     "workers": ours(4, "a GPU waits for decoding otherwise; the result is the same"),

@@ -1,4 +1,4 @@
-"""Names and shapes of DeMo's released parameters, carried over to those of our layers."""
+"""Conversion of DeMo's released parameters to the names and shapes of our layers."""
 
 import re
 
@@ -19,8 +19,8 @@ def released_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Carry a released state dict over to `pooling`, `readout` and `experts`.
 
     Args:
-        state: names and values of the released model, or of one of its parts. A prefix that all names of a part share
-            does not matter.
+        state: names and values of the released model, or of one of its parts. A common prefix of the names of a part
+            is ignored.
 
     Returns:
         The entries of the parts that `state` holds, named "pooling.", "readout." and "experts." and then as in
@@ -92,7 +92,7 @@ def _experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     heads, features = (1 + max(int(match[group]) for match in found if match) for group in (1, 2))
 
     def stacked(name: str) -> Tensor:
-        """The same parameter of all experts, (features, heads, ...)."""
+        """Stack one parameter of all experts, (features, heads, ...)."""
         places = [
             [f"experts.{head}.expertHead.{feature}.mlp.{name}" for head in range(heads)] for feature in range(features)
         ]

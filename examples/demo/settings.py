@@ -1,4 +1,4 @@
-"""Settings of DeMo: what is its own, beside data, schedule, machine and tower."""
+"""Settings of DeMo beyond data, schedule, machine and tower."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,21 +10,21 @@ Fusion = Literal["experts", "subsets", "none"]
 
 @dataclass(frozen=True)
 class Settings:
-    """DeMo: what follows the tower."""
+    """DeMo: modules after the tower."""
 
     pooling: bool = True
-    """PIFE: every global token takes in the mean of its patches."""
+    """Use PIFE: the mean of the patches is added to every global token."""
     fusion: Fusion = "experts"
-    """Readout of every subset of the modalities: HDM behind ATMoE, HDM alone ("subsets"), or nothing."""
+    """Readout of every subset of the modalities: HDM and ATMoE ("experts"), HDM alone ("subsets"), or none."""
     readout_heads: int = 4
-    """Attention heads of HDM; the research code makes them 64 wide."""
+    """Number of attention heads of HDM; heads of the research code are 64 wide."""
     expert_heads: int = 4
-    """Heads of ATMoE, each with an expert per subset."""
+    """Number of heads of ATMoE, each with an expert per subset."""
     dropout: float = 0.1
-    """Share of the attention weights of HDM that are dropped in training."""
+    """Dropout of HDM: share of its attention weights that are dropped in training."""
     subsets: Literal["all", "ends"] = "all"
-    """Subsets that have a query: all 2^M - 1, or each modality alone and all together."""
+    """Subsets with a query: all 2^M - 1 subsets of M modalities, or each modality alone and all together ("ends")."""
     incomplete: Literal["read", "drop"] = "read"
-    """A subset of which some modalities are missing: read from the others, or left out."""
+    """Policy for a subset with a missing modality: read it from the other modalities, or drop it."""
     supervision: Supervision = "joined"
-    """Class tokens as one feature of all modalities, or as a feature per modality."""
+    """Supervision of class tokens: one joined feature of all modalities, or a single feature per modality."""

@@ -1,12 +1,12 @@
-"""Variants of DeMo that `compare` can compare, and presets, each a question that a few of them answer."""
+"""Variants of DeMo for `compare`, and presets: questions that some of the variants answer."""
 
 from typing import Any
 
 from examples.preset import MISSING, SCORES, STRENGTHS, Preset, Row
 
-USUAL = ("baseline", "full")  # compared where nothing else is asked
+USUAL = ("baseline", "full")  # compared by default
 
-# A variant replaces these settings of the command line. Variants that come to the same run share it.
+# Settings that a variant replaces on the command line. Variants with equal settings share a run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"pooling": False, "fusion": "none"},
     "pooling": {"fusion": "none"},
@@ -19,7 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full-single": {"supervision": "single"},
 }
 
-# What a run of DeMo says of itself.
+# Columns of numbers that a run of DeMo records.
 COLUMNS = STRENGTHS
 
 PRESETS: dict[str, Preset] = {

@@ -1,8 +1,8 @@
-"""EDITOR: a tower whose attention selects tokens, then HMA over those that are kept, read from top to bottom.
+"""EDITOR: a tower whose attention selects tokens, then HMA over the selected tokens, read from top to bottom.
 
-Attention rollout tells what every head of the tower looked at. The best patches of all heads and modalities are kept,
-in all modalities; HMA joins them, first within each modality and then across. In training BCC asks the patches that
-nobody selected to look alike in all modalities, and OCFR draws class tokens to moving centres of their identities.
+Attention rollout tells what every head of the tower looked at. A patch that any head selects in any modality is kept
+in all modalities. HMA joins the kept patches, first within each modality and then across. In training BCC makes
+unselected patches alike in all modalities, and OCFR draws class tokens to moving centres of their identities.
 Paper: CVPR 2024, <https://arxiv.org/abs/2403.10254>.
 """
 
@@ -29,7 +29,7 @@ from stmi_layers.training import Batch, Facts, Outputs, whole_batch, whole_mean
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "EDITOR":
-    """The model of the settings, with random weights."""
+    """Build the model of the settings, with random weights."""
     return EDITOR(
         build_tower(tower, facts),
         facts.modalities,
@@ -47,22 +47,22 @@ def build(settings: Settings, facts: Facts, tower: Tower) -> "EDITOR":
 class EDITOR(nn.Module):
     """EDITOR around a transformer: a `ReIDModel`.
 
-    Differences from the research code: the patches with most bright pixels, which it calls a selection by frequency,
-    are not kept besides; every class token has a head of its own where they are supervised one by one, and not a
-    shared one; a missing modality selects nothing and takes no part, where a black image goes through everything there.
+    Differences from the research code: its additional selection of patches with most bright pixels, called a selection
+    by frequency, is left out; class tokens that are supervised one by one have separate heads instead of a shared head;
+    a missing modality selects nothing and takes no part, where the research code passes a black image through the model.
 
-    The attention of the tower is read by hooks: the model exports, and `torch.compile` breaks its graph at them.
+    Hooks read the attention of the tower: the model can be exported, but `torch.compile` breaks its graph at the hooks.
 
     Args:
         backbone: an image tower, a `Backbone` with self-attentions; masks steer it when it has SFM.
         modalities: names of the modalities, in the order of the images.
         num_identities: number of training identities, each of which has a centre per modality.
-        aggregation: HMA, BCC and OCFR; False leaves the class tokens.
+        aggregation: whether HMA, BCC and OCFR are used; False leaves only the class tokens.
         keep_per_head: patches that every head selects in every modality.
         num_heads: heads of HMA; divides the width of the tower.
-        mlp_ratio: hidden width of the feed-forward networks of HMA, in widths of a token.
+        mlp_ratio: hidden width of the feed-forward networks of HMA, as a multiple of the token width.
         centre_rate: share of the new mean in a moved centre.
-        centre_start: "mean" or "zero": where centres start.
+        centre_start: start of the centres, "mean" or "zero".
         supervision: one feature of all class tokens, "joined", or one per modality, "single".
 
     Raises:
@@ -108,7 +108,7 @@ class EDITOR(nn.Module):
         self._look = True
 
     def forward(self, batch: Batch) -> Outputs:
-        """Class tokens, and what HMA makes of the kept tokens; what belongs to an absent modality is 0."""
+        """Return the features of class tokens and of the tokens that HMA joins; the part of an absent modality is 0."""
         present = batch.present  # (b m) or None
         if self.aggregation is None or self.reduction is None:
             _, classes = tower_tokens(self.backbone, batch)
@@ -134,7 +134,7 @@ class EDITOR(nn.Module):
         return outputs._replace(terms=terms)
 
     def look(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of the tower, and how much of each patch every head saw: (batch modalities heads patches)."""
+        """Return the tokens of the tower, and how much every head saw of each patch: (batch modalities heads patches)."""
         layers, present = attention_layers(self.backbone), batch.present
         with recording(layers) as calls:
             patches, classes = tower_tokens(self.backbone, batch)
@@ -148,7 +148,7 @@ class EDITOR(nn.Module):
         return patches, classes, empty.masked_scatter(present[..., None, None], scores)
 
     def background_term(self, patches: Tensor, selected: Tensor, there: Tensor) -> Tensor:
-        """BCC: for every pair of modalities the mean over the samples of all processes that have both, summed."""
+        """Compute BCC: the sum over pairs of modalities of the mean over samples of all processes that have both."""
         means, counts = [], []
         for first, second in combinations(range(patches.shape[1]), 2):
             pair = torch.stack([patches[:, first], patches[:, second]], dim=1)  # (b 2 n d)
@@ -156,32 +156,32 @@ class EDITOR(nn.Module):
             means.append(background_consistency(pair, selected, both))
             counts.append(both.all(dim=1).sum())
         if not means:
-            return 0 * patches.sum()  # of one modality alone
+            return 0 * patches.sum()  # a single modality has no pairs
         return whole_mean(torch.stack(means), torch.stack(counts)).sum()
 
     def centre_term(self, classes: Tensor, labels: Tensor, there: Tensor) -> Tensor:
-        """OCFR: centres move by the samples of all processes, so that all processes have the same."""
+        """Compute OCFR: the samples of all processes move the centres, so that all processes have equal centres."""
         assert self.centres is not None
         return self.centres(whole_batch(classes), whole_batch(labels), whole_batch(there))
 
     def encode(self, captions: Sequence[tuple[str, ...]]) -> None:
-        """None: EDITOR reads no captions."""
+        """Return None, because EDITOR reads no captions."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """New modules, the tower, and the strengths of SFM: two numbers per block, which need larger steps."""
+        """Return new modules, the tower, and the strengths of SFM: two numbers per block, which need larger steps."""
         groups = parameter_groups(self, backbone=trunk_of(self.backbone))
         return {"new": groups["rest"], "backbone": groups["backbone"], "strengths": groups["strengths"]}
 
     def watch(self) -> dict[str, float]:
-        """Alpha and beta of every block, and the mean number of patches kept in the first batch since the mode changed.
+        """Return alpha and beta of every block, and the mean number of kept patches in the first batch of the mode.
 
-        Heads that all look at the same patches keep few.
+        The number is small when all heads look at the same patches.
         """
         kept = {} if self._seen is None else {"kept": self._seen.float().mean().item()}
         return watch_strengths(self.backbone) | kept
 
     def train(self, mode: bool = True) -> "EDITOR":
-        """Set the mode; `watch` then tells of the next batch."""
+        """Set the mode; `watch` then reports on the next batch."""
         self._look = True
         return super().train(mode)
 

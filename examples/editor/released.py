@@ -1,4 +1,4 @@
-"""Names of the parameters in EDITOR's released code, and what they are called here."""
+"""Conversion of EDITOR's released parameters to the names of our layers."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from examples.towers.releases.heads import FEATURES
 from examples.towers.releases.tensors import Carried, Release
 from examples.towers.releases.towers import take_tower, tower_settings
 
-# Of the block of one modality; the first letter of its name takes the place of the braces.
+# Parameters of the block of one modality; the first letter of the modality replaces the braces.
 _WITHIN = {
     "norm{}.weight": "norm_attention.weight",
     "norm{}.bias": "norm_attention.bias",
@@ -35,7 +35,7 @@ _MODALITIES = ("RGB", "NIR", "TIR")
 
 
 def released_aggregation(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a `MaskedAggregation` from that of the released module, whose centres are left out."""
+    """Convert the state of the released module to that of a `MaskedAggregation`; its centres are left out."""
     names = dict(_ACROSS)
     for number, modality in enumerate(_MODALITIES):
         names |= {theirs.format(modality[0]): f"blocks.{number}.{ours}" for theirs, ours in _WITHIN.items()}
@@ -43,7 +43,7 @@ def released_aggregation(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def released_centres(state: dict[str, Tensor]) -> Tensor:
-    """Centres of a `CentreAlignment`, (modalities identities dim), from the parameters of the released module."""
+    """Return the centres of a `CentreAlignment`, (modalities identities dim), from the released parameters."""
     return torch.stack([state[f"memory_cls.{modality}_centers"] for modality in _MODALITIES])
 
 
@@ -61,10 +61,10 @@ def carry(release: Release, own: Settings) -> Carried:
     if joined := release.has("AL_HEAD."):
         heads["G"] = release.head("AL_BN", "AL_HEAD")
         release.leave(r"BACKBONE_(BN|HEAD)\.", "head of single class tokens, which was not trained")
-    else:  # one head for the class tokens of all modalities, of which each here gets a copy
+    else:  # one shared head for the class tokens: here each modality gets a copy
         heads |= dict.fromkeys(FEATURES.values(), release.head("BACKBONE_BN", "BACKBONE_HEAD"))
     supervision = "joined" if joined else "single"
-    note = "F differs from the release, which keeps the ten patches with most bright pixels besides; G does not"
+    note = "F differs from the release, which also keeps the ten patches with most bright pixels; G does not differ"
     settings = {**tower_settings(tower), "supervision": supervision, "aggregation": True, "centre_start": "zero"}
     return Carried(
         settings, {"backbone": tower}, model, heads, identities=("centres.centres", "centres.seen"), notes=(note,)

@@ -1,4 +1,4 @@
-"""Settings of EDITOR: what is its own, beside data, schedule, machine and tower."""
+"""Settings of EDITOR beyond data, schedule, machine and tower."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,19 +8,19 @@ from examples.towers.class_tokens import Supervision
 
 @dataclass(frozen=True)
 class Settings:
-    """EDITOR: what follows the tower."""
+    """EDITOR: modules after the tower."""
 
     aggregation: bool = True
-    """HMA and everything around it; without it the class tokens are all there is."""
+    """Use HMA, and with it token selection, BCC and OCFR; without it the model has only class tokens."""
     keep_per_head: int = 2
-    """Patches that every head of the tower selects in every modality, by attention rollout."""
+    """Number of patches that every head of the tower selects in every modality, by attention rollout."""
     num_heads: int = 4
-    """Attention heads of HMA."""
+    """Number of attention heads of HMA."""
     mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward networks of HMA, in widths of a token."""
+    """Hidden width of the feed-forward networks of HMA, as a multiple of the token width."""
     centre_rate: float = 0.8
-    """Share of the new mean in a moved centre of OCFR."""
+    """Update rate of the centres of OCFR: share of the new mean in a moved centre, 0 to 1."""
     centre_start: Literal["mean", "zero"] = "mean"
-    """Start of the centre of an identity: its first mean, or 0 as in the research code."""
+    """Start of an identity's centre: its first mean ("mean"), or 0 as in the research code ("zero")."""
     supervision: Supervision = "joined"
-    """Class tokens as one feature of all modalities, or as a feature per modality."""
+    """Supervision of class tokens: one joined feature of all modalities, or a single feature per modality."""

@@ -1,12 +1,12 @@
-"""Variants of EDITOR that `compare` can compare, and presets, each a question that a few of them answer."""
+"""Variants of EDITOR for `compare`, and presets: questions that some of the variants answer."""
 
 from typing import Any
 
 from examples.preset import MISSING, SCORES, STRENGTHS, Preset, Row, watched
 
-USUAL = ("baseline", "full")  # compared where nothing else is asked
+USUAL = ("baseline", "full")  # compared by default
 
-# A variant replaces these settings of the command line. Variants that come to the same run share it.
+# Settings that a variant replaces on the command line. Variants with equal settings share a run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"aggregation": False},
     "selection": {"term_weights.BCC": 0.0, "term_weights.OCFR": 0.0},
@@ -18,7 +18,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"keep-{count}": {"keep_per_head": count} for count in (1, 2, 4, 8, 16)},
 }
 
-# What a run of EDITOR says of itself.
+# Columns of numbers that a run of EDITOR records.
 COLUMNS = STRENGTHS | {"kept patches": watched("kept")}
 
 PRESETS: dict[str, Preset] = {

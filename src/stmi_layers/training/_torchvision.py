@@ -1,7 +1,7 @@
-"""torchvision beside a torch it was not built for: import `tv_tensors` and `v2` from here.
+"""Import of torchvision that also works beside a torch build it was not compiled for.
 
-A CUDA build of torchvision beside a CPU build of torch fails to import, because two compiled operators are declared
-nowhere. Their declarations are all it takes; calling them still raises torchvision's own error.
+A CUDA build of torchvision beside a CPU build of torch fails to import, because two compiled operators are not
+declared. Declaring them is enough for the import; calling them still raises torchvision's own error.
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ _kept: list[torch.library.Library] = []  # a collected library would take its de
 
 
 def import_torchvision() -> None:
-    """Import torchvision; after that very error declare `nms` and `qnms` and try once more."""
+    """Import torchvision; if its operator `nms` is not declared, declare `nms` and `qnms` and import again."""
     try:
         import_module("torchvision")
     except RuntimeError as error:

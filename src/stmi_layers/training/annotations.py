@@ -1,11 +1,11 @@
-"""Captions of items, and columns of one's own.
+"""Captions of items, and further columns from items.csv.
 
     ROOT/text/<split>.json             [{"item": "000028_cam1_0_02.jpg", "description": "..."}, ...]; or
     ROOT/text/<split>_<MODALITY>.json  one file per modality, whose captions stay apart
     ROOT/items.csv                     item,<column>,...: one line per item of all splits
 
 Files are read as UTF-8, with or without a byte order mark. An empty description, and null, is a missing caption.
-The columns are for protocols of one's own, such as `drop="session"`.
+The columns are for custom protocols, such as `drop="session"`.
 """
 
 import json
@@ -23,18 +23,18 @@ from stmi_layers.training.tables import is_there, read_csv
 def read_captions(
     root: Path, splits: Sequence[str], modalities: Sequence[str], names: Collection[str], *, required: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Captions by name: one common caption, or one per modality, "" where it is missing; items without are left out.
+    """Read captions by item: one common caption, or one per modality ("" if missing). Items without any are left out.
 
     Args:
         root: folder of the set.
         splits: names under which captions may be filed, `train` or `query` and `gallery`; `train_171` finds its
             captions in `train.json`, too.
-        modalities: names of those whose own captions stand in where there is no common one.
+        modalities: names of the modalities; their captions are used for an item without a common caption.
         names: names of the items of these splits.
         required: whether every item needs a caption.
 
     Raises:
-        FileNotFoundError: when captions are required and there is no file of them.
+        FileNotFoundError: when captions are required and no caption file exists.
         ValueError: when a file breaks the layout above, or a required caption is missing.
     """
     splits = [*splits, *(re.sub("_[0-9]+$", "", split) for split in splits)]
@@ -64,7 +64,7 @@ def require_captions(where: str, captions: Collection[str], names: Collection[st
 
 
 def _read_all(files: Sequence[Path], names: Collection[str]) -> dict[str, str]:
-    """The captions of all files that exist, empty ones left out."""
+    """Read the captions of all files that exist; empty captions are left out."""
     known, captions = set(names), dict[str, str]()
     for file in files:
         if not is_there(file):
@@ -81,14 +81,14 @@ def _read_all(files: Sequence[Path], names: Collection[str]) -> dict[str, str]:
 
 
 def _name(file: str, known: Collection[str]) -> str:
-    """Name of the item that an entry is about: its path without suffix, or only the stem."""
+    """Return the name of the item that an entry describes: its path without suffix, or only the stem."""
     path = Path(file)
     whole = path.with_suffix("").as_posix() if path.name else file
     return whole if whole in known else path.stem
 
 
 def _read_entries(file: Path) -> list[tuple[str, str]]:
-    """Item and description of every entry."""
+    """Read the item and the description of every entry."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -107,11 +107,11 @@ def _read_entries(file: Path) -> list[tuple[str, str]]:
 
 
 def read_columns(root: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
-    """The columns of `items.csv` by name of the item; nothing where there is no such file.
+    """Read the columns of `items.csv` by name of the item; {} if the file does not exist.
 
     Raises:
-        ValueError: when the file cannot be read as such a table, has no column `item`, one that an `Item` has already,
-            or an item twice or not at all.
+        ValueError: when the file cannot be read as a table, lacks the column `item`, has a column that `Item` already
+            defines, or lists an item twice or not at all.
     """
     file = root / "items.csv"
     if not is_there(file):
@@ -120,7 +120,7 @@ def read_columns(root: Path, names: Collection[str]) -> dict[str, dict[str, str]
     taken = sorted({field.name for field in fields(Item)}.intersection(header))
     if taken:
         raise ValueError(
-            f"{file} must have the column item and others with names of their own; it has "
+            f"{file} must have the column item and columns with new names; it has "
             f"{printable(', '.join(header))}, of which {', '.join(taken)} is known from the file names"
         )
     known = set(names)

@@ -1,7 +1,7 @@
-"""Samples of an image file besides its colours, as a TIFF or a colour profile declares them.
+"""Extra bands, signed values and colour profiles that an image file declares.
 
-A multispectral camera writes near infrared as a fourth band of an RGB file, and labels it as it likes. As transparency
-that colours are multiplied by, Pillow divides the colours by it.
+A multispectral camera writes near infrared as a fourth band of an RGB file, under any label. If the label is
+premultiplied transparency (associated alpha), Pillow divides the colours by that band.
 """
 
 from PIL import ImageFile
@@ -12,24 +12,24 @@ _SIGNED = 2
 
 
 def refuse_signed(image: ImageFile.ImageFile, bits: int) -> None:
-    """Refuse bytes with a sign, which Pillow reads as those without.
+    """Refuse signed 8-bit values, which Pillow reads as unsigned.
 
     Raises:
-        ValueError: when the image is a TIFF of them.
+        ValueError: when the image is a TIFF with signed 8-bit values.
     """
     if bits <= 8 and _SIGNED in _tags(image, _FORMAT):
-        raise ValueError("has signed values of 8 bits per channel; write it with unsigned ones")
+        raise ValueError("has signed values of 8 bits per channel; write it with unsigned values")
 
 
 def refuse_multiplied(image: ImageFile.ImageFile) -> None:
-    """Refuse colours that are multiplied by another band, or said to be.
+    """Refuse colours that the file labels as multiplied by another band.
 
     Raises:
         ValueError: when the image is a TIFF with associated alpha.
     """
     if _ASSOCIATED in _tags(image, _EXTRA):
         raise ValueError(
-            "is a TIFF whose label says that its colours are multiplied by its last band; write it without that band, "
+            "is a TIFF whose colours are labelled as multiplied by its last band; write it without that band, "
             "or with the band as unassociated alpha"
         )
 
@@ -47,6 +47,6 @@ def has_profile(image: ImageFile.ImageFile) -> bool:
 
 
 def _tags(image: ImageFile.ImageFile, tag: int) -> tuple[int, ...]:
-    """The values of a tag of a TIFF, none in other formats."""
+    """Return the values of a tag of a TIFF; () in other formats."""
     values = image.tag_v2.get(tag, ()) if image.format == "TIFF" else ()  # pyright: ignore[reportAttributeAccessIssue]
     return values if isinstance(values, tuple) else (values,)

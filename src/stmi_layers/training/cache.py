@@ -17,11 +17,11 @@ class Pixels:
     """Images and masks of items, decoded and resized.
 
     Args:
-        items: of the dataset.
-        size: height and width.
+        items: items of the dataset.
+        size: height and width in pixels.
         masks: whether masks are read from files.
-        keep: hold what was read once in a block of 3 * height * width bytes per image, and another one of
-            height * width bytes per mask. The memory is taken as the blocks fill.
+        keep: keep decoded images in a block of 3 * height * width bytes per image, and masks in a second block of
+            height * width bytes per mask. Memory is taken as the blocks fill.
     """
 
     def __init__(self, items: Sequence[Item], size: tuple[int, int], *, masks: bool, keep: bool) -> None:
@@ -32,7 +32,7 @@ class Pixels:
         )
 
     def image(self, source: Source | None, bounds: Range | None) -> Tensor:
-        """Bytes (3, height, width), black where there is no image.
+        """Return an image as bytes (3, height, width), black if `source` is None.
 
         Raises:
             UnreadableError: when the file cannot be read any more.
@@ -42,7 +42,7 @@ class Pixels:
         return self._images.get(source, lambda: self._decode_image(source, bounds))
 
     def mask(self, path: Path | None) -> Tensor:
-        """Bool (height, width), True where there is no mask, or none is read."""
+        """Return a mask as Bool (height, width), all True if `path` is None or masks are not read."""
         if path is None or not self._read_masks:
             return torch.ones(self.size, dtype=torch.bool)
         return self._masks.get(path, lambda: self._decode_mask(path))
@@ -53,7 +53,7 @@ class Pixels:
             resized = read_upright(source, bounds).resize((width, height), Image.Resampling.BILINEAR)
         except Exception as error:  # whatever a damaged file makes of a decoder
             raise UnreadableError(f"{path_of(source)} cannot be read: {error}") from error
-        # Three equal channels are made of one behind the resizing.
+        # A single channel becomes three equal channels after resizing.
         pixels = torch.from_numpy(np.array(resized))
         return pixels.expand(3, -1, -1) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
@@ -68,7 +68,7 @@ class Pixels:
 
 
 class _Block:
-    """Rows of one tensor by key, filled as they are asked for."""
+    """Rows of one tensor by key, filled on first request."""
 
     def __init__(self, keys: Sequence, shape: tuple[int, ...], dtype: torch.dtype, *, keep: bool) -> None:
         distinct = dict.fromkeys(key for key in keys if key is not None) if keep else {}

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, hold no code, and say what does not fit."""
+"""Checkpoints: written whole or not at all, read without running code, compared with the model by name."""
 
 import pickle
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ TYPES: dict[str, type] = {
 }
 
 
-# Numbers of an entry of the history, and mappings of names to numbers.
+# Fields of a history entry that hold a number, and fields that hold numbers by name.
 NUMBERS, NAMED_NUMBERS = ("epoch", "loss", "learning_rate", "cpu_seconds"), ("losses", "watch", "mAP")
 
 
@@ -73,7 +73,7 @@ def check_room(folder: Path, *modules: nn.Module) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file of `save_checkpoint`, on the CPU, without running code from the file.
 
-    The checksums of the archive are compared before anything is built from it, and every entry with its type.
+    The checksums of the archive are verified before anything is built from it, then the type of every entry.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -82,8 +82,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train first, or give the path of a checkpoint.pt")
     if damage := find_damage(path):
-        what = "is damaged, or no checkpoint of this trainer"
-        raise ValueError(f"{path} {what}: {damage}. Take another copy, or train anew")
+        what = "is damaged, or is not a checkpoint of this trainer"
+        raise ValueError(f"{path} {what}: {damage}. Use another copy, or train again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # The kind of error depends on the bytes that torch.load stumbles over.
@@ -93,12 +93,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this trainer (no format {FORMAT!r})")
     problems = _wrong_entries(content)
     if problems:
-        raise ValueError(f"{path} is no whole checkpoint: it {'; it '.join(problems[:5])}")
+        raise ValueError(f"{path} is not a complete checkpoint: it {'; it '.join(problems[:5])}")
     return Checkpoint(**content)
 
 
 def _wrong_entries(content: dict[str, Any]) -> list[str]:
-    """Say which entries are missing, unknown, or hold something else than they should."""
+    """List entries that are missing, unknown, or of the wrong type."""
     problems = [f"lacks {name!r}" for name in TYPES if name not in content]
     problems += [f"has an unknown entry {name!r}" for name in content if name not in TYPES]
     held = {name: content[name] for name in TYPES if name in content}
@@ -110,7 +110,7 @@ def _wrong_entries(content: dict[str, Any]) -> list[str]:
     if problems:
         return problems
     if content["epoch"] < 0:
-        problems.append(f"must hold 'epoch' from 0 on, and holds {content['epoch']}")
+        problems.append(f"must hold 'epoch' of at least 0, and holds {content['epoch']}")
     kinds = {"records": dict, "model": Tensor, "objective": Tensor, "history": dict}
     problems += [
         f"must hold a {kind.__name__} as {name}[{key!r}], and holds {type(value).__name__}"
@@ -127,7 +127,7 @@ def _wrong_entries(content: dict[str, Any]) -> list[str]:
 
 
 def _is_numeric(entry: Mapping[str, Any], name: str) -> bool:
-    """Tell whether a history entry has the numbers that pictures and reports read; only some epochs are scored."""
+    """Tell whether a history entry has the numbers that figures and reports read; unscored epochs have no mAP."""
     value = entry.get(name, {} if name == "mAP" else None)
     values = [value] if name in NUMBERS else value.values() if isinstance(value, dict) else [None]
     return all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
@@ -141,13 +141,13 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str, wh
     """Load all of `weights`, or raise one error that names every parameter that does not fit.
 
     Args:
-        module: what is filled.
-        weights: its state dict.
-        what: what the module is called in the message.
-        where: the file that the weights are of.
+        module: module to fill.
+        weights: state dict to load.
+        what: name of the module in the message.
+        where: file of the weights, for the message.
 
     Raises:
-        ValueError: when names, shapes or kinds of numbers differ; another precision of the same kind is cast.
+        ValueError: when names, shapes or kinds of numbers differ. A different precision of the same kind is cast.
     """
     own = module.state_dict()
     problems = [f"{name} is missing in the checkpoint" for name in own.keys() - weights.keys()]
@@ -169,6 +169,6 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str, wh
 
 
 def _kind(value: Tensor) -> str:
-    """Kind of numbers, so far as one does not turn into another without loss."""
+    """Return the kind of numbers; a cast between two kinds would lose information."""
     numbers = "complex" if value.is_complex() else "floating" if value.is_floating_point() else str(value.dtype)
     return f"{numbers}, {value.layout}" if value.layout is not torch.strided else numbers

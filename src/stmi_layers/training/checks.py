@@ -1,8 +1,8 @@
-"""Checks of files before they are used: decoded once, in threads, and remembered until they change.
+"""Checks of image and mask files: each is decoded once, in threads, and its result kept until the file changes.
 
-What was found sound stands in a file beside the user's other caches, by path, size and time of change. It saves the
-next start from decoding everything again, and several processes from doing it each: the first one checks, the others
-wait for it. Nothing depends on that file; it may be deleted at any time.
+Files that passed are recorded in the user's cache folder, by path, size and time of change, so that the next start
+does not decode them again. Of several processes the first checks, and the others wait for its result. The record may
+be deleted at any time.
 """
 
 import hashlib
@@ -35,11 +35,11 @@ from stmi_layers.training.images import (
 from stmi_layers.training.record import Panel, Source, path_of
 from stmi_layers.training.settings import Range
 
-# Files from which on the progress is shown.
+# Number of files from which progress is shown.
 SHOWN = 1000
 ENTRY = re.compile(r"\S+ [1-9][0-9]{0,8} [1-9][0-9]{0,8}( [a-z]+)*")
 VERSION = 4
-# Share of the counts of an image beyond its range from which on it is noted.
+# An image is noted as clipped when a larger share of its counts lies outside the range.
 CLIPPED = 0.01
 
 
@@ -48,9 +48,9 @@ class Look(NamedTuple):
 
     Attributes:
         defect: why the file cannot be used; None when it can.
-        size: width and height as shown; of one panel where there are several.
-        notes: what was silently decided about it: "alpha", "pages", "turned", "bands", "profile", "clipped", "deep"; of
-            a mask "levels", "empty", "full", "inverted".
+        size: width and height of the upright image; of one panel where a file holds several.
+        notes: what reading drops or changes: "alpha", "pages", "turned", "bands", "profile", "clipped", "deep"; of a
+            mask "levels", "empty", "full", "inverted".
     """
 
     defect: str | None
@@ -67,7 +67,7 @@ def find_defect(source: Source, *, is_mask: bool = False, bounds: Range | None =
 
 
 def look_at(source: Source, *, is_mask: bool = False, bounds: Range | None = None) -> Look:
-    """Decode a file as the dataset will, and note what is decided about it."""
+    """Decode a file as the dataset does, and note what reading drops or changes."""
     try:
         return _look_at_mask(path_of(source)) if is_mask else _look_at_image(source, bounds)
     except OSError as error:
@@ -150,13 +150,13 @@ def check_files(
     """Decode files, except those remembered as sound that have not changed since.
 
     Args:
-        images: images; of a file with panels, one of them.
-        masks: masks.
-        root: the set; what was checked is remembered by it.
-        ranges: counts of deep images by file.
-        workers: threads, 0 for as many as there are CPUs.
-        quiet: without a progress bar.
-        memory: folder of the memory; `stmi-layers/checked` among the user's caches by default.
+        images: image files; of a file with panels, any one panel.
+        masks: mask files.
+        root: folder of the set; results are remembered under its path.
+        ranges: counts that become black and white, by file of a deep image.
+        workers: number of threads; 0 takes one per CPU.
+        quiet: show no progress bar.
+        memory: folder of the remembered results; `stmi-layers/checked` in the user's cache folder by default.
     """
     ranges, looks = ranges or {}, dict[Path, Look]()
     sources = {path_of(source): (source, False) for source in images} | {path: (path, True) for path in masks}
@@ -179,7 +179,7 @@ def check_files(
 
 def _look_at_all(jobs: Iterable[Any], count: int, root: Path, workers: int, *, quiet: bool) -> Iterator[Look]:
     quiet = quiet or count < SHOWN
-    # Decoders warn about oddities of files; these are for the notes, and threads share the filters.
+    # Decoders warn about unusual files, which the notes record already. All threads share the warning filters.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         warnings.simplefilter("ignore")
         found = pool.map(lambda job: look_at(job[0], is_mask=job[1], bounds=job[2]), jobs)
@@ -187,14 +187,14 @@ def _look_at_all(jobs: Iterable[Any], count: int, root: Path, workers: int, *, q
 
 
 def _stamp(source: Source, path: Path, is_mask: bool, bounds: Range | None) -> str:
-    """State of a file, and how it is read, as text without spaces that ends a check's being valid when it changes."""
+    """Return a file's state, and how it is read, as text without spaces; a check is valid while this text is equal."""
     try:
         found = os.stat(path)
     except OSError:
         return "absent"
     panels = source.count if isinstance(source, Panel) else 1
     counts = bounds if isinstance(bounds, str) or bounds is None else f"{bounds[0]!r}-{bounds[1]!r}"
-    # The second time cannot be set: it tells of a file that was replaced by one of the same size and the same date.
+    # st_ctime cannot be set by a user: it reveals a file that was replaced by another of the same size and date.
     return f"{found.st_size},{found.st_mtime_ns},{found.st_ctime_ns},{panels},{is_mask:d},{counts}"
 
 

@@ -1,4 +1,4 @@
-"""Samples, and their collation into batches: few files and no copy between a worker process and training."""
+"""Samples, and their collation into batches that reach the training process without a copy."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -54,7 +54,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _in_one_storage(*tensors: Tensor) -> list[Tensor]:
-    """Copies in one storage of tensors, widest numbers first: a worker opens a file for every storage it hands over."""
+    """Copy tensors, widest numbers first, into one storage, because a worker opens a file for each storage."""
     block = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors])
     parts = block.split([tensor.nbytes for tensor in tensors])
     return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -1,6 +1,7 @@
 """The contract between a model and training: what a model receives, what it returns, what it tells about itself.
 
-Whatever keeps it is trained by `fit`, evaluated by `evaluate` and described by `describe`; nothing has to be inherited.
+A model that keeps the contract is trained by `fit`, evaluated by `evaluate` and described by `describe`. It need not
+inherit from any class.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,8 @@ class Facts(NamedTuple):
         modalities: names of the modalities, in the order of the images.
         image_size: height and width of the images in pixels.
         num_identities: number of identities in the training split.
-        cameras: numbers of the cameras in the training split, rising; empty where the set numbers none.
-        views: numbers of the viewpoints in the training split, rising; empty where the set numbers none.
+        cameras: numbers of the cameras in the training split, ascending; empty if the set has no camera numbers.
+        views: numbers of the viewpoints in the training split, ascending; empty if the set has no viewpoint numbers.
         words: words of the training captions, most frequent first, ties in alphabetical order; empty without captions.
     """
 
@@ -35,16 +36,16 @@ class Batch(NamedTuple):
     """Samples stacked along the first axis.
 
     Attributes:
-        images: values in [0, 1], not normalised: the tower knows its mean and deviation. Absent ones are 0.
+        images: values in [0, 1]; the model normalises them by the mean and deviation of its tower. Absent images are 0.
         masks: True = foreground; None where the set is read without masks.
-        present: True where the modality of the sample is there; None where all are, which is known on the host.
+        present: True where a sample has the modality; None if all samples have all modalities.
         labels: identities as 0 ... n-1.
         cameras: number of the camera, -1 where there is none.
         views: number of the viewpoint, -1 where there is none.
         scenes: number of the scene, -1 where there is none.
-        texts: what `ReIDModel.encode` made of the captions; None for a model that reads none.
+        texts: captions as encoded by `ReIDModel.encode`; None for a model that reads no captions.
         has_text: True where the sample has a caption.
-        indices: places of the samples in their dataset.
+        indices: indices of the samples in their dataset.
     """
 
     images: Float[Tensor, "batch modalities 3 height width"]
@@ -68,13 +69,13 @@ class Outputs(NamedTuple):
     """Result of a forward pass.
 
     Attributes:
-        features: descriptors by name, (batch width) each: what is supervised, and what can be retrieved with.
+        features: descriptors by name, (batch width) each. Training supervises them, and retrieval can use each.
         terms: scalars by name that the model adds to the objective, such as alignment or reconstruction; {} in
             evaluation. A term that compares the samples of a batch takes its rows through
-            [`whole_batch`][stmi_layers.training.distributed.whole_batch], so that it sees those of all processes; one
-            that averages over samples of which some take no part, takes its mean through
+            [`whole_batch`][stmi_layers.training.distributed.whole_batch], so that it sees the rows of all processes. A
+            term that averages over only some of the samples takes its mean through
             [`whole_mean`][stmi_layers.training.distributed.whole_mean].
-        rows: by name of a feature, True for the rows that are supervised, (batch); a name left out means all.
+        rows: supervised rows by name of the feature, Bool (batch). Without an entry all rows are supervised.
     """
 
     features: dict[str, Tensor]
@@ -88,32 +89,34 @@ class ReIDModel(Protocol):
 
     Attributes:
         widths: width of every feature in `Outputs.features`, by name, in the order they are reported in.
-        headline: name of the descriptor that is scored first: a feature, several joined as in "first+second", or "all".
+        headline: name of the descriptor that stands for the model in reports: a feature, several joined as in
+            "first+second", or "all".
     """
 
     widths: dict[str, int]
     headline: str
 
     def __call__(self, batch: Batch, /) -> Outputs:
-        """Features of the samples; in training mode also the terms of the objective."""
+        """Return the features of the samples; in training mode also the terms of the objective."""
         ...
 
     def encode(self, captions: Sequence[tuple[str, ...]], /) -> Tensor | None:
-        """Captions as a tensor with a row per sample, on the CPU, or None for a model that reads none.
+        """Encode captions as a tensor on the CPU with a row per sample; None for a model that reads no captions.
 
-        Called once for all samples of a dataset, before its first epoch, in evaluation mode and without gradient: the
-        place for a tokenizer, and for a frozen text tower. The captions of a sample are (): none, one string: of all
-        its modalities together, or one string per modality, "" where it is missing.
+        Called once per dataset, before its first epoch, in evaluation mode and without gradient: the place for a
+        tokenizer and for a frozen text tower. The captions of a sample are () without any, one string for all its
+        modalities together, or one string per modality, "" where it is missing.
         """
         ...
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters by group, each with a learning rate of its own in `Schedule.rates`, "new" with the default.
+        """Return all parameters by group.
 
-        Frozen parameters may be among them; they are passed over.
+        `Schedule.rates` sets the learning rate of a group; groups without an entry, such as "new", have the default.
+        Frozen parameters may be listed; the optimizer skips them.
         """
         ...
 
     def watch(self) -> dict[str, float]:
-        """Numbers worth a curve over the epochs, such as strengths or gates; {} where there are none."""
+        """Return numbers to plot over the epochs, such as strengths or gates; {} if the model has no such numbers."""
         ...

@@ -1,6 +1,6 @@
-"""From items on disk to batches: one geometry per sample, masks that stay on their images.
+"""Dataset of multi-modal samples: items on disk as tensors, with masks that stay aligned with their images.
 
-Everything random depends on a seed, the epoch and the index of the sample alone, not on the number of workers.
+Random draws depend only on a seed, the epoch and the index of the sample, not on the number of workers.
 """
 
 from collections import Counter
@@ -24,31 +24,31 @@ from stmi_layers.training.splits import read_split, refuse_missing_masks
 from stmi_layers.training.transforms import GREY, Augmentation, dilate, erase_, erode, move
 from stmi_layers.training.validation import training_items
 
-# Masks that are read from files; the others are made.
+# Options of `masks` that read mask files.
 FROM_FILES = ("given", "eroded", "dilated", "shuffled", "blank", "blank+given")
 
 
 class MultiModalDataset(Dataset[Sample]):
-    """Items as tensors. Images with one channel (NIR, thermal) become three equal ones.
+    """Items as tensors. Images with one channel (NIR, thermal) get three equal channels.
 
     Args:
         items: from `read_split`, all with the same number of modalities.
-        size: height and width that all images and masks are resized to.
+        size: height and width in pixels that all images and masks are resized to.
         augment: variation of the images; True is `Augmentation()`, False none.
-        seed: of the augmentation and of "shuffled".
-        masks: "given"; "ones", all foreground; "empty", all background; "eroded" and "dilated", the given ones shrunk
-            or grown by a 16th of the shorter side; "shuffled", each item has the masks of another one, the same in
-            every epoch; "none", without masks. "blank" paints the background grey by the given masks and hands over
-            none, "blank+given" does both.
-        missing_masks: policy where masks are needed and an image has none; "ones" makes all of it foreground.
-        ranges: counts of deep images that become black and white, one entry per modality, None where there is none.
+        seed: seed of the augmentation and of "shuffled".
+        masks: "given", masks from files; "ones", all foreground; "empty", all background; "eroded" and "dilated", the
+            given masks shrunk or grown by a 16th of the shorter side; "shuffled", each item has the masks of another
+            item, the same in every epoch; "none", no masks. "blank" returns no masks and paints the background of the
+            images grey; "blank+given" paints the background and returns the masks.
+        missing_masks: policy for an image without a mask where masks are needed; "ones" makes all of it foreground.
+        ranges: counts of deep images that become black and white, one entry per modality; None for 8-bit images.
         cache: keep decoded images, modalities * 3 * height * width bytes per item, and masks, height * width bytes
-            per file, in every worker. Only lasting (`persistent_workers=True`) or no workers profit.
+            per file, in every worker. Helps only without workers or with `persistent_workers=True`.
 
     Attributes:
-        identities: the identity behind each label.
-        labels: 0 ... n-1, one per item; -1 where the identity is unknown.
-        texts: rows made of the captions by `encode_captions`, None before.
+        identities: identity of each label.
+        labels: label of each item, 0 ... n-1; -1 where the identity is unknown.
+        texts: encoded captions, one row per item; None before `encode_captions`.
         split: name of the split in reports; "test" unless `load_split` read another one.
 
     Raises:
@@ -70,7 +70,7 @@ class MultiModalDataset(Dataset[Sample]):
         check_choice("masks", masks, get_args(Masks))
         check_choice("missing_masks", missing_masks, ("error", "ones"))
         if not items or len({len(item.images) for item in items}) > 1:
-            raise ValueError(f"items must be some, all with the same number of modalities; received {len(items)}")
+            raise ValueError(f"items must be at least one, all with as many modalities; received {len(items)} items")
         if min(size) < 1:
             raise ValueError(f"size must be a positive height and width; received {size}")
         self.items, self.size, self.seed, self.masks = list(items), size, seed, masks
@@ -97,10 +97,10 @@ class MultiModalDataset(Dataset[Sample]):
         self._epoch.fill_(epoch)
 
     def encode_captions(self, encode: Callable[[Sequence[tuple[str, ...]]], Tensor | None]) -> None:
-        """Set `texts` to what `encode` makes of the captions of all items, once.
+        """Encode the captions of all items once, and keep the result in `texts`.
 
         Raises:
-            ValueError: when the result has not one row per item.
+            ValueError: when the result does not have one row per item.
         """
         texts = encode([item.captions for item in self.items])
         if texts is not None and len(texts) != len(self):
@@ -108,7 +108,7 @@ class MultiModalDataset(Dataset[Sample]):
         self.texts = texts
 
     def picture(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """An item to look at: resized images (modalities, height, width, 3) as bytes, and its Bool masks."""
+        """Return an item for display: resized images (modalities, height, width, 3) as bytes, and its Bool masks."""
         images, masks = self._read(index)
         return images.permute(0, 2, 3, 1).numpy(), masks.numpy()
 
@@ -142,7 +142,7 @@ class MultiModalDataset(Dataset[Sample]):
         )
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        """Bytes (modalities, 3, height, width), black where missing, and Bool masks, True where missing."""
+        """Read images as bytes (modalities, 3, height, width), black where missing, and Bool masks, else True."""
         pairs = zip(self.items[index].images, self._ranges, strict=True)
         images = torch.stack([self._pixels.image(source, bounds) for source, bounds in pairs])
         paths = self.items[self._mask_of[index]].masks
@@ -160,14 +160,14 @@ def _number(value: int | None) -> int:
 def load_split(
     data: Data, split: str, *, augment: Augmentation | bool = False, seed: int = 0, cache: bool = False
 ) -> MultiModalDataset:
-    """Load a split as the settings say.
+    """Load a split of a set by the settings of the set.
 
     Args:
         data: the set, and how it is read.
-        split: `train`, `test`, or any other that the set has; `validation`, too, where `data` holds identities out.
+        split: `train`, `test`, or another split of the set; also `validation` where `data` holds identities out.
         augment: variation of the images; False in evaluation.
-        seed: of the augmentation, and of shuffled masks and captions.
-        cache: keep decoded images in memory; evaluation reads each image once, and wins nothing by it.
+        seed: seed of the augmentation, and of shuffled masks and captions.
+        cache: keep decoded images in memory; of no use in evaluation, which reads each image once.
 
     Raises:
         FileNotFoundError: when the set, the split, a modality or required captions are not there.

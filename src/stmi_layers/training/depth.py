@@ -1,4 +1,4 @@
-"""Bit depth of image files, and the counts of deep ones.
+"""Bit depth of image files, and the counts of images deeper than 8 bits.
 
 Pillow's mode hides the depth: an image of three channels of 16 bits is "RGB", with the high byte of every count. The
 file itself says how deep it is, and decoding it a second time for the low bytes gives all of the counts.
@@ -16,13 +16,13 @@ from PIL import ImageFile, ImageOps
 
 Open = Callable[[Path], AbstractContextManager[ImageFile.ImageFile]]
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
-# Where Pillow finds the high and the low byte of a channel, by its name for the layout of the bytes.
+# Pillow's names of byte orders, each with its opposite, which gives the low byte of a count instead of the high byte.
 _NATIVE = "16L" if sys.byteorder == "little" else "16B"
 _SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if _NATIVE == "16L" else "16L"}
 
 
 def bits_of(image: ImageFile.ImageFile, path: Path) -> int:
-    """Bits per channel of an opened image file."""
+    """Return the bits per channel of an opened image file."""
     if image.mode.startswith("F"):
         return 32
     if image.format == "PNG":
@@ -39,7 +39,7 @@ def bits_of(image: ImageFile.ImageFile, path: Path) -> int:
 
 
 def _head(image: ImageFile.ImageFile, path: Path, count: int) -> bytes:
-    """First bytes of the file, through the stream that is open already where there is one."""
+    """Return the first bytes of the file, through its open stream if there is one."""
     if image.fp is None:
         with path.open("rb") as file:
             return file.read(count)
@@ -51,7 +51,7 @@ def _head(image: ImageFile.ImageFile, path: Path, count: int) -> bytes:
 
 
 def _maximum(image: ImageFile.ImageFile) -> int:
-    """The highest value of a portable map."""
+    """Return the highest value that a portable map declares."""
     arguments = image.tile[0].args
     if isinstance(arguments, tuple):
         return int(arguments[1])
@@ -75,7 +75,7 @@ def _bits_of_avif(head: bytes) -> int:
 
 
 def read_counts(path: Path, opened: Open) -> NDArray[Any]:
-    """Counts of a deep image, (height width) or (height width 3), upright and without transparency.
+    """Read the counts of a deep image, (height width) or (height width 3), upright and without transparency.
 
     Raises:
         ValueError: when its format is not read at this depth, or some counts are not finite.
@@ -86,7 +86,7 @@ def read_counts(path: Path, opened: Open) -> NDArray[Any]:
         if image.format not in ("PNG", "TIFF", "PPM"):
             raise ValueError(f"is {image.format} with more than 8 bits per channel; write it as PNG or TIFF")
         if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # pyright: ignore
-            raise ValueError("is a deep TIFF whose counts fall from black to white; write it with rising ones")
+            raise ValueError("is a deep TIFF whose counts fall from black to white; write it with counts that rise")
         if image.mode.startswith(("I", "F")):
             image.load()
             return _finite(np.array(ImageOps.exif_transpose(image)))
@@ -108,7 +108,7 @@ def _layout(arguments: Any) -> str:
 
 
 def _decode(path: Path, opened: Open, rename: Callable[[str], str]) -> NDArray[np.uint8]:
-    """Decode with another layout of the bytes than the one Pillow has chosen."""
+    """Decode with a byte layout other than the one that Pillow chose."""
     with opened(path) as image:
         arguments = [
             rename(tile.args) if isinstance(tile.args, str) else (rename(_layout(tile.args)), *(tile.args or ())[1:])
@@ -120,7 +120,7 @@ def _decode(path: Path, opened: Open, rename: Callable[[str], str]) -> NDArray[n
 
 
 def _portable_counts(image: ImageFile.ImageFile, path: Path) -> NDArray[Any]:
-    """Counts of a binary portable map, which Pillow would scale to 16 or to 8 bits."""
+    """Read the counts of a binary portable map, which Pillow would scale to 16 or 8 bits."""
     tile, channels = image.tile[0], 3 if image.mode == "RGB" else 1
     if tile.codec_name == "ppm_plain":
         raise ValueError("is a deep portable map in plain text; write it in binary, or as PNG or TIFF")
@@ -136,5 +136,5 @@ def _portable_counts(image: ImageFile.ImageFile, path: Path) -> NDArray[Any]:
 
 def _finite(counts: NDArray[Any]) -> NDArray[Any]:
     if counts.dtype.kind == "f" and not np.isfinite(counts).all():
-        raise ValueError(f"has {int((~np.isfinite(counts)).sum())} counts that are no finite numbers")
+        raise ValueError(f"has {int((~np.isfinite(counts)).sum())} counts that are not finite")
     return counts

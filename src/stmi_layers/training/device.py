@@ -15,5 +15,5 @@ def choose_device(name: str) -> torch.device:
 
 
 def half_precision(device: torch.device, amp: bool) -> bool:
-    """Return True where the model runs in bfloat16 autocast: on a CUDA device with bfloat16 of its own, if `amp`."""
+    """Return True where the model runs in bfloat16 autocast: on a CUDA device with native bfloat16, if `amp`."""
     return amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

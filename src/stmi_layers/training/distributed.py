@@ -1,7 +1,7 @@
-"""Training on several processes, started by torchrun, whose step is that of one process with the whole batch.
+"""Training on several processes under torchrun: a step equals that of one process with the whole batch.
 
-With one process everything here is the identity, so that one loop serves both. `torchrun` alone decides: nothing has
-to be switched on.
+With one process every function here is the identity, so that one loop serves both cases. Starting under `torchrun` is
+all it takes; there is no setting.
 """
 
 import atexit
@@ -28,10 +28,9 @@ RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 def join(device: str) -> torch.device:
-    """Enter the group of processes that torchrun names, once, and return the device of this process.
+    """Join the process group of torchrun, once, and return the device of this process.
 
-    Without torchrun there is nothing to enter. On GPUs every process takes one of its own, by its local rank, when
-    `device` is "auto" or "cuda".
+    Without torchrun there is no group. With `device` "auto" or "cuda" every process takes the GPU of its local rank.
     """
     chosen = choose_device(device)
     if "LOCAL_RANK" not in os.environ:
@@ -43,7 +42,7 @@ def join(device: str) -> torch.device:
     if not dist.is_initialized():
         from torch.distributed.rendezvous import rendezvous
 
-        # torchrun keeps its store over a restart, with the addresses of the processes that have gone.
+        # After a restart the store of torchrun still holds the addresses of ended processes.
         store, number, processes = next(rendezvous("env://"))
         store = dist.PrefixStore(f"attempt {os.environ.get(RESTARTS, 0)}", store)  # pyright: ignore[reportPrivateImportUsage]
         backend = "nccl" if chosen.type == "cuda" else "gloo"
@@ -55,8 +54,8 @@ def join(device: str) -> torch.device:
 def _leave() -> None:
     if not dist.is_initialized():
         return
-    # The last error keeps its frames, and with them DistributedDataParallel. If that is the last to hold a group
-    # of gloo, it waits for threads that wait for it, and a process that failed never ends.
+    # The last error keeps its frames, and with them DistributedDataParallel, alive. If that object is the last holder
+    # of a gloo group, it and the threads of the group wait for each other, and the failed process never ends.
     for name in ("last_exc", "last_value", "last_traceback"):
         if hasattr(sys, name):
             delattr(sys, name)
@@ -65,12 +64,12 @@ def _leave() -> None:
 
 
 def num_processes() -> int:
-    """Number of processes that train together, 1 without torchrun."""
+    """Return the number of processes that train together; 1 without torchrun."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process among those that train together, from 0 on."""
+    """Return the number of this process among the processes that train together, from 0 on."""
     return dist.get_rank() if num_processes() > 1 else 0
 
 
@@ -99,9 +98,9 @@ class _Gather(torch.autograd.Function):
 def whole_batch(rows: Tensor) -> Tensor:
     """Return the rows of all processes, in the order of their ranks, with their gradients.
 
-    With one process these are `rows` themselves. A term of the objective that compares the samples of a batch takes
-    its rows through this function; then every process computes the same value of it, and the gradients are those of
-    one process with the whole batch. All processes have to call it, with the same number of rows.
+    With one process the result is `rows` itself. A term of the objective that compares the samples of a batch takes
+    its rows through this function. Every process then computes the same value of the term, and the gradients equal
+    those of one process with the whole batch. All processes must call this function, with the same number of rows.
 
     Args:
         rows: tensor with a row per sample of this process, of any further shape and any dtype.
@@ -110,15 +109,15 @@ def whole_batch(rows: Tensor) -> Tensor:
 
 
 def whole_mean(means: Tensor, counts: Tensor) -> Tensor:
-    """Return means over the samples of all processes, from those over the samples of this one, with their gradients.
+    """Return means over the samples of all processes, computed from the means of each process, with gradients.
 
-    With one process these are `means` themselves. A term of the objective that averages over some of the samples, such
-    as those that have two modalities, takes its means through this function, because processes have different numbers
-    of them. All processes have to call it.
+    With one process the result is `means` itself. A term of the objective that averages over some of the samples, such
+    as samples with two modalities, takes its means through this function, because the number of such samples differs
+    between processes. All processes must call this function.
 
     Args:
-        means: of this process, any number of them, 0 where it has no sample.
-        counts: numbers of samples that they are means over, of the same shape.
+        means: means over the samples of this process; 0 for a mean over no sample.
+        counts: number of samples behind each mean, in the same shape.
     """
     if num_processes() == 1:
         return means
@@ -132,7 +131,7 @@ class Share(Sampler[list[int]]):
     """Part of every P x K batch that belongs to one process: whole identities, P / `processes` of them.
 
     Args:
-        batches: seeded alike in all processes, so that all of them draw the same batches.
+        batches: sampler with the same seed in all processes, so that all draw the same batches.
         rank: number of this process, from 0 on.
         processes: number of processes.
 
@@ -160,17 +159,17 @@ class Share(Sampler[list[int]]):
 # --8<-- [end:share]
 # --8<-- [start:interleave]
 def share(count: int) -> list[int]:
-    """Return every n-th index below `count`, for this process; the last one again, so that all have equally many."""
+    """Return every n-th index below `count` for this process; the last index is repeated to give all equally many."""
     return [min(index, count - 1) for index in range(rank(), count + (-count) % num_processes(), num_processes())]
 
 
 def interleave(rows: Tensor, count: int, device: torch.device) -> Tensor:
-    """Join the rows that the processes made of their `share`, in the order of the indices, in all processes.
+    """Join the rows that each process computed for its `share`, in index order, and return them in all processes.
 
     Args:
-        rows: those of this process, on the CPU.
+        rows: rows of this process, on the CPU.
         count: number of all rows.
-        device: device on which the processes talk.
+        device: device on which the processes communicate.
     """
     if num_processes() == 1:
         return rows
@@ -201,9 +200,9 @@ def by_first(action: Callable[[], Result]) -> Result:
 
 
 def lock(stack: ExitStack, folder: Path, name: str = ".lock") -> None:
-    """Let the first process keep a folder for all until the end of the stack.
+    """Let the first process lock a folder for all processes until the end of the stack.
 
-    After a restart it waits until the loaders of the process that failed have gone, too.
+    After a restart it also waits for the end of the loader processes of the failed run.
 
     Raises:
         BlockingIOError: in all processes, when another run uses the folder.
@@ -237,7 +236,7 @@ def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
 
 
 def share_buffers(module: torch.nn.Module) -> None:
-    """Give all processes the buffers of the first: running statistics that are not synchronised differ."""
+    """Give all processes the buffers of the first, because running statistics that are not synchronised differ."""
     if num_processes() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

@@ -1,4 +1,4 @@
-"""Modality dropout: samples that lose modalities in training, so that a model learns to miss them."""
+"""Modality dropout: samples lose modalities in training, so that a model learns to work without them."""
 
 import torch
 from jaxtyping import Float
@@ -15,12 +15,12 @@ def modality_draws(samples: int, modalities: int, *, seed: int, epoch: int) -> F
 
 
 def drop_modalities(batch: Batch, draws: Float[Tensor, "samples modalities"], probability: float) -> Batch:
-    """Treat modalities whose draw is below `probability` as missing; a sample keeps the one with the largest draw.
+    """Treat modalities whose draw is below `probability` as missing; the modality with the largest draw stays.
 
     Args:
-        batch: on the CPU, as the loader gives it.
-        draws: from `modality_draws`, for all samples of the dataset.
-        probability: of losing a modality that is there.
+        batch: batch on the CPU, as the loader returns it.
+        draws: result of `modality_draws` for all samples of the dataset.
+        probability: probability of losing a modality that is present.
     """
     drawn = draws[batch.indices]
     present = torch.ones_like(drawn, dtype=torch.bool) if batch.present is None else batch.present

@@ -1,4 +1,4 @@
-"""One epoch of training, and warnings of batches that teach less than they seem to."""
+"""One epoch of training, and warnings about batches without triplets or with repeated images."""
 
 import warnings
 from collections import Counter
@@ -18,7 +18,7 @@ from stmi_layers.training.optimisation import Ledger, gradient_norm, rate, set_r
 from stmi_layers.training.run import Entry, Run
 from stmi_layers.training.schedule import Schedule
 
-# Steps between readings of the loss on a device that works by itself.
+# Steps between readings of the loss on a device that computes asynchronously.
 READ_EVERY = 50
 
 
@@ -32,7 +32,7 @@ def train_epoch(
     *,
     quiet: bool,
 ) -> Entry:
-    """Pass over the training images once, and return what is worth a line in the history."""
+    """Train on all training images once, and return the entry of the history."""
     # One seed per epoch: a resumed run draws what an uninterrupted one would have drawn; processes draw differently.
     torch.manual_seed((schedule.seed * 1_000_003 + run.epoch) * num_processes() + rank())
     kept = f"the checkpoint of epoch {run.epoch} is kept in {out}" if run.epoch else "nothing is kept"
@@ -65,7 +65,7 @@ def train_epoch(
 
 
 def warn_of_batches(dataset: MultiModalDataset, schedule: Schedule) -> None:
-    """Warn of batches without triplets, and of identities that have fewer images than a batch takes of each."""
+    """Warn about batches without triplets, and about identities with fewer images than a batch takes of each."""
     images_per_identity = schedule.images_per_identity
     if images_per_identity == 1 or schedule.identities_per_batch == 1:
         warnings.warn(
@@ -78,6 +78,6 @@ def warn_of_batches(dataset: MultiModalDataset, schedule: Schedule) -> None:
     if few:
         warnings.warn(
             f"{len(few)} of {len(counts)} identities have fewer images than images_per_identity={images_per_identity}: "
-            f"{shorten(few)}; theirs are repeated within a batch. Lower images_per_identity to avoid it",
+            f"{shorten(few)}; their images are repeated within a batch. Lower images_per_identity to avoid this",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Descriptors of a dataset, and how well they retrieve."""
+"""Descriptors of a dataset, and their retrieval metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,20 +49,20 @@ def describe(
     quiet: bool = True,
     collate: Collate = collate,
 ) -> dict[str, Tensor]:
-    """Compute descriptors by name: each feature with norm 1, "all", the features joined, and the model's headline.
+    """Compute descriptors by name: each feature with norm 1, all features joined ("all"), and the model's headline.
 
     Under torchrun every process describes a part of the samples and receives all descriptors. Images are read once
-    and not kept. Identities are not looked at: a dataset of one's own may have none.
+    and not kept. Identities are not used, so that a custom dataset may have none.
 
     Args:
-        model: keeps the contract of training; its mode is restored afterwards.
-        dataset: its samples are what `collate` stacks.
+        model: a `ReIDModel`; its mode (training or evaluation) is restored afterwards.
+        dataset: dataset whose samples `collate` can stack.
         device: device of the model.
-        workers: processes that load images.
+        workers: number of processes that load images; 0 loads in this process.
         batch_size: samples per forward pass.
-        amp: bfloat16 autocast on CUDA devices that have it.
+        amp: bfloat16 autocast on CUDA devices that support it.
         quiet: show no progress.
-        collate: makes a `Batch` of samples.
+        collate: function that makes a `Batch` of samples.
 
     Raises:
         ValueError: when features are not finite; the message names them and their samples.
@@ -124,7 +124,7 @@ def describe_encoded(
 
 
 def features_of(model: nn.Module, batch: Batch, device: torch.device, amp: bool) -> dict[str, Tensor]:
-    """Features of a batch by name, each with norm 1, in float32 on the CPU."""
+    """Compute the features of a batch by name, each with norm 1, in float32 on the CPU."""
     with torch.autocast(device.type, torch.bfloat16, enabled=half_precision(device, amp)):
         features = model(batch.to(device, non_blocking=True)).features
     return {name: F.normalize(feature.float(), dim=-1).cpu() for name, feature in features.items()}
@@ -134,7 +134,7 @@ def concatenate(descriptors: Mapping[str, Tensor], names: Sequence[str]) -> Tens
     """Join several descriptors into one with norm 1.
 
     Raises:
-        ValueError: when a name is none of the descriptors.
+        ValueError: when a name is not among the descriptors.
     """
     if unknown := [name for name in names if name not in descriptors]:
         raise ValueError(f"names must be among the descriptors, {list(descriptors)}; received {unknown}")
@@ -142,14 +142,14 @@ def concatenate(descriptors: Mapping[str, Tensor], names: Sequence[str]) -> Tens
 
 
 def refuse_nan(descriptors: Mapping[str, Tensor], dataset: Dataset[Any]) -> None:
-    """Refuse descriptors that are not finite; such rows would rank anywhere, in silence."""
+    """Refuse descriptors that are not finite, because such rows would silently rank anywhere."""
     for name, rows in descriptors.items():
         wrong = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if wrong:
             named = [_name(dataset, index) for index in wrong]
             raise ValueError(
                 f"features {name!r} must be finite; {len(wrong)} of {len(rows)} rows are not: {shorten(named)}. "
-                "Look at these samples, or go back to an earlier checkpoint"
+                "Check these samples, or go back to an earlier checkpoint"
             )
 
 
@@ -167,7 +167,7 @@ def score(
 
     Args:
         descriptors: one row per item, by any names.
-        items: those of the test split.
+        items: items of the test split.
         protocol: what a query may match.
         rerank: rank by k-reciprocal neighbours, instead of by distance alone.
     """
@@ -177,14 +177,14 @@ def score(
 def evaluate(
     model: nn.Module, dataset: Any, *, protocol: Protocol, machine: Machine | None = None, rerank: bool = False
 ) -> dict[str, ReIDMetrics]:
-    """Describe the items of a test split with `model`, and score every descriptor.
+    """Describe the items of a test split by `model`, and score every descriptor.
 
     Args:
-        model: keeps the contract of training; it is moved to the device of `machine`.
+        model: a `ReIDModel`; it is moved to the device of `machine`.
         dataset: the test split.
         protocol: what a query may match.
-        machine: where to compute; by default a CUDA device if there is one.
-        rerank: rank by k-reciprocal neighbours.
+        machine: settings of the computer; by default a CUDA device if there is one.
+        rerank: rank by k-reciprocal neighbours, instead of by distance alone (default).
     """
     machine = machine or Machine()
     device = join(machine.device)

@@ -1,4 +1,4 @@
-"""Extraction: describe any number of items with a model, a shard at a time."""
+"""Extraction of the descriptors of any number of items, a shard at a time."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ Collate = Callable[[Sequence[Any]], Batch]
 
 
 class _Loaded(NamedTuple):
-    """Samples that could be read, and why others could not."""
+    """Samples that were read, and the reasons why other samples could not be read."""
 
     indices: list[int]
     batch: Batch | None
@@ -52,26 +52,27 @@ def extract(
 ) -> Extraction:
     """Describe all items of a dataset, and write the descriptors into shards as they are made.
 
-    An extraction that was stopped continues where it stood: shards that are there are not made again. Memory is bounded
-    by a shard and the batches that are loaded ahead, whatever the number of items. Under torchrun every process makes
-    every n-th shard, and none waits for another, so that processes may be on several machines with a common folder.
-    The first of them locks the folder until it is done.
+    A stopped extraction continues when it is started again: existing shards are not computed again. Memory holds one
+    shard and the batches loaded ahead, whatever the number of items. Under torchrun every process writes every n-th
+    shard without waiting for the others, so that processes may run on several machines with a shared folder. The first
+    process locks the folder until its shards are done.
 
     Args:
-        model: keeps the contract of training; its mode is restored afterwards.
-        dataset: its samples are what `collate` stacks. Identities and captions are not needed.
-        folder: made where it is missing; see `open_shards`.
+        model: a `ReIDModel`; its mode (training or evaluation) is restored afterwards.
+        dataset: dataset whose samples `collate` can stack. Identities and captions are not needed.
+        folder: output folder, created if missing; read it by `open_shards`.
         device: device of the model.
-        items: what the samples are of; `dataset.items` by default.
-        descriptors: those to keep: features of the model, several joined by +, or "all"; its headline by default.
-        shard_size: items per shard. A shard is the unit of what a stopped extraction loses.
+        items: item of each sample; `dataset.items` by default.
+        descriptors: names of the descriptors to keep: features of the model, several joined by +, or "all"; the
+            model's headline by default.
+        shard_size: items per shard. A stopped extraction loses at most one unfinished shard per process.
         batch_size: items per forward pass.
-        workers: processes that load images.
-        damaged: policy for samples that cannot be read: stop, or leave them out, which the shard records.
-        amp: bfloat16 autocast on CUDA devices that have it.
+        workers: number of processes that load images; 0 loads in this process.
+        damaged: policy for samples that cannot be read: stop, or leave them out and record them in the shard.
+        amp: bfloat16 autocast on CUDA devices that support it.
         quiet: show no progress.
-        collate: makes a `Batch` of samples.
-        listing: digest that stands for all items and their order; one of their names by default.
+        collate: function that makes a `Batch` of samples.
+        listing: digest of all items and their order; computed from their names by default.
         notes: plain values kept in the record.
 
     Raises:
@@ -113,7 +114,7 @@ def widths_of(model: Any, names: Sequence[str]) -> dict[str, int]:
     """Widths of descriptors by name: features, several joined by +, or "all".
 
     Raises:
-        ValueError: when a name is none of the model's features.
+        ValueError: when a name is not among the model's features.
     """
     widths: dict[str, int] = model.widths
     parts = {name: list(widths) if name == "all" else name.split("+") for name in names}
@@ -126,7 +127,7 @@ def widths_of(model: Any, names: Sequence[str]) -> dict[str, int]:
 
 
 def digest_of(items: Sequence[Item]) -> str:
-    """Digest of the names of items, in their order."""
+    """Return a digest of the names of items, in their order."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(f"{item.name}\n".encode("utf-8", "surrogateescape"))
@@ -142,7 +143,7 @@ class _Plan(Sampler[list[int]]):
         self.todo = [number for number in own if not shard_path(folder, number).exists()]
 
     def rows(self, number: int) -> range:
-        """Indices of the items of a shard."""
+        """Return the indices of the items of a shard."""
         start = number * self.record.shard_size
         return range(start, min(start + self.record.shard_size, self.record.items))
 
@@ -157,7 +158,7 @@ class _Plan(Sampler[list[int]]):
 
 
 class _Readable(Dataset[Any]):
-    """Samples with their index, or the reason why one cannot be read."""
+    """Samples with their index; in place of an unreadable sample, the reason."""
 
     def __init__(self, dataset: Dataset[Any], *, skip: bool) -> None:
         self.dataset, self.skip = dataset, skip
@@ -213,7 +214,7 @@ def _fill(
 def _describe(
     model: Any, batch: Batch, items: Sequence[Item], names: Sequence[str], device: torch.device, amp: bool
 ) -> dict[str, Tensor]:
-    """Descriptors of a batch whose captions are not encoded yet."""
+    """Compute the descriptors of a batch whose captions are not encoded yet."""
     if batch.texts is None:
         texts = model.encode([item.captions for item in items])
         batch = batch._replace(texts=texts, has_text=torch.tensor([any(item.captions) for item in items]))
@@ -223,7 +224,7 @@ def _describe(
         if wrong:
             raise ValueError(
                 f"features {name!r} must be finite; {len(wrong)} of {len(values)} rows of a batch are not: "
-                f"{shorten([items[index].name for index in wrong])}. Look at these images, and at the weights"
+                f"{shorten([items[index].name for index in wrong])}. Check these images and the weights"
             )
     parts = {name: list(features) if name == "all" else name.split("+") for name in names}
     return {name: features[name] if name in features else concatenate(features, parts[name]) for name in names}

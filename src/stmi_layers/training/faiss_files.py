@@ -1,4 +1,4 @@
-"""Files of faiss, written from shards that are read one at a time."""
+"""Index files of faiss, written from shards that are read one at a time."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ import numpy as np
 from stmi_layers.training.messages import printable
 from stmi_layers.training.shards import Shards
 
-BLOCK = 1 << 18  # rows of an inverted file that are in memory at once
-TRAINED_ON = 1 << 17  # most rows that centres are learned from
-NEIGHBOURS, WIDTH_BUILT, WIDTH_SEARCHED = 32, 80, 128  # of HNSW: links, efConstruction, efSearch
+BLOCK = 1 << 18  # rows of an inverted file held in memory at once
+TRAINED_ON = 1 << 17  # largest number of rows that centres are learned from
+NEIGHBOURS, WIDTH_BUILT, WIDTH_SEARCHED = 32, 80, 128  # HNSW: links per row, efConstruction, efSearch
 
 
 def write_index(shards: Shards, name: str, folder: Path, kind: str, *, lists: int, probes: int) -> None:
@@ -21,14 +21,14 @@ def write_index(shards: Shards, name: str, folder: Path, kind: str, *, lists: in
 
     Args:
         shards: a finished extraction.
-        name: the descriptor.
-        folder: where the files go.
-        kind: exact; "ivf", inverted lists; "hnsw", a graph.
+        name: name of the descriptor.
+        folder: output folder.
+        kind: "exact", "ivf" (inverted lists) or "hnsw" (a graph).
         lists: number of inverted lists.
-        probes: inverted lists that are read per query.
+        probes: number of inverted lists that a query reads.
 
     Raises:
-        ValueError: when faiss cannot write them: the folder and the reason.
+        ValueError: when faiss cannot write the files; the message names the folder and the reason.
     """
     faiss, width = import_faiss(), shards.record.widths[name]
     try:
@@ -46,7 +46,7 @@ def write_index(shards: Shards, name: str, folder: Path, kind: str, *, lists: in
 
 
 def _blocks(shards: Shards, name: str) -> Iterator[np.ndarray]:
-    """Rows of one shard after the other; faiss would lose rows that are not finite, in silence."""
+    """Yield the rows of one shard after the other, and refuse NaN and infinity, which faiss would silently lose."""
     for number in range(len(shards)):
         block = np.ascontiguousarray(shards.vectors(number, name).numpy())
         if not np.isfinite(block).all():
@@ -56,14 +56,14 @@ def _blocks(shards: Shards, name: str) -> Iterator[np.ndarray]:
 
 
 def _build_lists(faiss: Any, shards: Shards, name: str, folder: Path, lists: int, probes: int) -> None:
-    """An inverted file on disk, merged of blocks that fit into memory."""
+    """Build an inverted file on disk, merged from blocks that fit into memory."""
     from faiss.contrib.ondisk import merge_ondisk  # pyright: ignore[reportMissingImports]
 
     width = shards.record.widths[name]
     quantizer = faiss.IndexFlatL2(width)
     index = faiss.IndexIVFFlat(quantizer, width, lists)
     index.cp.seed = 0
-    index.cp.min_points_per_centroid = 1  # it would only warn
+    index.cp.min_points_per_centroid = 1  # prevents a warning about few rows
     index.train(_sample(shards, name, min(TRAINED_ON, 64 * lists)))
     index.nprobe = probes
     empty = folder / "empty.faiss"
@@ -92,14 +92,14 @@ def _build_lists(faiss: Any, shards: Shards, name: str, folder: Path, lists: int
 
 
 def _sample(shards: Shards, name: str, count: int) -> np.ndarray:
-    """Rows spread over all shards, evenly."""
+    """Take rows spread evenly over all shards."""
     step = max(1, shards.starts[-1] // count)
     return np.concatenate([block[::step] for block in _blocks(shards, name)])
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what faiss prints about files by C functions of its own; its errors are exceptions."""
+    """Suppress what faiss prints from C; errors of faiss still arrive as exceptions."""
     kept, nowhere = [os.dup(stream) for stream in (1, 2)], os.open(os.devnull, os.O_WRONLY)
     try:
         for stream in (1, 2):
@@ -117,5 +117,5 @@ def import_faiss() -> Any:
     try:
         import faiss  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError("faiss cannot be imported; install it by: pip install faiss-cpu") from error
+        raise ImportError("faiss cannot be imported; install it with: pip install faiss-cpu") from error
     return faiss

@@ -1,7 +1,7 @@
 """Indices of faiss over shards: exact, inverted lists, or a graph.
 
-An index lies beside the shards, in `faiss-<kind>-<descriptor>/`. It knows the model whose descriptors it holds, and is
-memory-mapped when it is searched. Needs the extra `search`.
+An index lies beside the shards, in `faiss-<kind>-<descriptor>/`. It records the model whose descriptors it holds, and
+is memory-mapped for searching. Needs the extra `search`.
 """
 
 import json
@@ -31,16 +31,16 @@ class Index:
     """Record of an index.
 
     Attributes:
-        kind: exact; "ivf", inverted lists, of which some are read; or "hnsw", a graph.
-        descriptor: name of what it holds.
+        kind: "exact", "ivf" (inverted lists, of which a query reads some) or "hnsw" (a graph).
+        descriptor: name of the descriptor.
         fingerprint: digest of the model.
         listing: digest of the items.
         rows: number of rows.
         lists: number of inverted lists, 0 for other kinds.
-        probes: inverted lists that are read per query.
-        recall: share of the 10 nearest rows that were found, the mean over `queries` rows of the index; 1 when exact.
-        queries: number of rows that were looked up to measure it.
-        sizes: bytes of the files of the index by name, by which one that is cut short is known.
+        probes: number of inverted lists that a query reads.
+        recall: share of the 10 nearest rows that are found, as a mean over `queries` rows of the index; 1 when exact.
+        queries: number of rows looked up to measure the recall.
+        sizes: size in bytes of each file of the index, to detect truncated files.
     """
 
     kind: str
@@ -67,9 +67,9 @@ def build_index(shards: Shards, name: str, kind: Kind, *, queries: int = 200) ->
 
     Args:
         shards: a finished extraction.
-        name: the descriptor.
-        kind: exact; "ivf", inverted lists; "hnsw", a graph.
-        queries: rows that are looked up to measure the recall.
+        name: name of the descriptor.
+        kind: "exact", "ivf" (inverted lists) or "hnsw" (a graph).
+        queries: number of rows looked up to measure the recall.
 
     Raises:
         BlockingIOError: when another process extracts into the folder of the shards, or builds an index there.
@@ -87,7 +87,7 @@ def build_index(shards: Shards, name: str, kind: Kind, *, queries: int = 200) ->
     probes = max(1, lists // 32) if kind == "ivf" else 0
     record = Index(kind, name, shards.record.fingerprint, shards.record.listing, rows, lists, probes)
     with locked(shards.folder):
-        # An index on disk is merged by writing into a file mapped to memory, which a full disk would end by a signal.
+        # Lists are merged into a memory-mapped file; there a full disk would end the process by a signal.
         refuse_full(shards.folder, rows * (4 * width + 16 * NEIGHBOURS) * (2 if kind == "ivf" else 1))
         with write_folder(folder, replace=True) as unfinished:
             write_index(shards, name, unfinished, kind, lists=lists, probes=probes)
@@ -103,14 +103,14 @@ def build_index(shards: Shards, name: str, kind: Kind, *, queries: int = 200) ->
 
 
 def open_index(shards: Shards, name: str, kind: Kind) -> tuple[Index, Search]:
-    """Return the record of an index, and a search of it, memory-mapped.
+    """Return the record of an index, and a search of the memory-mapped index.
 
-    Every query gets `k` rows; where an index has fewer, -1 at distance infinity.
+    A query gets `k` rows, or all rows of a smaller index; -1 at distance infinity where the search finds fewer.
 
     Raises:
         FileNotFoundError: when there is no such index.
         ImportError: when faiss is not installed.
-        ValueError: when the index was built from other descriptors.
+        ValueError: when the index is damaged, or was built from other descriptors.
     """
     check_choice("kind", kind, get_args(Kind))
     faiss, folder = import_faiss(), index_folder(shards, kind, name)
@@ -124,7 +124,7 @@ def open_index(shards: Shards, name: str, kind: Kind) -> tuple[Index, Search]:
                 f"{getattr(record, what)}, not {own}; build it again"
             )
     path = str(folder / "rows.faiss")
-    # Inverted lists lie in a file of their own, which is always mapped; its path is that of the index, wherever it is.
+    # Inverted lists lie in a second file, which faiss always maps; the flag makes faiss look for it beside the index.
     try:
         with quiet():
             index = faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR if kind == "ivf" else faiss.IO_FLAG_MMAP_IFC)
@@ -144,22 +144,22 @@ def open_index(shards: Shards, name: str, kind: Kind) -> tuple[Index, Search]:
 
 
 def _read_record(folder: Path) -> Index:
-    """The record of an index whose files have the sizes they were written with."""
+    """Read the record of an index, and compare the sizes of its files with the recorded sizes."""
     path = folder / RECORD
     try:
         record = from_dict(Index, json.loads(path.read_text(encoding="utf-8")))
         found = {name: (folder / name).stat().st_size for name in ("rows.faiss", *record.sizes)}
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is no record of an index of this version: {printable(error)}. Build it again"
+            f"{path} is not a record of an index of this version: {printable(error)}. Build it again"
         ) from error
     if wrong := [name for name, size in found.items() if record.sizes.get(name) != size]:
-        raise ValueError(f"{folder / wrong[0]} has not the size it was written with, and is damaged; build it again")
+        raise ValueError(f"{folder / wrong[0]} is damaged: its size differs from the record; build it again")
     return record
 
 
 def _search(index: Any, record: Index, queries: np.ndarray, k: int) -> Found:
-    """Search with settings that give k rows: a graph is searched at least k wide, and more lists are read."""
+    """Search for k rows: a graph is searched at least k wide, and inverted lists are added until k rows are found."""
     if record.kind == "hnsw":
         index.hnsw.efSearch = max(WIDTH_SEARCHED, k)
     probes = record.probes

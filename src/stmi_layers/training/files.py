@@ -38,15 +38,15 @@ class _Raw(io.FileIO):
 def write_whole(path: Path | str) -> Iterator[IO[bytes]]:
     """Open a file for binary writing that appears under its name when it is complete.
 
-    It is written beside `path`, flushed to the disk and renamed. After any failure what was there before is left as it
-    was, and the unfinished file is removed.
+    The file is written beside `path`, flushed to the disk and renamed. After a failure the previous file is unchanged,
+    and the unfinished file is removed.
 
     Raises:
         BlockingIOError: when another process is writing the same file.
         ValueError: when the file cannot be written: the path and the reason in one line.
     """
     path = Path(path)
-    # A leading dot, so that what a killed process leaves is no image to a reader; the next attempt overwrites it.
+    # The leading dot keeps the file of a killed process from being read as an image; the next attempt overwrites it.
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def write_whole(path: Path | str) -> Iterator[IO[bytes]]:
         raise BlockingIOError(f"{path} is being written by another process; wait for its end") from None
     except OSError as error:
         raise cannot_write(path, error) from error
-    held = None if fcntl is None else os.dup(raw.fileno())  # the lock lasts beyond the file's being closed
+    held = None if fcntl is None else os.dup(raw.fileno())  # keeps the lock after the file is closed
     try:
         os.ftruncate(raw.fileno(), 0)
         with io.BufferedWriter(raw) as file:
@@ -81,7 +81,7 @@ def scratch_beside(path: Path | str) -> Iterator[Path]:
     """Make a folder for unfinished files beside a path, on the same disk, and remove it at the end of the block.
 
     Raises:
-        ValueError: when something in it cannot be written: the path it was meant for and the reason in one line.
+        ValueError: when a file in the folder cannot be written: the intended path and the reason in one line.
     """
     path = Path(path)
     try:
@@ -105,10 +105,10 @@ def write_folder(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         path: the folder.
-        replace: remove the folder of that name that is there; without it, that one must be empty.
+        replace: remove an existing folder of that name. If False, an existing folder must be empty.
 
     Raises:
-        ValueError: when it, or a file in it, cannot be written: the path and the reason in one line.
+        ValueError: when the folder, or a file in it, cannot be written: the path and the reason in one line.
     """
     path = Path(path)
     with scratch_beside(path) as scratch:
@@ -121,18 +121,18 @@ def write_folder(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text in UTF-8 by `write_whole`; names of files that are no UTF-8 are escaped."""
+    """Write a text in UTF-8 by `write_whole`; bytes of file names that are not valid UTF-8 are escaped."""
     with write_whole(path) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 @contextmanager
 def locked(folder: Path | str, name: str = ".lock") -> Iterator[None]:
-    """Keep a folder, made where it is missing, for this process until the end of the block.
+    """Lock a folder, created if missing, for this process until the end of the block.
 
     Args:
         folder: the folder.
-        name: file in it that is locked, and removed at the end.
+        name: name of the lock file in the folder, which is removed at the end.
 
     Raises:
         BlockingIOError: when another run uses the folder.
@@ -152,7 +152,7 @@ def locked(folder: Path | str, name: str = ".lock") -> Iterator[None]:
         raise cannot_write(folder, error) from error
     held = [lock]
     if hasattr(os, "register_at_fork"):
-        # Else processes that load images would hold the lock of a run that was killed.
+        # Otherwise processes that load images would hold the lock of a killed run.
         os.register_at_fork(after_in_child=lambda: os.close(held.pop()) if held else None)
     try:
         yield
@@ -163,7 +163,7 @@ def locked(folder: Path | str, name: str = ".lock") -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    """Open and lock a file; one that its owner renamed or removed meanwhile is opened again."""
+    """Open and lock a file; open it again if its owner renamed or removed it meanwhile."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -187,7 +187,7 @@ def _leads_to(path: Path, opened: int) -> bool:
 
 
 def _sign(lock: int) -> None:
-    """Write into a lock who holds it; on a full disk it says nothing."""
+    """Write the owner into a lock file; on a full disk the file stays empty."""
     with suppress(OSError):
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -214,11 +214,11 @@ def refuse_full(folder: Path, needed: float, what: str = "") -> None:
 
 
 def digest_of(path: Path) -> str:
-    """Digest of what a file holds, 16 letters."""
+    """Return a digest of the content of a file, 16 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def cannot_write(path: Path, error: OSError) -> ValueError:
-    """The error to raise for a file that cannot be written: its path and the reason."""
+    """Return the error for a file that cannot be written: its path and the reason."""
     return ValueError(f"{path} cannot be written: {error.strerror or error}")

@@ -1,11 +1,11 @@
-"""Images and masks as files: read as they are shown, at any bit depth, or refused by name.
+"""Reading of image and mask files: upright, at any bit depth, or refused with the reason.
 
 | what a file may hold | how it is read |
 |---|---|
 | EXIF or TIFF orientation | applied: the image is read as viewers show it |
 | transparency of an image | dropped; of a mask, it is the mask |
 | several pages or frames | the first one |
-| a TIFF's bands beyond the colours | dropped; refused where the colours are said to be multiplied by one |
+| a TIFF's bands beyond the colours | dropped; refused if the file says that the colours are multiplied by a band |
 | a colour profile | ignored: the values are those that are stored |
 | more than 8 bits per channel | between the lowest and the highest count of a stated range, else refused |
 """
@@ -37,14 +37,14 @@ PANEL_WIDTH = 256
 Image.init()
 _KNOWN = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF and WebP are not in every build
 _ORIENTATION = 0x0112
-# Colours of a mask that differ by more than what JPEG makes of grey.
+# Largest difference between the channels of a grey mask, from JPEG compression.
 GREY_TOLERANCE = 24
 # Floating numbers of a mask may lie this far outside of 0 ... 1, from rounding.
 ROUNDING = 1e-3
 
 
 class UnreadableError(ValueError):
-    """A file that cannot be read: one line with its path, also where a worker process of a loader raises it."""
+    """Error for a file that cannot be read: one line with its path, also from a worker process of a loader."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
@@ -59,7 +59,7 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device would never end
         raise OSError("is no file")
-    # A stream, not a path: Pillow maps uncompressed TIFFs of a path, and reads those that lie on their side wrongly.
+    # A stream, not a path: given a path, Pillow memory-maps uncompressed TIFFs and misreads rotated ones.
     with path.open("rb") as file:
         try:
             image = Image.open(file, formats=_KNOWN)
@@ -91,12 +91,12 @@ def read_upright(source: Source, bounds: Range | None = None) -> Image.Image:
     Args:
         source: file, or panel of a file.
         bounds: lowest and highest count of a deep image, which become black and white; counts beyond are clipped to
-            them. "image": those of this image alone.
+            them. "image" takes the lowest and highest count of this image.
 
     Raises:
         OSError: when the file cannot be decoded.
-        ValueError: when the image has more than 8 bits per channel and there are no bounds, or the other way round;
-            when its bytes have a sign, or its colours are multiplied by another band.
+        ValueError: when an image of more than 8 bits per channel has no bounds, or an 8-bit image has bounds; when
+            its values are signed, or its colours are multiplied by another band.
     """
     path = path_of(source)
     with opened(path) as image:
@@ -125,7 +125,7 @@ def deep_message(bits: int) -> str:
 
 
 def scale_counts(counts: NDArray[Any], bounds: Range) -> NDArray[np.uint8]:
-    """Counts as bytes: the lowest bound becomes 0, the highest 255, what lies beyond is clipped.
+    """Scale counts to bytes: the lower bound becomes 0, the upper bound 255, and counts beyond are clipped.
 
     >>> scale_counts(np.array([[6000, 7000, 8000, 9000, 9999]]), (7000, 9000)).tolist()
     [[0, 0, 128, 255, 255]]
@@ -136,7 +136,7 @@ def scale_counts(counts: NDArray[Any], bounds: Range) -> NDArray[np.uint8]:
 
 
 def upright_of(image: Image.Image) -> Image.Image:
-    """Return the image as its orientation tag says it is to be shown, decoded; the image itself where it is so."""
+    """Decode an image and turn it upright by its orientation tag; an upright image is returned itself."""
     image.load()
     return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
 
@@ -149,7 +149,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
     Raises:
         OSError: when the file cannot be decoded.
-        ValueError: when it is no mask.
+        ValueError: when the file does not hold a mask.
     """
     levels = read_levels(path)
     if levels.dtype == np.bool_:
@@ -158,14 +158,14 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def read_levels(path: Path) -> NDArray[Any]:
-    """Values of a mask: Bool, 0 ... 1 as floating numbers, or 0 ... 255."""
+    """Read the values of a mask: Bool, 0 ... 1 as floating numbers, or 0 ... 255."""
     if path.suffix.lower() == ".npy":
         return _array_levels(path)
     with opened(path) as image:
         bits = bits_of(image, path)
         refuse_signed(image, bits)
         if bits > 8:
-            raise ValueError(f"is a mask of {bits} bits per channel; write it with 8, 0 and 255")
+            raise ValueError(f"is a mask of {bits} bits per channel; write it with 8 bits, 0 and 255")
         upright = upright_of(image)
     if upright.mode == "L" and "transparency" not in upright.info:
         return np.array(upright)
@@ -179,14 +179,14 @@ def read_levels(path: Path) -> NDArray[Any]:
     red, green, blue = np.moveaxis(np.array(coloured), -1, 0)
     most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     if (most - least).max() > GREY_TOLERANCE:
-        raise ValueError("is a mask in colour, which says foreground in no way known; write it as grey, 0 and 255")
+        raise ValueError("is a mask in colour, which does not tell the foreground; write it as grey, 0 and 255")
     return np.array(coloured.convert("L"))
 
 
 def _array_levels(path: Path) -> NDArray[Any]:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("is no file")
-    # Mapped, so that a header that promises terabytes is refused before memory is.
+    # Memory-mapped, so that a header that announces terabytes is refused before memory is allocated.
     array = np.load(path, allow_pickle=False, mmap_mode="r")
     if array.ndim != 2 or array.dtype.kind not in "buif" or array.size == 0:
         raise ValueError(f"must be an array of numbers (height, width); it has shape {array.shape}, {array.dtype}")

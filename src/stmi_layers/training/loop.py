@@ -56,25 +56,25 @@ def fit(
 ) -> dict[str, ReIDMetrics]:
     """Train `model`, write a checkpoint after every epoch, and score it on the test split.
 
-    Started by torchrun, the processes share every batch, and the step is the one that a single process would make
-    with the whole batch. After a failure torchrun starts them again, and they continue from the last checkpoint.
+    Under torchrun the processes share every batch, and a step equals that of one process with the whole batch. When
+    torchrun restarts the processes after a failure, they continue from the last checkpoint.
 
     `out` receives checkpoint.pt, settings.json and, where there is a test split, metrics.json. It is locked while the
     run uses it.
 
     Args:
-        model: keeps `ReIDModel`, the contract of training; call `torch.manual_seed` before you build it. It is moved to
-            the device, and afterwards it is the trained model.
+        model: a `ReIDModel`, the contract of training; call `torch.manual_seed` before you build it. It is moved to the
+            device and trained in place.
         train: the training split; its captions are encoded by `model`.
         test: the test split, or None to train without evaluation.
         schedule: settings of the optimisation.
-        machine: settings of the computer, which do not change the result.
+        machine: settings of the computer, which change the result by rounding at most.
         out: folder of the run.
         protocol: what a query may match; needed with `test`.
         keep: records for the checkpoint besides `schedule`, by name: settings records, facts, or dicts.
-        resume: continue from the checkpoint in `out`; with a warning, start where there is none.
+        resume: continue from the checkpoint in `out`; without a checkpoint, warn and start at epoch 1.
         log: called in the first process with the entry of every epoch, before its checkpoint is written.
-        collate: makes a `Batch` of samples, for a dataset of one's own.
+        collate: function that makes a `Batch` of samples, for a custom dataset.
 
     Returns:
         Metrics of the last epoch by descriptor; {} without `test`.
@@ -159,7 +159,7 @@ def _epochs(
 
 
 def best_epoch(history: Sequence[Entry]) -> Entry | None:
-    """Return the best scored epoch, chosen on the scored split: to be read beside the result, never as the result."""
+    """Return the epoch of best mAP; it is chosen on the scored split, so that it is never the result of the run."""
     scored = [entry for entry in history if "mAP" in entry]
     if not scored:
         return None
@@ -172,16 +172,16 @@ def _read(path: Path, resume: bool) -> Checkpoint | None:
     if path.exists() and not (resume or restarted()):
         raise FileExistsError(f"{path.parent} holds a run already: continue it with resume=True, or choose another out")
     if resume and not path.exists() and not restarted():
-        # No error, so that one command can start a run and go on with it.
+        # A warning, so that one command can start a run and continue it.
         warnings.warn(f"{path} does not exist: nothing to resume, the run starts at epoch 1", stacklevel=2)
     return read_checkpoint(path) if path.exists() else None
 
 
 def _check_protocol(test: MultiModalDataset, protocol: Protocol | None) -> None:
-    """Refuse a test split that cannot be scored before the training, not after it."""
+    """Refuse, before training, a test split that cannot be scored."""
     if protocol is None:
         raise ValueError(
-            "protocol must be given with a test split; received None. protocol_for(test.items) is the usual one"
+            "protocol must be given with a test split; received None. Pass protocol_for(test.items)"
         )
     score({"nothing": torch.zeros(len(test), 1)}, test.items, protocol)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 def printable(text: object) -> str:
-    r"""A text in which everything that no terminal should obey, and what is no Unicode, is escaped.
+    r"""Return a text with control characters and invalid Unicode escaped, so that a terminal obeys none of them.
 
     >>> printable("a\x1b[2J\n")
     'a\\x1b[2J\\n'
@@ -13,7 +13,7 @@ def printable(text: object) -> str:
 
 
 def shorten(names: Iterable[str]) -> str:
-    """The first five names, and how many more there are."""
+    """Return the first five names, and the number of further names."""
     names = list(names)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(map(printable, names[:5])) + more

@@ -1,4 +1,4 @@
-"""Exact search in shards, one after the other, and the recall of another search against it."""
+"""Exact search in shards, one after the other, and the recall of other searches against the exact one."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,17 +13,16 @@ from stmi_layers.search import nearest
 from stmi_layers.training.shards import Shards
 
 Found = tuple[Int[Tensor, "queries k"], Float[Tensor, "queries k"]]
-# Rows and squared distances of the nearest entries of each query.
+# Returns rows and squared distances of the nearest entries of each query.
 Search = Callable[[Float[Tensor, "queries dim"], int], Found]
 SPARE = 16  # candidates beyond k, because the cosines of a first pass are rounded
 CHUNK = 64  # queries at once
 
 
 def exact_search(shards: Shards, name: str) -> Search:
-    """Return an exact search of all shards, one after the other, in memory for one of them.
+    """Return an exact search of all shards that holds one shard in memory at a time.
 
-    A first pass keeps a few more candidates than asked for by their cosines; `nearest`
-    ranks these, as it would rank all.
+    A first pass keeps the `k` + 16 candidates of largest cosine; `nearest` ranks these as it would rank all rows.
     """
     shards.refuse_unknown(name)
 
@@ -42,7 +41,7 @@ def exact_search(shards: Shards, name: str) -> Search:
 
 
 def _candidates(shards: Shards, name: str, queries: Tensor, keep: int) -> Tensor:
-    """Rows of the largest cosines of every query, equal ones by their row: (queries keep), or as many as there are."""
+    """Find the rows of largest cosine of every query, ties by row: (queries keep), or fewer columns for fewer rows."""
     rows = torch.zeros(len(queries), 0, dtype=torch.int64)
     cosines = torch.zeros(len(queries), 0)
     for number, start in enumerate(shards.starts[:-1]):
@@ -57,20 +56,20 @@ def _candidates(shards: Shards, name: str, queries: Tensor, keep: int) -> Tensor
 
 
 def _largest(cosines: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """The largest values of every row, and where they are; equal ones by their place."""
+    """Return the largest values of every row and their columns, ties by column."""
     order = sort_keys(-cosines).topk(min(keep, cosines.shape[1]), largest=False).indices
     return cosines.gather(1, order), order
 
 
 def _rank(shards: Shards, name: str, queries: Tensor, candidates: Tensor, k: int) -> Found:
-    """Nearest rows among the candidates of all the queries."""
+    """Find the nearest rows among the candidates of all the queries."""
     rows = candidates.unique()
     entries, distances = nearest(queries, vectors_at(shards, name, rows), k)
     return rows[entries], distances
 
 
 def vectors_at(shards: Shards, name: str, rows: Tensor) -> Tensor:
-    """Return the descriptors of some rows, which rise."""
+    """Return the descriptors at `rows`, which must ascend."""
     parts = [
         shards.vectors(number, name)[rows[(rows >= start) & (rows < stop)] - start]
         for number, (start, stop) in enumerate(pairwise(shards.starts))
@@ -80,7 +79,7 @@ def vectors_at(shards: Shards, name: str, rows: Tensor) -> Tensor:
 
 
 def refuse_queries(queries: Tensor, width: int) -> None:
-    """Refuse queries of another width, and those that are not finite, for which faiss finds nothing."""
+    """Refuse queries of another width, and queries that are not finite, because faiss finds nothing for these."""
     if queries.shape[1] != width:
         raise ValueError(f"queries must have the width of the index, {width}; received {queries.shape[1]}")
     if not queries.isfinite().all():
@@ -88,7 +87,7 @@ def refuse_queries(queries: Tensor, width: int) -> None:
 
 
 def measure_recall(shards: Shards, name: str, search: Search, queries: int, *, k: int = 10) -> float:
-    """Share of the `k` nearest rows that a search finds for rows of the index, which themselves do not count."""
+    """Measure the share of the `k` nearest rows that a search finds for rows of the index, themselves left out."""
     chosen = torch.linspace(0, shards.starts[-1] - 1, queries).long().unique()
     vectors = vectors_at(shards, name, chosen)
     k = min(k, shards.starts[-1] - 1)

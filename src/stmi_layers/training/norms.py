@@ -1,4 +1,4 @@
-"""Batch norms whose statistics are those of the samples of all processes, on every device."""
+"""Batch norms with statistics over the samples of all processes, on every device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +29,10 @@ class _Sum(torch.autograd.Function):
 
 
 class _Synchronised(nn.modules.batchnorm._BatchNorm):
-    """Forward pass of a synchronised norm; all processes have to call it, also with no samples at all.
+    """Forward pass of a synchronised norm; all processes must call it, even without any samples.
 
-    torch has `SyncBatchNorm` for GPUs alone. A layer that computes statistics itself, because some of its rows are
-    absent, sums by `total`.
+    `SyncBatchNorm` of torch runs on GPUs only. A layer that computes statistics itself, because some of its rows are
+    absent, sums them by `total`.
     """
 
     total = staticmethod(_Sum.apply)
@@ -65,7 +65,7 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         share = 1.0 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
-        # No sample in any process leaves the statistics alone.
+        # Without a sample in any process the statistics stay as they are.
         share = (count > 0).to(mean.dtype) * share
         unbiased = variance * (count / (count - 1).clamp(min=1))
         self.running_mean.copy_((1 - share) * self.running_mean + share * mean)

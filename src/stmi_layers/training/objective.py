@@ -27,7 +27,7 @@ class Objective(nn.Module):
         schedule: weights, label smoothing and margin.
 
     Raises:
-        ValueError: when a name is no name of a feature, or a weight is given for a feature that is not there.
+        ValueError: when a feature has an unusable name, or a weight is given for an unknown feature.
     """
 
     def __init__(self, widths: Mapping[str, int], num_identities: int, schedule: Schedule) -> None:
@@ -72,7 +72,7 @@ class Objective(nn.Module):
         return self.feature_weights.get(name, 1.0) * self.losses[name](feature, labels)
 
     def check(self, outputs: Outputs, batch: int) -> None:
-        """Compare the outputs for a batch with what was promised.
+        """Check the outputs for a batch against the contract.
 
         Raises:
             ValueError: when features, rows or terms differ from `widths`, the contract or `term_weights`.
@@ -81,12 +81,12 @@ class Objective(nn.Module):
         received = {name: tuple(feature.shape) for name, feature in outputs.features.items()}
         if received != expected:
             raise ValueError(
-                f"features must have the names and shapes of the model's widths, {expected}; got {received}"
+                f"features must have the names and shapes of the model's widths, {expected}; received {received}"
             )
         refuse_unknown("rows", outputs.rows, self.widths)
         refuse_unknown("term_weights", self.term_weights, outputs.terms)
         if both := sorted(self.widths.keys() & outputs.terms.keys()):
-            raise ValueError(f"terms must have names of their own; received {both}, which are features")
+            raise ValueError(f"terms must not have the names of features; received {both}")
         for name, rows in outputs.rows.items():
             if rows.dtype != torch.bool or tuple(rows.shape) != (batch,):
                 raise ValueError(f"rows[{name!r}] must be Bool, ({batch},); received {rows.dtype}, {tuple(rows.shape)}")

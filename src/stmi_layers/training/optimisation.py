@@ -23,7 +23,7 @@ def build_optimizer(
     Args:
         model: the module that is trained.
         groups: its parameters by group, as `ReIDModel.parameter_groups()` returns them.
-        objective: its parameters are new.
+        objective: module whose parameters join the group "new".
         schedule: kind of optimizer, rates and decay.
 
     Raises:
@@ -69,7 +69,7 @@ def check_groups(model: nn.Module, groups: dict[str, list[nn.Parameter]]) -> Non
 
 
 def rate(progress: float, warmup: float) -> float:
-    """Return the share of the learning rate at a share of the training: up in a line, then along a cosine to a tenth.
+    """Return the factor of the learning rate at `progress` (0 to 1): linear up to `warmup`, then a cosine down to 0.1.
 
     Examples:
         >>> rate(0.05, warmup=0.1), rate(0.1, warmup=0.1), round(rate(1.0, warmup=0.1), 6)
@@ -94,13 +94,13 @@ def gradient_norm(parameters: Sequence[nn.Parameter], clip_norm: float | None) -
 class Ledger:
     """Losses and gradient norms of the steps of an epoch, read from the device every `every` steps.
 
-    Reading makes the host wait for the device, so that it is done seldom on one that works by itself. A weight that
-    became NaN in the meantime is in no checkpoint, because the ledger is read before one is written.
+    Reading makes the host wait for the device, so that an asynchronous device is read seldom. A weight that becomes
+    NaN in between reaches no checkpoint, because the ledger is read before a checkpoint is written.
 
     Args:
         every: steps between readings.
-        items: those of the dataset, for the message.
-        kept: what is left of the run if it ends here, for the message.
+        items: items of the dataset, for the message.
+        kept: text that says what is kept if the run ends here, for the message.
         epoch: number of the epoch, from 1 on, for the message.
     """
 
@@ -149,7 +149,7 @@ class Ledger:
         items = [self.items[index].name for index in indices.tolist()]
         raise FloatingPointError(
             f"{what}{where} in epoch {self.epoch}, step {len(self.losses) + 1}, items {shorten(items)}; "
-            f"{self.kept}. Lower learning_rate or the rates of the schedule, or look at these items"
+            f"{self.kept}. Lower learning_rate or the rates of the schedule, or check these items"
         )
 
     def means(self) -> dict[str, float]:

@@ -5,7 +5,7 @@
     Protocol(junk=(-1,))                          Market-1501: images of identity -1 are neither right nor wrong
     Protocol(match="model", drop="session")       any two columns of `items.csv` or of a manifest
 
-An entry that equals the query in both columns is dropped from its ranking: it is neither right nor wrong.
+An entry that equals the query in both columns is dropped from the ranking: it is neither right nor wrong.
 """
 
 from collections import Counter
@@ -32,10 +32,10 @@ class Protocol:
 
     Attributes:
         match: column in which a gallery entry has to equal the query to be a right answer.
-        drop: second column: an entry that equals the query in both is dropped from its ranking, because it shows the
-            same moment. `name` drops nothing but the query itself.
-        query_cameras: cameras that query the others, in a set that does not tell queries from the gallery; without
-            any, everything queries everything there.
+        drop: second column: an entry that equals the query in both columns is dropped from the ranking, because it
+            shows the same moment. `name` drops only the query itself.
+        query_cameras: cameras whose items query the items of the other cameras, in a set without a query split. If
+            empty, every item of such a set queries all items.
         junk: values of the column `match` that mark useless images: such queries are left out, and such gallery
             entries are ignored, neither right nor wrong.
     """
@@ -46,7 +46,7 @@ class Protocol:
     junk: tuple[int | str, ...] = ()
 
     def split(self, items: Sequence[Item]) -> Indices:
-        """Indices of the queries and of the gallery, without junk.
+        """Return the indices of the queries and of the gallery, without junk.
 
         Raises:
             ValueError: when no query or no gallery entry is left.
@@ -60,7 +60,7 @@ class Protocol:
         return query, gallery
 
     def describe(self, items: Sequence[Item]) -> str:
-        """The protocol on some items in a line: who queries whom, what is dropped, and who has nothing to find."""
+        """Describe the protocol on items in a line: who queries whom, what is dropped, how many queries are skipped."""
         query, gallery = self.split(items)
         junk = sum(column(item, self.match) in self.junk for item in items) if self.junk else 0
         if self.query_cameras:
@@ -77,7 +77,7 @@ class Protocol:
         )
 
     def count_skipped(self, items: Sequence[Item]) -> int:
-        """Number of queries without a right answer in the gallery."""
+        """Count the queries without a right answer in the gallery."""
         query, gallery = self.split(items)
         match, drop = self.codes(items)
         pairs = list(zip(match.tolist(), drop.tolist(), strict=True))
@@ -86,10 +86,10 @@ class Protocol:
         return sum(answers[pairs[index][0]] == dropped[pairs[index]] for index in query.tolist())
 
     def codes(self, items: Sequence[Item]) -> tuple[Int[Tensor, " items"], Int[Tensor, " items"]]:
-        """Both columns as numbers that are equal where their values are.
+        """Return both columns as numbers that are equal where the values are equal.
 
         Raises:
-            ValueError: when some item has no such column.
+            ValueError: when an item lacks one of the columns.
         """
         match, drop = (_codes([column(item, name) for item in items]) for name in (self.match, self.drop))
         return match, drop
@@ -97,7 +97,7 @@ class Protocol:
     def score(
         self, descriptor: Float[Tensor, "items dim"], items: Sequence[Item], *, rerank: bool = False
     ) -> ReIDMetrics:
-        """Metrics of the gallery ranked by distance of the descriptors, or by k-reciprocal neighbours as well."""
+        """Compute the metrics of a ranking by distance of the descriptors, or by k-reciprocal neighbours as well."""
         query, gallery = self.split(items)
         match, drop = self.codes(items)
         return (reranked_metrics if rerank else reid_metrics)(
@@ -113,7 +113,7 @@ class Protocol:
     def best_matches(
         self, descriptor: Float[Tensor, "items dim"], items: Sequence[Item], *, queries: int, k: int
     ) -> tuple[Int[Tensor, " queries"], Int[Tensor, "queries k"]]:
-        """Some queries, evenly spread, and the indices of their `k` best matches, -1 where there are fewer."""
+        """Return evenly spread queries, and the indices of their `k` best matches, -1 where there are fewer."""
         query, gallery = self.split(items)
         match, drop = self.codes(items)
         shown = query[torch.linspace(0, len(query) - 1, min(queries, len(query))).long()]
@@ -130,9 +130,10 @@ class Protocol:
 
 
 def protocol_for(items: Sequence[Item], data: Data | None = None) -> Protocol:
-    """The protocol of the set that items come from, with what the settings say otherwise.
+    """Return the protocol of the set that items come from; settings in `data` take precedence.
 
-    Dropped are entries of the query's scene on MSVR310, else of its camera, or of its view where no item has a camera.
+    By default entries of the query's scene are dropped on MSVR310. In other sets entries of the query's camera are
+    dropped, or entries of its view if no item has a camera.
     """
     cameras = any(item.camera is not None for item in items)
     drop = DROPPED.get(items[0].layout, "camera" if cameras else "view")
@@ -142,14 +143,14 @@ def protocol_for(items: Sequence[Item], data: Data | None = None) -> Protocol:
 
 
 def query_gallery(items: Sequence[Item], query_cameras: Sequence[int] = ()) -> Indices:
-    """Indices of the queries and of the gallery.
+    """Return the indices of the queries and of the gallery.
 
     Args:
-        items: of the test split. Where their roles tell queries from the gallery, these decide.
-        query_cameras: where roles do not tell, the cameras that query all others; without any, every item is both.
+        items: items of the test split. Roles decide if they tell queries from the gallery.
+        query_cameras: otherwise, the cameras that query all other cameras; if empty, every item is in both.
 
     Raises:
-        ValueError: when a camera does not exist, none is left for the gallery, or the roles leave no choice.
+        ValueError: when a camera does not exist, no camera is left for the gallery, or the set has a query split.
     """
     roles = [item.role for item in items]
     if any(role != "both" for role in roles):
@@ -172,16 +173,16 @@ def query_gallery(items: Sequence[Item], query_cameras: Sequence[int] = ()) -> I
 
 
 def column(item: Item, name: str, argument: str = "match and drop") -> str | int:
-    """The value of an item in a column: a field of its own, or one of `items.csv` or the manifest.
+    """Return the value of an item in a column: a field of `Item`, or a column of `items.csv` or the manifest.
 
-    An error names the `argument` that the name of the column comes from.
+    An error names the `argument` that gave the name of the column.
     """
     value = getattr(item, name) if name in FIELDS else item.columns.get(name)
     if value is None:
         there = [field for field in FIELDS if getattr(item, field) is not None] + list(item.columns)
         raise ValueError(
             f"{argument} must name columns of the set, {', '.join(there)}; received {name!r}, which {item.name} "
-            "has no value of. Further columns go into items.csv or the manifest"
+            "has no value of. Add further columns to items.csv or to the manifest"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""The record of one multi-modal sample on disk."""
+"""Record of one multi-modal sample on disk."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,13 @@ class Item:
         identity: identity of the object, a number or a name; None where it is unknown.
         images: one file, or panel of a file, per modality; None where it is missing.
         masks: one file per modality, repeated where the mask is common; None where it is missing.
-        camera: number of the camera; None where the set numbers none (MSVR310, WMVEID863).
-        view: number of the viewpoint; None where the set numbers none.
-        scene: number of the place or session; None where the set numbers none.
-        captions: (): none; one string: of all modalities together; one string per modality: "" where it is missing.
-        role: part in a test split.
-        layout: name of the layout the item was read from.
+        camera: number of the camera; None if the set has no camera numbers (MSVR310, WMVEID863).
+        view: number of the viewpoint; None if the set has no viewpoint numbers.
+        scene: number of the place or session; None if the set has no scene numbers.
+        captions: () without captions; one string for all modalities together; or one string per modality, "" where it
+            is missing.
+        role: "query" or "gallery" in a test split that tells them apart, otherwise "both".
+        layout: name of the layout that the item was read from.
         columns: further values by name, from `items.csv`, the manifest, or the name of the file.
     """
 
@@ -52,27 +53,27 @@ class Item:
 
 
 def path_of(source: Source) -> Path:
-    """The file of a source."""
+    """Return the file of a source."""
     return source.path if isinstance(source, Panel) else source
 
 
 def files_of(item: Item) -> set[Path]:
-    """All files of an item."""
+    """Return all files of an item."""
     return {path_of(source) for source in (*item.images, *item.masks) if source}
 
 
 def joined(captions: Sequence[str]) -> str:
-    """All captions of an item as one text, in the order of the modalities, equal ones once; "" without any."""
+    """Join the captions of an item into one text, in the order of the modalities, equal captions once."""
     return " ".join(dict.fromkeys(caption for caption in captions if caption))
 
 
 def split_words(caption: str) -> list[str]:
-    """Words of a caption in lower case, without punctuation."""
+    """Split a caption into words in lower case, without punctuation."""
     return re.findall(r"[^\W_]+", caption.lower())
 
 
 def unlabelled(names: Sequence[str], images: Sequence[Sequence[Source | None]]) -> list[Item]:
-    """Items of images without identity, camera, masks or captions, for a gallery or queries of one's own.
+    """Make items of images without identity, camera, masks or captions, for your own gallery or queries.
 
     Args:
         names: name of every item.
@@ -104,7 +105,7 @@ def plain_item(item: Item) -> dict[str, Any]:
 
 
 def item_of(values: Mapping[str, Any]) -> Item:
-    """Return the item that `plain_item` made the values of.
+    """Return the item of plain values, as `plain_item` made them.
 
     Raises:
         LookupError, TypeError, ValueError: when a value is missing, unknown, or of another type.
@@ -113,7 +114,7 @@ def item_of(values: Mapping[str, Any]) -> Item:
     images = tuple(_source(one) for one in given.pop("images"))
     masks = tuple(None if one is None else Path(one) for one in given.pop("masks"))
     if len(images) != len(masks):
-        raise ValueError(f"item must have a mask, or none, per image; received {len(images)} and {len(masks)}")
+        raise ValueError(f"item must have as many masks as images; received {len(masks)} and {len(images)}")
     item = Item(given.pop("name"), given.pop("identity"), images, masks, captions=tuple(given.pop("captions")), **given)
     texts = (item.name, item.role, item.layout, *item.captions, *item.columns, *item.columns.values())
     numbers = (item.camera, item.view, item.scene)

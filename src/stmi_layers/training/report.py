@@ -1,4 +1,4 @@
-"""Results as text, as metrics.json, and features as data."""
+"""Results as a table and as metrics.json, and descriptors as data files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def table(metrics: Mapping[str, ReIDMetrics]) -> str:
     if first.num_skipped:
         lines.append(
             f"{first.num_skipped} of {first.num_queries} queries are skipped: the gallery shows their identity from no "
-            "other camera (or scene, see the protocol); add such images to the test split, or leave these out"
+            "other camera (or scene, see the protocol); add such images to the test split, or leave these queries out"
         )
     return "\n".join(lines)
 
@@ -47,15 +47,15 @@ def write_metrics(
     """Write metrics.json into `folder`, whole or not at all, and return its path.
 
     Args:
-        folder: made where it is missing.
-        metrics: of every descriptor.
+        folder: output folder, created if missing.
+        metrics: metrics of every descriptor.
         headline: name of the descriptor that stands for the run.
-        protocol: a line that says what was scored.
+        protocol: a line that describes the protocol.
         split: name of the split that was scored.
         extra: further entries.
 
     Raises:
-        ValueError: when `headline` is no descriptor, or the file cannot be written.
+        ValueError: when `headline` is not among the descriptors, or the file cannot be written.
     """
     if headline not in metrics:
         raise ValueError(f"headline must be one of the descriptors, {list(metrics)}; received {headline!r}")
@@ -77,7 +77,7 @@ def write_features(folder: Path, descriptors: Mapping[str, Tensor], names: Seque
     """Write descriptors as data: features.safetensors, or features.npz without safetensors, and names.json.
 
     Args:
-        folder: made where it is missing.
+        folder: output folder, created if missing.
         descriptors: one row per sample, by name.
         names: name of every sample, in the order of the rows.
 
@@ -85,7 +85,7 @@ def write_features(folder: Path, descriptors: Mapping[str, Tensor], names: Seque
         The paths of both files.
 
     Raises:
-        ValueError: when a descriptor has another number of rows than there are names, or a file cannot be written.
+        ValueError: when a descriptor does not have one row per name, or a file cannot be written.
     """
     for name, rows in descriptors.items():
         if len(rows) != len(names):

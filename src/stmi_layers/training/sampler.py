@@ -12,16 +12,16 @@ from stmi_layers.training.seeds import mix_seed
 class IdentitySampler(Sampler[list[int]]):
     """Batches of P identities with K images each.
 
-    An epoch is as many batches as it takes to draw as many images as there are, and every identity at least once.
+    An epoch has enough batches to draw as many images as the dataset has, and every identity at least once.
     A batch has the P identities drawn least often so far in the epoch, ties at random, so that the counts of two
-    identities differ by one at most. An identity gives the K of its images drawn least often; if it has n < K, each
-    is drawn K // n times and those drawn least often once more.
+    identities differ by one at most. An identity gives the K of its images drawn least often; if it has n < K images,
+    each is drawn K // n times, and the images drawn least often once more.
 
     Args:
-        labels: one per sample of the dataset.
-        identities_per_batch: P.
-        images_per_identity: K.
-        seed: with the epoch it fixes the batches.
+        labels: label of every sample of the dataset.
+        identities_per_batch: P, from 1 to the number of identities.
+        images_per_identity: K, at least 1.
+        seed: seed of the draws; together with the epoch it fixes the batches.
 
     Raises:
         ValueError: when P is not in 1 ... number of identities, or K < 1.
@@ -65,7 +65,7 @@ class IdentitySampler(Sampler[list[int]]):
 
 
 def _draw(counts: Tensor, number: int, generator: torch.Generator) -> Tensor:
-    """Draw the `number` indices drawn least often, ties at random, all of them at once while there are too few.
+    """Draw the `number` indices drawn least often, ties at random; if there are fewer, draw all of them repeatedly.
 
     `counts` are raised in place.
     """

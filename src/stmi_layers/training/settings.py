@@ -1,7 +1,7 @@
-"""Settings records by purpose, and what they share: plain values out, checked values in, and a list of differences.
+"""Settings of a data set, and the conversion of settings records to plain values and back.
 
-Each record is read in one place. A checkpoint keeps all of them: a field that it lacks or does not know is an error
-that names the field, never today's default.
+A checkpoint keeps all settings records. A field that is missing in a checkpoint, or unknown, is an error that names the
+field; it never gets a current default.
 """
 
 import dataclasses
@@ -33,15 +33,16 @@ class Data:
     image_size: tuple[int, int] = (64, 64)
     """Height and width in pixels that all images are resized to."""
     masks: Masks = "given"
-    """Masks handed to the model: the given ones, all foreground ("ones"), all background ("empty"), the given ones
-    eroded or dilated by a 16th of the shorter side, those of other images ("shuffled"), or none. "blank" hands over
-    none and paints the background of the images grey, "blank+given" does both."""
+    """Masks passed to the model: those from files ("given"), all foreground ("ones"), all background ("empty"), the
+    given masks eroded or dilated by a 16th of the shorter side, the masks of other samples ("shuffled"), or none.
+    "blank" passes no masks and paints the background of the images grey; "blank+given" paints it and passes the given
+    masks."""
     missing_masks: Literal["error", "ones"] = "error"
-    """Policy for an image without a mask where masks are needed: stop, or take all of it as foreground."""
+    """Policy for an image without a mask where masks are needed: stop, or take the whole image as foreground."""
     captions: Captions = "off"
-    """Captions: not read, required for every sample, or optional."""
+    """Captions: not read ("off"), required for every sample, or optional."""
     shuffled_captions: bool = False
-    """Give every sample the captions of another one, the same in every epoch: an ablation of what captions say."""
+    """Give every sample the captions of another sample, the same in every epoch: an ablation of caption content."""
     missing_modality: MissingModality = "error"
     """Policy for a sample that lacks an image in some modality: stop, mark the modality as absent, or leave the sample
     out with a warning."""
@@ -50,20 +51,20 @@ class Data:
     match: str = "identity"
     """Column in which a gallery entry has to equal the query to be a right answer."""
     drop: str | None = None
-    """Column used with `match` to leave gallery entries out: an entry that equals the query in both is ignored. By
+    """Column used with `match` to ignore gallery entries: an entry that equals the query in both columns is dropped. By
     default the scene on MSVR310, else the camera, or the view where a set numbers no cameras."""
     query_cameras: tuple[int, ...] = ()
-    """Cameras of the test split that query the others; without any, every sample is query and gallery."""
+    """Cameras of the test split that query the other cameras; if empty, every sample is both query and gallery."""
     junk: tuple[int | str, ...] = ()
-    """Identities that mark useless images, -1 in Market-1501: left out of training and of the queries, and ignored in
-    the gallery, neither right nor wrong."""
+    """Identities that mark useless images, such as -1 in Market-1501. Such images are left out of training and of the
+    queries, and count as neither right nor wrong in the gallery."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Counts that become black and white, by modality, for images of more than 8 bits per channel: a lowest and a
-    highest count, or "image" for those of each image alone. Without an entry for its modality such an image is
-    refused."""
+    highest count, or "image" for the extremes of each image. An image of more than 8 bits is refused if its modality
+    has no entry."""
     validation: float = 0.0
-    """Share of the training identities that is held out: the run trains on the others and is scored on these, and the
-    test split is not read. Choices of settings are made so; 0 trains on all and scores the test split."""
+    """Share of the training identities to hold out, in order to choose settings. The run trains on the other identities
+    and is scored on the held-out ones; the test split is not read. 0 trains on all and scores the test split."""
     validation_seed: int = 0
     """Seed that draws the validation identities; runs that are compared need the same one."""
 
@@ -90,7 +91,7 @@ _LITERALS = {
 
 
 def check_modalities(modalities: Collection[str]) -> None:
-    """Refuse what is no sequence of different names."""
+    """Refuse anything but a sequence of different names."""
     if isinstance(modalities, str) or not modalities or len(set(modalities)) < len(modalities):
         raise ValueError(f"modalities must be a sequence of different names; received {modalities!r}")
 
@@ -105,12 +106,12 @@ def check_ranges(ranges: Mapping[str, Range]) -> None:
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """The fields of a settings record as plain values, as JSON and a checkpoint hold them."""
+    """Return the fields of a settings record as plain values, as JSON and a checkpoint hold them."""
     return {one.name: _plain(getattr(record, one.name)) for one in dataclasses.fields(record)}
 
 
 def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
-    """The record that `to_dict` made `values` of, lists turned back into tuples and texts into paths.
+    """Restore the record that `to_dict` turned into `values`: lists become tuples, and texts become paths.
 
     `kind` is a dataclass or a NamedTuple.
 
@@ -123,14 +124,14 @@ def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
     if problems:
         raise ValueError(
             f"{kind.__name__} must have exactly its fields; received one that {', '.join(problems)}. It was written "
-            "by another version: use that one, or train anew"
+            "by another version: use that version, or train again"
         )
     hints = get_type_hints(kind)
     return kind(**{name: _restore(values[name], hints[name], f"{kind.__name__}.{name}") for name in names})
 
 
 def differences(old: Any, new: Any, *, ignore: Collection[str] = ()) -> list[str]:
-    """One line per field in which two records of one kind differ; paths differ when they lead to different places."""
+    """List the fields in which two records differ, a line each; paths differ when they lead to different places."""
     names = [one.name for one in dataclasses.fields(new) if one.name not in ignore]
     pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
     return [f"{name}: {a} -> {b}" for name, (a, b) in pairs.items() if _place(a) != _place(b)]
@@ -151,7 +152,7 @@ def _plain(value: Any) -> Any:
 
 
 def _restore(value: Any, hint: Any, where: str) -> Any:
-    """A plain value as its type hint has it."""
+    """Restore a plain value by its type hint."""
     if hint is Any:
         return value
     origin, options = get_origin(hint), get_args(hint)

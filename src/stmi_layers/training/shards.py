@@ -1,4 +1,4 @@
-"""Shards: descriptors on disk beside the items they are of, in files that each fit into memory.
+"""Shards: descriptors and their items on disk, in files that each fit into memory.
 
     extraction.json                the model, the descriptors, and the number of items
     shards/00000000.safetensors    descriptors by name, (rows width) in float32; the items as columns in its metadata
@@ -34,15 +34,15 @@ RECORD = "extraction.json"
 
 @dataclass(frozen=True)
 class Extraction:
-    """Record of an extraction, by which it is continued and searched.
+    """Record of an extraction, needed to continue and to search it.
 
     Attributes:
         fingerprint: digest of the weights of the model.
         widths: width of every descriptor that is kept, by name.
         items: number of items to describe.
-        shard_size: items per shard, the last one excepted.
+        shard_size: items per shard; the last shard may have fewer.
         listing: digest of the names of all items, in their order.
-        notes: plain values that the caller wants to find again, such as the path of a checkpoint.
+        notes: plain values kept for the caller, such as the path of a checkpoint.
     """
 
     fingerprint: str
@@ -106,7 +106,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no record of an extraction in the format {FORMAT!r}")
+        raise ValueError(f"{path} is not a record of an extraction in the format {FORMAT!r}")
     return content
 
 
@@ -116,10 +116,10 @@ def write_shard(
     """Write a shard.
 
     Args:
-        path: its file.
+        path: file of the shard.
         descriptors: a row per item, by name.
-        items: what the rows are of.
-        left_out: reasons by the name of an item that could not be read.
+        items: item of each row.
+        left_out: reasons by name of the item that could not be read.
     """
     from safetensors.numpy import save
 
@@ -137,8 +137,8 @@ class Shards:
     """Shards of a finished extraction.
 
     Attributes:
-        folder: where they lie.
-        record: what was extracted.
+        folder: folder of the extraction.
+        record: record of the extraction.
     """
 
     folder: Path
@@ -149,12 +149,12 @@ class Shards:
 
     @cached_property
     def starts(self) -> list[int]:
-        """First row of every shard, and the number of all rows; items that were left out have none."""
+        """First row of every shard, and the number of all rows; items that were left out have no row."""
         counts = [len(self.vectors(number, name)) for number in range(len(self)) for name in [*self.record.widths][:1]]
         return [0, *accumulate(counts)]
 
     def vectors(self, number: int, name: str) -> Tensor:
-        """Descriptors of a shard, (rows width), read when they are looked at."""
+        """Return the descriptors of a shard, (rows width), read from the disk on first use."""
         self.refuse_unknown(name)
         with self._opened(number) as shard:
             vectors = shard.get_tensor(name)
@@ -166,7 +166,7 @@ class Shards:
             return vectors
 
     def items(self, number: int) -> list[Item]:
-        """Items of a shard, in the order of its rows."""
+        """Return the items of a shard, in the order of its rows."""
         with self._opened(number) as shard:
             metadata = shard.metadata()
             names, columns = json.loads(metadata["names"]), json.loads(metadata["columns"])
@@ -183,7 +183,7 @@ class Shards:
             return items
 
     def left_out(self) -> dict[str, str]:
-        """Reasons by the names of the items that could not be read."""
+        """Return the reasons by name of the items that could not be read."""
         found: dict[str, str] = {}
         for number in range(len(self)):
             with self._opened(number) as shard:
@@ -191,12 +191,12 @@ class Shards:
         return found
 
     def all_items(self) -> Iterator[Item]:
-        """All items, in the order of the rows, a shard at a time."""
+        """Yield all items, in the order of the rows, a shard at a time."""
         for number in range(len(self)):
             yield from self.items(number)
 
     def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
-        """Items by row; every shard that holds one of the rows is opened once."""
+        """Return items by row; every shard that holds one of the rows is opened once."""
         by_shard: dict[int, list[int]] = {}
         for row in sorted(set(rows)):
             by_shard.setdefault(bisect_right(self.starts, row) - 1, []).append(row)
@@ -207,13 +207,13 @@ class Shards:
         return found
 
     def refuse_unknown(self, name: str) -> None:
-        """Refuse a name that is none of the descriptors."""
+        """Refuse a name that is not among the descriptors."""
         if name not in self.record.widths:
             raise ValueError(f"{self.folder} has the descriptors {list(self.record.widths)}; received {name!r}")
 
     @contextmanager
     def _opened(self, number: int) -> Iterator[Any]:
-        """Open a shard; whatever is wrong with it, or with what is read from it, is said with its path."""
+        """Open a shard; any error in the shard, or in what is read from it, names its path."""
         from safetensors import SafetensorError, safe_open
 
         path = shard_path(self.folder, number)
@@ -233,18 +233,18 @@ def open_shards(folder: Path) -> Shards:
     """
     path = folder / RECORD
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {RECORD}: it is no result of an extraction")
+        raise FileNotFoundError(f"{folder} holds no {RECORD}: it is not the folder of an extraction")
     content = _read_json(path)
     del content["format"]
     try:
         record = from_dict(Extraction, content)
         check_positive(items=record.items, shard_size=record.shard_size, widths=min(record.widths.values(), default=0))
     except ValueError as error:
-        raise ValueError(f"{path} is no record of an extraction: {error}") from error
+        raise ValueError(f"{path} is not a record of an extraction: {error}") from error
     missing = [number for number in range(record.num_shards) if not shard_path(folder, number).is_file()]
     if missing:
         raise ValueError(
             f"{folder} lacks {len(missing)} of {record.num_shards} shards, the first is {missing[0]}: the extraction "
-            "is not finished; run the same one again, which continues it"
+            "is not finished; run the same command again to continue it"
         )
     return Shards(folder, record)

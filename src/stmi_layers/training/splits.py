@@ -1,4 +1,4 @@
-"""A split on disk as a list of items, and every way in which its files can be wrong."""
+"""A split on disk as a list of items whose files are checked."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ from stmi_layers.training.messages import printable, shorten
 from stmi_layers.training.record import Item, files_of, path_of
 from stmi_layers.training.settings import Captions, Damaged, MissingModality, Range, check_modalities, check_ranges
 
-# Defects named in a message; `inspect` names all of them.
+# Number of defects that a message names; `inspect` names all of them.
 LISTED = 50
 
 
@@ -34,18 +34,18 @@ def read_split(
     ranges: Mapping[str, Range] | None = None,
     memory: Path | None = None,
 ) -> list[Item]:
-    """List the items of a split. Every image and mask is decoded once, so that none fails in the middle of a training.
+    """List the items of a split. Every image and mask is decoded once, so that none fails during training.
 
     Args:
         root: the set, in any layout that `layouts.recognise` knows, or its manifest.
-        split: `train`, `test` or any other split it has; `test` is query and gallery together.
-        modalities: names of those to read, in the order of `Item.images`: RGB, NI and TI in the benchmarks.
+        split: `train`, `test` or another split of the set; `test` is query and gallery together.
+        modalities: names of the modalities to read, in the order of `Item.images`; RGB, NI and TI in the benchmarks.
         captions: not read, required for every item, or optional.
         missing_modality: policy for an image that is missing in some modality; "absent" puts None in its place,
             "skip" leaves the item out and warns.
         damaged: policy for a file that cannot be used; "skip" leaves its item out and warns.
         ranges: counts that become black and white in deep images, by modality.
-        memory: folder in which checked files are remembered; one among the user's caches by default.
+        memory: folder in which checked files are remembered; by default in the user's cache folder.
 
     Returns:
         At least one item, queries first, then sorted by name. The order does not depend on the file system.
@@ -65,7 +65,7 @@ def read_split(
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Pause the collector of cycles: many records are made and none is in one, and it would take half of the time."""
+    """Pause garbage collection, which would take half of the time: many records are made, none of them in a cycle."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -83,7 +83,7 @@ def list_items(
     captions: Captions = "off",
     missing_modality: MissingModality = "error",
 ) -> list[Item]:
-    """The items of a split, as `read_split` lists them before it decodes their files."""
+    """List the items of a split as `read_split` does, without decoding their files."""
     check_modalities(modalities)
     check_choice("captions", captions, get_args(Captions))
     check_choice("missing_modality", missing_modality, get_args(MissingModality))
@@ -96,7 +96,7 @@ def list_items(
 
 
 def home_of(root: Path, found: FoundSet) -> Path:
-    """The folder that holds `text/` and `items.csv`: the root, or else that of the splits."""
+    """Return the folder that holds `text/` and `items.csv`: the root, otherwise the folder of the splits."""
     places = (root, found.base, found.base.parent)
     return next(
         (place for place in places if os.path.lexists(place / "text") or os.path.lexists(place / "items.csv")), root
@@ -106,7 +106,7 @@ def home_of(root: Path, found: FoundSet) -> Path:
 def _annotate(
     items: Sequence[Item], root: Path, split: str, modalities: Sequence[str], *, captions: Captions
 ) -> list[Item]:
-    """Add captions and further columns; a manifest has brought its own."""
+    """Add captions and further columns; items of a manifest have both already."""
     required = captions == "required"
     if items[0].layout == "manifest":
         if captions == "off":
@@ -127,7 +127,7 @@ def _annotate(
 
 
 def warn_of_passed_over(items: Sequence[Item], root: Path) -> None:
-    """Say which files beside those of the items are no images that can be read, and which images lie too deep."""
+    """Warn about files beside the items that are not readable images, and about images in deeper folders."""
     files = (path_of(one) for item in items for one in (*item.images, *item.masks) if one)
     folders = set(map(Path, {os.path.dirname(file) for file in files}))
     found = passed_over(folders)
@@ -140,7 +140,7 @@ def warn_of_passed_over(items: Sequence[Item], root: Path) -> None:
 
 
 def ranges_by_file(items: Sequence[Item], modalities: Sequence[str], ranges: Mapping[str, Range]) -> dict[Path, Range]:
-    """Counts of deep images by file, where the modality has a range."""
+    """Return the ranges of counts by file, where the modality has a range."""
     return {
         path_of(source): ranges[name]
         for item in items
@@ -176,7 +176,7 @@ def _without_damaged(
     items: list[Item], damaged: str, root: Path, bounds: Mapping[Path, Range], memory: Path | None
 ) -> list[Item]:
     masks = {file for item in items for file in item.masks if file}
-    # One panel stands for all of its file.
+    # One panel stands for its whole file.
     images = {path_of(source): source for item in items for source in item.images if source}
     looks = check_files(images.values(), masks, root=root, ranges=bounds, memory=memory)
     defects = dict(sorted((file, look.defect) for file, look in looks.items() if look.defect))
@@ -217,5 +217,5 @@ def refuse_missing_masks(items: Sequence[Item]) -> None:
 
 
 def shown(file: Path, root: Path) -> str:
-    """Path of a file in messages, relative to the set."""
+    """Return the path of a file for a message, relative to the set."""
     return printable(file.relative_to(root) if file.is_relative_to(root) else file)

@@ -14,8 +14,8 @@ class WholeBatchLoss(nn.Module):
     """Parts of the objective on the features of all processes: the module that DDP wraps.
 
     Args:
-        model: run by every process on its own samples.
-        objective: on the features of all samples, in at least float32.
+        model: model that every process runs on its own samples.
+        objective: objective on the features of all samples, in at least float32.
         autocast: run the model in bfloat16 autocast.
     """
 

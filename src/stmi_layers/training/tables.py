@@ -32,14 +32,14 @@ def is_there(file: Path) -> bool:
 
 
 def read_csv(file: Path, key: str) -> tuple[list[str], Rows]:
-    """Header and rows of a comma-separated table in UTF-8.
+    """Read the header and rows of a comma-separated table in UTF-8.
 
     Args:
         file: the table, with or without a byte order mark.
-        key: column that it must have.
+        key: column that the table must have.
 
     Raises:
-        ValueError: when the file cannot be read as such a table; the message says what to save it as.
+        ValueError: when the file cannot be read as such a table; the message says how to save it.
     """
     cure = "save it as CSV in UTF-8, separated by commas"
     try:
@@ -53,7 +53,7 @@ def read_csv(file: Path, key: str) -> tuple[list[str], Rows]:
             f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; {cure}"
         ) from error
     except csv.Error as error:
-        raise ValueError(f"{file} is no table: {error}; {cure}") from error
+        raise ValueError(f"{file} is not a CSV table: {error}; {cure}") from error
     if key not in header:
         for separator, words in SEPARATORS.items():
             if any(key in cell.split(separator) for cell in header):
@@ -68,7 +68,7 @@ def read_csv(file: Path, key: str) -> tuple[list[str], Rows]:
 
 
 def read_parquet(file: Path, key: str) -> tuple[list[str], Rows]:
-    """Header and rows of a Parquet file, all cells as text, an empty cell as "".
+    """Read the header and rows of a Parquet file, all cells as text, an empty cell as "".
 
     Raises:
         ImportError: when pyarrow is not installed.
@@ -88,7 +88,7 @@ def read_parquet(file: Path, key: str) -> tuple[list[str], Rows]:
 
 
 def _text(cell: object) -> str:
-    """A cell as text; not a number is a missing value, as None is."""
+    """Return a cell as text; NaN and None are missing values."""
     return "" if cell is None or cell != cell else str(cell)
 
 
@@ -96,4 +96,4 @@ def check_header(file: Path, header: list[str], key: str) -> None:
     """Refuse a table that lacks a column, or has one twice."""
     if key not in header or len(set(header)) < len(header):
         names = printable(", ".join(header)) or "none"
-        raise ValueError(f"{file} must have the column {key} and others with names of their own; it has {names}")
+        raise ValueError(f"{file} must have the column {key}, and no column name twice; it has {names}")

@@ -1,4 +1,4 @@
-"""Joint transforms: one geometry for all that belongs to a sample, one erasing for every modality."""
+"""Joint transforms: one flip and crop for all images and masks of a sample, random erasing per modality."""
 
 import math
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ GREY = 0.5
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Variation of training images. Flip and crop are common to all modalities and masks of a sample; each modality is
-    erased on its own, and its mask never.
+    """Settings of the augmentation. Flip and crop are common to all modalities and masks of a sample; each modality is
+    erased on its own, and masks are never erased.
 
     Attributes:
         flip: probability of mirroring left and right.
@@ -56,15 +56,15 @@ def move(
     """Flip, pad and crop everything alike.
 
     Args:
-        images: of all modalities.
-        masks: of all modalities.
-        augmentation: says how far.
+        images: images of all modalities of a sample.
+        masks: masks of all modalities of the sample.
+        augmentation: probability of the flip and width of the border.
         boxes: left, top, right and bottom in pixels, right and bottom exclusive.
         generator: source of the randomness; the global one by default. The draws are those of torchvision's flip and
             crop.
 
     Returns:
-        Images, masks and boxes. Boxes end where the crop does; one that has left it has no area any more.
+        Images, masks and boxes. Boxes are clipped to the crop; a box outside of the crop gets area 0.
     """
     height, width = images.shape[-2:]
     padding = round(augmentation.padding * (height * width) ** 0.5)
@@ -81,7 +81,7 @@ def move(
 
 
 def _window(tensor: Tensor, flip: bool, down: int, right: int) -> Tensor:
-    """The same size, flipped from left to right or not, begun `down` and `right` of its corner; 0 outside of it."""
+    """Return a window of the same size, flipped or not, that starts `down` and `right` of the corner; 0 outside."""
     rows, rows_to = _overlap(tensor.shape[-2], down)
     columns, columns_to = _overlap(tensor.shape[-1], right)
     if flip:
@@ -97,7 +97,7 @@ def _window(tensor: Tensor, flip: bool, down: int, right: int) -> Tensor:
 
 
 def _overlap(size: int, shift: int) -> tuple[slice, slice]:
-    """Where a line and the same line moved by `shift` overlap: in the old one, and in the new one."""
+    """Return where a line and the same line moved by `shift` overlap: in the old line, and in the moved line."""
     first, last = max(shift, 0), min(size, size + shift)
     return slice(first, max(first, last)), slice(first - shift, max(first, last) - shift)
 
@@ -116,7 +116,7 @@ def erase(
 
 
 def erase_(images: Tensor, augmentation: Augmentation, generator: Generator | None = None) -> Tensor:
-    """Paint into `images` themselves."""
+    """Do the work of `erase` in place."""
     for image in images:
         if torch.rand(1, generator=generator).item() < augmentation.erasing:
             top, left, height, width = _rectangle(image.shape[-2:], augmentation, generator)
@@ -125,7 +125,7 @@ def erase_(images: Tensor, augmentation: Augmentation, generator: Generator | No
 
 
 def _rectangle(size: tuple[int, ...], augmentation: Augmentation, generator: Generator | None) -> tuple[int, ...]:
-    """Draw a rectangle inside the image: top, left, height, width; ten times too large a one, and it is empty."""
+    """Draw a rectangle inside the image: top, left, height, width; empty after ten draws that are too large."""
     rows, columns = size
     logarithms = torch.log(torch.tensor(augmentation.erasing_aspect)).tolist()
     for _ in range(10):
@@ -144,7 +144,7 @@ def _rectangle(size: tuple[int, ...], augmentation: Augmentation, generator: Gen
 def dilate(
     masks: Bool[Tensor, "*batch height width"], pixels: int, *, diagonals: bool = True
 ) -> Bool[Tensor, "*batch height width"]:
-    """Grow the foreground by `pixels` in every direction, or, without `diagonals`, through shared sides alone."""
+    """Grow the foreground by `pixels` in every direction, or, without `diagonals`, through shared sides only."""
     flat = masks.reshape(-1, 1, *masks.shape[-2:]).float()
     if diagonals:
         flat = F.max_pool2d(flat, 2 * pixels + 1, stride=1, padding=pixels)
@@ -157,5 +157,5 @@ def dilate(
 def erode(
     masks: Bool[Tensor, "*batch height width"], pixels: int, *, diagonals: bool = True
 ) -> Bool[Tensor, "*batch height width"]:
-    """Shrink the foreground by `pixels`; the border of the image takes nothing away."""
+    """Shrink the foreground by `pixels`; the border of the image does not count as background."""
     return ~dilate(~masks, pixels, diagonals=diagonals)

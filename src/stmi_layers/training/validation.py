@@ -1,4 +1,4 @@
-"""Validation identities: a share of the training identities that choices are made on, so that the test split is not."""
+"""Validation identities: a share of the training identities, held out to choose settings without the test split."""
 
 from collections.abc import Sequence
 
@@ -22,9 +22,9 @@ def hold_out(items: Sequence[Item], share: float, seed: int = 0) -> tuple[list[I
     same identities and more.
 
     Args:
-        items: those of a training split, each with an identity.
+        items: items of a training split, each with an identity.
         share: share of the identities, above 0 and below 1.
-        seed: of the draw. It is no seed of a run: all runs that are compared need the same identities.
+        seed: seed of the draw, apart from the seed of a run, because runs that are compared need the same identities.
 
     Returns:
         The items to train on and the held-out ones, both in the order of `items`.

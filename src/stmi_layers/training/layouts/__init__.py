@@ -1,4 +1,4 @@
-"""Layouts of sets on disk: which one a folder has, and the splits, modalities and items it holds."""
+"""Layouts of sets on disk, and the recognition of the layout of a folder."""
 
 import os
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from stmi_layers.training.layouts.modality_folders import FOLDERS, RGBNT201
 from stmi_layers.training.layouts.nested_folders import IDENTITY_FIRST, MODALITY_FIRST
 from stmi_layers.training.layouts.panels import RGBN300, RGBNT100
 
-# The first that fits is taken: benchmarks before sets of one's own, files where a modality is before files below it.
+# The first layout that fits is taken: benchmarks before custom sets, files in a modality's folder before files below.
 LAYOUTS = (RGBNT100, RGBN300, MSVR310, WMVEID863, RGBNT201, FOLDERS, MODALITY_FIRST, IDENTITY_FIRST)
 
-# An archive may put folders of its own around the set: how deep, and among how many folders, it is looked for.
+# Depth, and number of folders per level, of the search for a set inside the folders of an archive.
 DEPTH, WIDTH = 2, 50
 
 
 def recognise(root: Path | str, modalities: Sequence[str] = ()) -> str:
-    """The name of the layout of a set.
+    """Return the name of the layout of a set.
 
     Raises:
         FileNotFoundError: when there is no set, or it is in no known layout.
@@ -30,11 +30,11 @@ def recognise(root: Path | str, modalities: Sequence[str] = ()) -> str:
 
 
 def find_set(root: Path, modalities: Sequence[str] = ()) -> FoundSet:
-    """The set in a folder, in its folder `rgbir` (RGBNT100), or the only one in its folders.
+    """Find the set in a folder, in its folder `rgbir` (RGBNT100), or the only set in its folders.
 
     Args:
         root: folder of the set, or its manifest.
-        modalities: names of modalities that are to be recognised besides the usual ones.
+        modalities: names of modalities to recognise besides the usual names.
 
     Raises:
         FileNotFoundError: when there is no set, or it is in no known layout: the message shows all layouts with an
@@ -52,12 +52,12 @@ def find_set(root: Path, modalities: Sequence[str] = ()) -> FoundSet:
         return found[0]
     if found:
         sets = ", ".join(str(one.base) for one in found[:5])
-        raise FileNotFoundError(f"root must be one set; {root} holds {len(found)}, among them {sets}: give one")
+        raise FileNotFoundError(f"root must be one set; {root} holds {len(found)}, among them {sets}: give the folder of one")
     raise FileNotFoundError(_not_recognised(root))
 
 
 def _look_for(base: Path, modalities: Sequence[str], depth: int = 0) -> list[FoundSet]:
-    """The set of a folder, or else those in its folders."""
+    """Find the set of a folder, otherwise the sets in its folders."""
     found = _look_in(base, modalities)
     # Deeper down, names of splits tell <archive>/<split>/<MODALITY> from folders of other things.
     if found and (depth == 0 or found.layout != FOLDERS.name or any(map(is_split, found.splits))):
@@ -67,7 +67,7 @@ def _look_for(base: Path, modalities: Sequence[str], depth: int = 0) -> list[Fou
 
 
 def _look_in(base: Path, modalities: Sequence[str]) -> FoundSet | None:
-    """The set that a folder, or the folder `rgbir` in it, holds."""
+    """Find the set that a folder, or the folder `rgbir` in it, holds."""
     manifest = find_manifest(base)
     if manifest is not None:
         return found_manifest(manifest)
@@ -88,7 +88,7 @@ def _not_recognised(root: Path) -> str:
 
 
 def _nearest_miss(root: Path) -> str:
-    """The first image there is, and why its place fits no rule."""
+    """Describe the first image that is found, and why its place fits no rule."""
     for depth in range(5):
         for path in sorted(root.glob("/".join("*" * (depth + 1)))):
             if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp") and not is_system(path.name):
@@ -97,8 +97,8 @@ def _nearest_miss(root: Path) -> str:
 
 
 _REASONS = {
-    0: "lies in the root itself; it needs a folder of its split, and in that one of its modality",
-    1: "lies in one folder, which would be its split; it needs a folder of its modality in that",
+    0: "lies in the root itself; it needs a folder of its split, and in this folder a folder of its modality",
+    1: "lies in one folder, which would be its split; it needs a folder of its modality inside this folder",
     2: "lies where images do, but its folder is not read as a modality",
     3: "has an identity in its path, but none of its folders has the name of a modality such as RGB, NI, TI, vis or "
     "thermal; rename them, state the modalities, or write a manifest",

@@ -1,4 +1,4 @@
-"""A set that was recognised: its rule, its splits, and how to list their items."""
+"""Record of a recognised set: its rule, its splits, and how to list their items."""
 
 import os
 import re
@@ -21,10 +21,10 @@ class FoundSet:
         rule: what was recognised, in words.
         base: folder that holds the splits; of a manifest, its folder.
         splits: names of the splits; `test` stands for query and gallery.
-        missing: folders or splits that the benchmark must have, and this one lacks.
-        list_modalities: the modalities of a split.
-        list_items: the items of a split with some modalities, None where an image is missing, without captions
-            except those of a manifest.
+        missing: folders that the benchmark requires and this set lacks.
+        list_modalities: function that lists the modalities of a split.
+        list_items: function that lists the items of a split with some modalities, None where an image is missing.
+            Only a manifest adds captions.
     """
 
     layout: str
@@ -37,7 +37,7 @@ class FoundSet:
 
 
 def found_folders(layout: Layout, base: Path) -> FoundSet:
-    """A set whose splits are folders."""
+    """Return the record of a set whose splits are folders."""
     return FoundSet(
         layout=layout.name,
         rule=f"{layout.evidence} in {base}; files are named {layout.rule}",
@@ -60,7 +60,7 @@ def _list_items(layout: Layout, base: Path, split: str, modalities: Sequence[str
 
 
 def list_splits(layout: Layout, base: Path) -> list[str]:
-    """The splits there are; `test` stands for query and gallery."""
+    """List the splits of a set; `test` stands for query and gallery."""
     if layout.folders:
         there = [role for role, folder in layout.folders.items() if os.path.isdir(base / folder)]
     else:
@@ -69,14 +69,14 @@ def list_splits(layout: Layout, base: Path) -> list[str]:
 
 
 def with_test(splits: Sequence[str]) -> list[str]:
-    """Splits in which `test` takes the place of query and gallery."""
+    """Return the splits with `test` in the place of query and gallery."""
     if {"query", "gallery"}.issubset(splits) and "test" not in splits:
         return [name for name in splits if name not in ("query", "gallery")] + ["test"]
     return list(splits)
 
 
 def split_folders(layout: Layout, base: Path, split: str) -> list[tuple[Role, Path]]:
-    """The folders of a split, each with the role of its items.
+    """List the folders of a split, each with the role of its items.
 
     Raises:
         FileNotFoundError: when the set has no such split, or a folder of it is missing.
@@ -118,5 +118,5 @@ def _of_benchmark(layout: Layout, base: Path, split: str) -> list[tuple[Role, Pa
 
 
 def _of_ones_own(layout: Layout, base: Path) -> list[str]:
-    """Folders in which the layout finds a modality."""
+    """List the folders in which the layout finds a modality."""
     return [name for name in subfolders(base) if not is_result(base / name) and layout.list_modalities(base / name)]

@@ -1,9 +1,9 @@
-"""MSVR310 and WMVEID863: a folder per identity, and in it one per modality.
+"""MSVR310 and WMVEID863: a folder per identity, and in it a folder per modality.
 
     ROOT/{bounding_box_train,query3,bounding_box_test}/0002/{vis,ni,th}/0002_s002_v0_000.jpg      scene 2, view 0
     ROOT/{train,query,test}/0483/{vis,ni,th}/0483_v7_n0_s999_004.jpg                     view 7, not at night (n0)
 
-The modalities are called RGB, NI and TI as everywhere. Neither set numbers its cameras.
+The modalities are called RGB, NI and TI as in the other layouts. Neither set has camera numbers.
 Masks lie beside vis, ni and th, in a folder `mask` or `mask_<MODALITY>`.
 """
 
@@ -32,28 +32,28 @@ LOOKED_AT = 20
 def has_identities(
     root: Path, modalities: Collection[str], *, splits: Collection[str], pattern: re.Pattern[str]
 ) -> bool:
-    """Tell whether the folders are there, and some file in the first ones is named as in the benchmark."""
+    """Tell whether the folders exist, and one of their first files is named as in the benchmark."""
     folders = (root / split / identity for split in splits for identity in list_identities(root / split))
     stems = (stem for folder in folders for name in FOLDER_OF.values() for stem in list_images(folder / name))
     return any(pattern.fullmatch(stem) for stem in islice(stems, LOOKED_AT))
 
 
 def list_identities(folder: Path) -> list[str]:
-    """Folders named by a number."""
+    """List the folders named by a number."""
     return [name for name in subfolders(folder) if re.fullmatch("[0-9]+", name)]
 
 
 def list_modalities(folder: Path) -> list[str]:
-    """Modalities that some identity has."""
+    """List the modalities that some identity has."""
     identities = list_identities(folder)
     return [name for name in MODALITIES if any(os.path.isdir(folder / one / FOLDER_OF[name]) for one in identities)]
 
 
 def list_files(folder: Path, modality: str) -> dict[str, Source]:
-    """Files of all identities.
+    """List the files of all identities by stem.
 
     Raises:
-        ValueError: when a file lies in the folder of another identity than its name says.
+        ValueError: when the identity in the name of a file differs from the folder of the file.
     """
     found = [
         (identity, stem, path)

@@ -1,4 +1,4 @@
-"""Items of one folder of a split, as the names of its files tell them."""
+"""Items of one folder of a split, read from the names of its files."""
 
 import os
 import re
@@ -17,10 +17,10 @@ DIGITS = 18
 
 
 def list_folder(layout: Layout, folder: Path, role: Role, modalities: Sequence[str]) -> list[Item]:
-    """The items of one folder by name, without captions.
+    """List the items of one folder by name, without captions.
 
     Raises:
-        FileNotFoundError: when a modality, or its images, are not there.
+        FileNotFoundError: when a modality, or its images, do not exist.
         ValueError: when names break the rule of the layout.
     """
     images = [_images(layout, folder, modality) for modality in modalities]
@@ -48,15 +48,15 @@ def list_folder(layout: Layout, folder: Path, role: Role, modalities: Sequence[s
 
 
 def read_fields(values: Mapping[str, str | None], where: str, *, named: bool) -> dict[str, Any]:
-    """Identity and numbers of an item, and what is left as its columns; empty values are left out.
+    """Read identity and numbers of an item; other values become its columns, and empty values are left out.
 
     Args:
         values: texts by name.
         where: file and item, for the message.
-        named: identities are names as they are written, so that 007 and 7 are two; else they are numbers.
+        named: identities are names as written, so that 007 and 7 differ; otherwise identities are numbers.
 
     Raises:
-        ValueError: when a number is none, or has more than 64 bits.
+        ValueError: when a number is not a whole number of at most 18 digits.
     """
     given = {name: value for name, value in values.items() if value}
     identity = given.pop("identity", None)
@@ -70,7 +70,7 @@ def read_fields(values: Mapping[str, str | None], where: str, *, named: bool) ->
 
 
 def _number(text: str, name: str, where: str) -> int:
-    text = re.sub(r"\.0+$", "", text)  # a column with missing values becomes one of floating numbers in other programs
+    text = re.sub(r"\.0+$", "", text)  # other programs store a column with missing values as floating numbers
     if not re.fullmatch("-?[0-9]+", text) or len(text.lstrip("-0")) > DIGITS:
         raise ValueError(f"{where}: {name} must be a whole number of at most {DIGITS} digits; received {text[:40]!r}")
     return int(text)

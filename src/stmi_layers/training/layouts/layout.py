@@ -1,4 +1,4 @@
-"""Layouts of folders: a record that says where files are and how to read their names."""
+"""Record of a layout of folders: where files are, and how to read their names."""
 
 import os
 import re
@@ -12,10 +12,10 @@ from stmi_layers.training.messages import shorten
 from stmi_layers.training.record import Source
 
 MODALITIES = ("RGB", "NI", "TI")
-# Folders that systems leave behind, beside those whose names start with . @ $ or __
+# Folders that systems leave behind, besides all names that start with . @ $ or __
 SYSTEM = ("system volume information", "lost+found", "thumbs.db", "desktop.ini", "recycler", "#recycle", "#snapshot")
 ARRAY = ".npy"
-# Files that tell a folder of results inside a set: of a run, of an index, of an inspection.
+# Files that mark a folder of results inside a set: of a run, of an extraction, of an inspection.
 RESULTS = (("checkpoint.pt",), ("extraction.json",), ("counts.csv", "contact_sheet.png"))
 _SPLIT = re.compile("(train|training|test|testing|val|valid|validation|query|gallery)(_[0-9]+)?")
 
@@ -27,14 +27,14 @@ class Layout:
     Attributes:
         name: name of the benchmark; of the rule for a set of one's own.
         evidence: what a folder has to hold to be recognised.
-        fits: whether a folder holds it, given names of modalities in lower case.
-        list_modalities: the modalities that the folder of a split has.
-        list_files: the files of one modality, or of a folder of masks, by name of the item.
-        pattern: pattern of that name; groups that are no field of `Item` become its columns.
+        fits: function that tells whether a folder has this layout, given names of modalities in lower case.
+        list_modalities: function that lists the modalities in the folder of a split.
+        list_files: function that lists the files of one modality, or of a folder of masks, by name of the item.
+        pattern: pattern of the item's name; groups that are not fields of `Item` become its columns.
         rule: the pattern in words.
-        folders: the folder of "train", of "query" and of "gallery"; empty where splits have names of their own.
-        required: folders that the benchmark must have; one that is missing is a problem.
-        named: identities are names of folders as they are written, not numbers.
+        folders: folder of "train", of "query" and of "gallery"; empty where splits are named freely.
+        required: folders that the benchmark must have; a missing one is reported as a problem.
+        named: identities are the names of folders as written, not numbers.
         example: path of a file, for the message when nothing is recognised.
     """
 
@@ -62,7 +62,7 @@ def is_split(name: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, without those of systems; none where it cannot be read."""
+    """List the names of the folders in a folder, without system folders; [] if the folder cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if not is_system(entry.name) and _is_folder(entry))
@@ -81,7 +81,7 @@ def refuse_unreadable(folder: Path) -> None:
     """Refuse a folder that this user may not list or enter.
 
     Raises:
-        ValueError: naming it.
+        ValueError: naming the folder and the reason.
     """
     try:
         os.scandir(folder).close()
@@ -95,9 +95,9 @@ def is_mask_folder(name: str) -> bool:
 
 
 def is_result(folder: Path) -> bool:
-    """Tell whether a folder holds what commands of this project have written, and so is not part of the set.
+    """Tell whether a folder holds results of this project's commands, and so is not part of the set.
 
-    A folder with the name of a split is part of it whatever else it holds.
+    A folder with the name of a split is part of the set, whatever else it holds.
     """
     if is_split(folder.name):
         return False
@@ -105,7 +105,7 @@ def is_result(folder: Path) -> bool:
 
 
 def holds_images(folder: Path) -> bool:
-    """Tell whether the name of some entry of a folder is that of an image, and the folder holds no results."""
+    """Tell whether a folder has an entry named like an image, and holds no results."""
     try:
         with os.scandir(folder) as entries:
             return any(is_image(entry.name) for entry in entries) and not is_result(folder)
@@ -114,12 +114,12 @@ def holds_images(folder: Path) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a name is that of an image that can be read."""
+    """Tell whether a name has the suffix of an image that can be read."""
     return not is_system(name) and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def list_images(folder: Path, *, arrays: bool = False) -> dict[str, Path]:
-    """The images in a folder by stem, none where there is no such folder.
+    """List the images in a folder by stem; {} if the folder does not exist.
 
     Args:
         folder: the folder.
@@ -146,6 +146,6 @@ def refuse_repetition(stems: Iterable[str], folder: Path) -> None:
 
 
 def in_order(modalities: Iterable[str]) -> list[str]:
-    """Modalities of the benchmarks first, in their order."""
+    """Sort modalities: those of the benchmarks first, in their usual order."""
     there = list(dict.fromkeys(modalities))
     return [name for name in MODALITIES if name in there] + [name for name in there if name not in MODALITIES]

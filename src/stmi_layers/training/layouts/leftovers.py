@@ -1,4 +1,4 @@
-"""Files of a set that are not read: counted by folder and suffix, so that nothing is dropped in silence."""
+"""Files of a set that are not read, counted by folder and suffix, so that no file is silently dropped."""
 
 import os
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stmi_layers.training.layouts.layout import ARRAY, is_image, is_mask_folder, is_result, is_system
 
-# Files that belong beside images and are none.
+# Suffixes of other files that are usual beside images.
 DOCUMENTS = (
     *(".txt", ".md", ".rst", ".html", ".pdf", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".log"),
     *(".py", ".m", ".parquet", ".pq", ".safetensors", ".zip", ".tar", ".gz", ".7z", ".rar", ".sha256", ".md5"),
@@ -18,7 +18,7 @@ DEPTH = 6
 
 
 def passed_over(folders: Collection[Path]) -> dict[Path, Counter[str]]:
-    """Files by folder and suffix whose names are not those of images, without documents and what systems leave."""
+    """Count the files that are not images by folder and suffix, without documents and system files."""
     found: dict[Path, Counter[str]] = {}
     for folder in sorted(folders):
         arrays = (ARRAY,) if any(map(is_mask_folder, folder.parts[-2:])) else ()
@@ -31,7 +31,7 @@ def passed_over(folders: Collection[Path]) -> dict[Path, Counter[str]]:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Names of the files in a folder, without those of systems; none where it cannot be read."""
+    """Yield the names of the files in a folder, without system files; none if the folder cannot be read."""
     try:
         with os.scandir(folder) as entries:
             yield from (entry.name for entry in entries if not is_system(entry.name) and entry.is_file())
@@ -40,7 +40,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def unread_images(folders: Collection[Path], used: Collection[Path]) -> dict[Path, int]:
-    """Number of images by folder that belong to no item."""
+    """Count the images by folder that belong to no item."""
     known = set(used)
     counts = {
         folder: sum(is_image(name) and folder / name not in known for name in _names(folder)) for folder in folders
@@ -49,12 +49,12 @@ def unread_images(folders: Collection[Path], used: Collection[Path]) -> dict[Pat
 
 
 def all_folders(base: Path, *, depth: int = DEPTH, unreadable: list[Path] | None = None) -> list[Path]:
-    """The folder of a set and all below, each once, links followed, without those of systems and of results.
+    """List the folder of a set and all folders below, each once, links followed, without system and result folders.
 
     Args:
         base: the folder.
         depth: levels below it.
-        unreadable: takes the folders that cannot be read.
+        unreadable: list to which the folders that cannot be read are added.
     """
     found: list[Path] = []
     known: set[tuple[int, int]] = set()  # a link may lead back
@@ -75,5 +75,5 @@ def all_folders(base: Path, *, depth: int = DEPTH, unreadable: list[Path] | None
 
 
 def describe_counts(counts: Counter[str]) -> str:
-    """Numbers of files by suffix, as 24 .heic, 2 .raw."""
+    """Describe numbers of files by suffix, such as 24 .heic, 2 .raw."""
     return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(counts.items()))

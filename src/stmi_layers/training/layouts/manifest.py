@@ -1,12 +1,12 @@
-"""Manifest: one table that says everything explicitly, as CSV or Parquet.
+"""Manifest: one CSV or Parquet table that lists every item of a set.
 
     identity,camera,split,RGB,TI,mask,day
     red-truck,2,train,visible/a.jpg,thermal/a.png,masks/a.png,mon
 
 One row is one item. A column whose cells are paths of images is a modality; paths are relative to the folder of the
-manifest. `split` is train, test, query, gallery or another name. Optional are `item`, the name, else the path of the
-first image without its suffix; `camera`, `view` and `scene`, whole numbers; `mask` and `mask_<MODALITY>`; `caption` and
-`caption_<MODALITY>`. All other columns are for protocols. An empty cell is a missing value.
+manifest. `split` is train, test, query, gallery or another name. Optional columns are `item`, the name, by default the
+path of the first image without its suffix; `camera`, `view` and `scene`, whole numbers; `mask` and `mask_<MODALITY>`;
+`caption` and `caption_<MODALITY>`. All other columns are for protocols. An empty cell is a missing value.
 """
 
 import os
@@ -30,14 +30,14 @@ RESERVED = ("item", "identity", "camera", "view", "scene", "split", "mask", "cap
 
 
 def find_manifest(root: Path) -> Path | None:
-    """The manifest that a path is, or that its folder holds."""
+    """Find the manifest at a path, or in the folder at the path."""
     if root.suffix.lower() in (".csv", ".parquet", ".pq"):
         return root if is_there(root) else None
     return next((root / name for name in NAMES if os.path.isdir(root) and is_there(root / name)), None)
 
 
 def found_manifest(file: Path) -> FoundSet:
-    """The set that a manifest lists.
+    """Return the record of the set that a manifest lists.
 
     Raises:
         ValueError: when the table cannot be read, lacks a column, or names items that cannot be files.
@@ -108,7 +108,7 @@ def _item(file: Path, row: Mapping[str, str], number: int, modalities: Sequence[
 
 
 def _name(text: str, where: str) -> str:
-    """Name of an item, under which tools write beside others: a relative path that leads nowhere else."""
+    """Return the name of an item as a relative path without "..", because commands write files under this name."""
     path = PurePosixPath(text.replace("\\", "/"))
     parts = [part for part in path.with_suffix("").parts if part not in ("/", "..")] if path.name else []
     if not parts or not all(map(str.isprintable, parts)) or ":" in text:

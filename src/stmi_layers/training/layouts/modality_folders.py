@@ -1,10 +1,10 @@
-"""RGBNT201, and any set that is laid out like it.
+"""RGBNT201, and any set with the same layout.
 
     ROOT/<split>/<MODALITY>/000028_cam1_0_02.jpg    identity 28, camera 1; the same stem in every modality
     ROOT/<split>/mask/000028_cam1_0_02.png          or .npy; mask_<MODALITY>/ where modalities have their own
 
-A split is the folder of its name, or the only one named <split>_<number>, as train_171. `test` is query and gallery at
-once; a set that has the folders `query` and `gallery` in its place keeps them apart.
+A split is the folder of its name, or the only folder named <split>_<number>, such as train_171. Items of `test` are
+both query and gallery; a set with the folders `query` and `gallery` instead of `test` keeps the two apart.
 """
 
 import os
@@ -37,12 +37,12 @@ def is_folder_set(root: Path, modalities: Collection[str]) -> bool:
 
 
 def list_modalities(folder: Path) -> list[str]:
-    """Folders of a split that hold images and no masks."""
+    """List the folders of a split that hold images, without folders of masks."""
     return in_order(name for name in subfolders(folder) if not is_mask_folder(name) and holds_images(folder / name))
 
 
 def list_files(folder: Path, modality: str) -> dict[str, Source]:
-    """Files of a modality by stem."""
+    """List the files of a modality by stem."""
     return {**list_images(folder / modality, arrays=is_mask_folder(modality))}
 
 

@@ -1,11 +1,11 @@
-"""Sets of one's own with a folder per identity, whose name is the identity.
+"""Custom sets with a folder per identity, whose name is the identity.
 
     ROOT/<split>/<MODALITY>/<identity>/<file>     modality first: train/RGB/red-truck/0001.jpg
     ROOT/<split>/<identity>/<MODALITY>/<file>     identity first: train/red-truck/RGB/0001.jpg
 
-The same stem in every modality of an identity is one item, called <identity>/<stem>. A stem that has a part
-cam<number>, as 0001_cam2, tells the camera. Masks lie where a modality would, in `mask` or `mask_<MODALITY>`. Which of
-the two rules applies is told by the folders' names: one has to be that of a split, and some those of modalities.
+The same stem in every modality of an identity is one item, called <identity>/<stem>. A stem with a part cam<number>,
+such as 0001_cam2, gives the camera. Masks lie in `mask` or `mask_<MODALITY>`, in the place of a modality. The names of
+the folders decide between the two rules: one must be the name of a split, and some must be names of modalities.
 """
 
 import os
@@ -26,7 +26,7 @@ from stmi_layers.training.layouts.layout import (
 )
 from stmi_layers.training.record import Source
 
-# Names of modalities in lower case; those asked for are known besides.
+# Usual names of modalities in lower case.
 KNOWN = frozenset(
     (
         *(
@@ -63,13 +63,13 @@ def _identity_first(folder: Path, modality: str) -> list[Path]:
 
 
 def list_modality_first(folder: Path) -> list[str]:
-    """Folders of a split with folders of images, masks aside."""
+    """List the folders of a split that hold folders of images, without folders of masks."""
     names = [name for name in subfolders(folder) if not is_mask_folder(name) and not is_result(folder / name)]
     return in_order(name for name in names if any(map(holds_images, _modality_first(folder, name))))
 
 
 def list_identity_first(folder: Path) -> list[str]:
-    """Folders with images in the folders of a split, masks aside."""
+    """List the folders with images in the folders of a split, without folders of masks."""
     below = {
         name: None
         for identity in subfolders(folder)
@@ -81,7 +81,7 @@ def list_identity_first(folder: Path) -> list[str]:
 
 
 def list_files(folder: Path, modality: str, *, below: Below, identity_at: int) -> dict[str, Source]:
-    """Files of a modality by identity and stem."""
+    """List the files of a modality by identity and stem."""
     arrays = is_mask_folder(modality)
     return {
         f"{place.parts[identity_at]}/{stem}": path
@@ -91,9 +91,9 @@ def list_files(folder: Path, modality: str, *, below: Below, identity_at: int) -
 
 
 def _fits(root: Path, modalities: Collection[str], *, list_modalities: Callable[[Path], list[str]]) -> bool:
-    """Tell whether some folder has the name of a split, and one where this rule puts modalities the name of one."""
+    """Tell whether a folder is named as a split, and a folder in the place of a modality is named as a modality."""
     known = KNOWN.union(modalities)
-    # Else <archive>/<split>/<MODALITY> could be taken for <split>/<identity>/<MODALITY>.
+    # Otherwise <archive>/<split>/<MODALITY> could be taken for <split>/<identity>/<MODALITY>.
     splits = [name for name in subfolders(root) if is_split(name)]
     return any(name.lower() in known for split in splits for name in list_modalities(root / split))
 

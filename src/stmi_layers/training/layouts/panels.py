@@ -2,7 +2,7 @@
 
     ROOT[/rgbir]/{bounding_box_train,query,bounding_box_test}/0548_c0002_000.jpg    identity 548, camera 2
 
-RGBNT100 has three panels of 256 x 128 pixels, RGB | NI | TI, RGBN300 the first two of them. The width of the first
+RGBNT100 has three panels of 256 x 128 pixels, RGB | NI | TI; RGBN300 has the first two. The width of the first
 file that can be opened tells them apart. Masks lie in a folder `mask` (or `mask_<MODALITY>`) inside that of the files.
 """
 
@@ -21,10 +21,10 @@ LOOKED_AT = 50
 
 
 def count_panels(root: Path) -> int:
-    """Panels in the first file of a legal width, 0 where there is no file.
+    """Count the panels in the first file of a legal width; 0 if there is no file.
 
     Raises:
-        ValueError: when none of the first files has the width of two panels or of three.
+        ValueError: when none of the first 50 files per split has the width of two or three panels.
     """
     files = [path for name in FOLDERS.values() for _, path in sorted(list_images(root / name).items())[:LOOKED_AT]]
     strange: dict[Path, int] = {}
@@ -38,15 +38,15 @@ def count_panels(root: Path) -> int:
         return 0
     rule = f"must be three (RGBNT100) or two (RGBN300) panels of {PANEL_WIDTH} pixels, side by side"
     found = f"it is {next(iter(strange.values()))} pixels wide" if strange else "it cannot be decoded"
-    raise ValueError(f"{next(iter(strange), files[0])} {rule}; {found}, and the other files looked at do no better")
+    raise ValueError(f"{next(iter(strange), files[0])} {rule}; {found}, and no other file that was tried fits")
 
 
 def _width(path: Path) -> int | None:
-    """Width of an image file as it is shown, None for one that cannot be opened."""
+    """Return the width of an image file; None if the file cannot be opened."""
     try:
         with opened(path) as image:
             return image.width
-    except Exception:  # whatever a damaged file makes of a decoder; it is named when all files are checked
+    except Exception:  # whatever a damaged file does to a decoder; the file is named when all files are checked
         return None
 
 
@@ -56,12 +56,12 @@ def has_panels(root: Path, modalities: Collection[str], *, count: int) -> bool:
 
 
 def list_modalities(folder: Path, count: int) -> list[str]:
-    """Modalities of so many panels."""
+    """List the modalities of `count` panels."""
     return list(MODALITIES[:count])
 
 
 def list_files(folder: Path, modality: str, count: int) -> dict[str, Source]:
-    """Panels of a modality, or masks, by stem."""
+    """List the panels of a modality, or masks, by stem."""
     if is_mask_folder(modality):
         return {**list_images(folder / modality, arrays=True)}
     index = MODALITIES.index(modality)
