@@ -105,7 +105,7 @@ def run(
 def run_method(
     main: Callable[[Any, Arguments], object], own: Callable[..., Arguments], command: str, description: str | None
 ) -> None:
-    """Parse `METHOD` and the flags of a run, and pass the run and the command's own options to `main`.
+    """Parse `METHOD` and the flags of a run, and pass the run and the own options to `main`.
 
     Args:
         main: function that does the work of the command.

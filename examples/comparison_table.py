@@ -63,7 +63,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def as_command(arguments: Sequence[str]) -> str:
-    """Format the command line as a shell block, wrapped at 86 columns so that an option and its values stay together."""
+    """Format the command line as a shell block of 86 columns, so that an option and its values stay together."""
     options: list[str] = []
     for word in ["python -m examples.compare", *map(shlex.quote, arguments)]:
         if word.startswith("--") or not options:

@@ -75,7 +75,7 @@ def run_with(shared: Mapping[str, Any], entrant: Entrant, inputs: Inputs) -> Run
     for name, default in (("data", data), ("schedule", type(shared["schedule"])()), ("tower", type(shared["tower"])())):
         given |= {one: value for one, value in vars(shared[name]).items() if value != getattr(default, one)}
     if refused := [cli.flag(name) for name in given if name in OWN]:
-        raise ValueError(f"masks and captions are set by --inputs, other settings of a method by the method; received {refused}")
+        raise ValueError(f"masks and captions are set by --inputs, and each method sets the rest; received {refused}")
     run = dataclasses.replace(default_run(load_method(entrant.method), data), machine=shared["machine"])
     masks = entrant.masked if "masks" in inputs else "none"
     captions = "required" if "captions" in inputs else "off"

@@ -1,4 +1,4 @@
-"""Items of a listing as a dataset, prepared as the model of a checkpoint was trained: size, ranges and masks."""
+"""Dataset of the items of a listing, with the size, ranges and masks that the model was trained with."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,19 +19,19 @@ from stmi_layers.training.transforms import GREY
 
 Policy = Literal["given", "classical", "sam2", "sam3", "ones", "none"]
 MADE = ("classical", "sam2", "sam3")
-# Masks that a model may have been trained with, and what they come to in use.
+# Masks in training that are ablations, and the masks to use instead in deployment.
 TRAINED = {"eroded": "given", "dilated": "given", "shuffled": "given"}
 WORKING_SIZE = (64, 64)
 
 
 class Images(Dataset[Sample]):
-    """Samples of items that are looked up one at a time.
+    """Samples of items that are read one at a time.
 
     Args:
-        items: those of a listing.
-        data: how the model was trained to see images.
-        masks: policy for masks; None for that of the training.
-        maker: makes the mask of an item for the policies sam2 and sam3.
+        items: items of a listing.
+        data: settings of the data that the model was trained with.
+        masks: policy for masks; None takes that of the training.
+        maker: function that makes the mask of an item, for the policies sam2 and sam3.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Images(Dataset[Sample]):
 
 
 def policy_of(data: Data, masks: Policy | None) -> str:
-    """The masks of the samples: those of the training, unless a policy says otherwise.
+    """Return the masks of the samples: those of the training, unless a policy is given.
 
     Raises:
-        ValueError: when a model that was trained on images with a grey background would get others.
+        ValueError: when a model that was trained on images with a grey background would get other images.
     """
     if masks is None or masks == "given":
         trained = TRAINED.get(data.masks, data.masks)
@@ -85,11 +85,11 @@ def policy_of(data: Data, masks: Policy | None) -> str:
 
 
 def classical_mask(images: Tensor, present: Tensor) -> Tensor:
-    """A mask (height width) by the classical method, made of all modalities that are there.
+    """Make a mask (height width) by the classical method, from all present modalities.
 
     Args:
         images: values in [0, 1], (modalities 3 height width).
-        present: True for those that are there.
+        present: True for present modalities.
     """
     size, there = images.shape[-2:], images[present]
     small = torch.stack([_resized(image) for image in there])

@@ -1,4 +1,4 @@
-"""Items listed once on disk, a line of JSON each, so that any number of them can be described in bounded memory."""
+"""Listing of items on disk, a line of JSON each, so that any number of items can be described in bounded memory."""
 
 import json
 import warnings
@@ -21,14 +21,14 @@ PROBLEMS = {
 
 
 def write_listing(path: Path, items: Iterator[Item], modalities: Sequence[str], *, masks: bool) -> None:
-    """Write items as lines of JSON, absolute paths in them, and refuse what cannot be described.
+    """Write items as lines of JSON with absolute paths, and refuse items that cannot be described.
 
     Warns of modalities that some items have and others lack.
 
     Args:
-        path: the file.
-        items: those to write, read one at a time.
-        modalities: those of the model, in its order.
+        path: file to write.
+        items: items to write, read one at a time.
+        modalities: modalities of the model, in its order.
         masks: whether every image needs the file of its mask.
 
     Raises:
@@ -95,14 +95,14 @@ class Listing(Sequence[Item]):
     def __getitem__(self, index) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
         row = range(len(self))[index]
         start, stop = int(self._starts[row]), int(self._starts[row + 1])
-        with self.path.open("rb") as file:  # a file that processes shared would share its place
+        with self.path.open("rb") as file:  # a shared open file would share its position between processes
             file.seek(start)
             line = file.read(stop - start)
         try:
             return item_of(json.loads(line))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{self.path} must hold an item per line; line {row + 1} is none: {error!r}") from error
+            raise ValueError(f"{self.path} must hold an item per line; line {row + 1} does not: {error!r}") from error
 
     def digest(self) -> str:
-        """Digest of the file."""
+        """Return a digest of the file."""
         return digest_of(self.path)

@@ -1,4 +1,4 @@
-"""Masks that a method of `examples.prepare.masks` makes while images are described; nothing is written."""
+"""Masks made on the fly by a method of `examples.prepare.masks`; no file is written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from examples.prepare.masks.sam3 import Nothing, Several
 from stmi_layers.training import Data
 from stmi_layers.training.record import Item
 
-# The mask of an item at the size of its first image.
+# Returns the mask of an item at the size of its first image.
 Maker = Callable[[Item], NDArray[np.bool_]]
 
 
@@ -24,22 +24,22 @@ class Segmentation:
     mask_weights: Path | None = None
     """Local folder with SAM 2 or SAM 3, for --masks sam2 or sam3."""
     mask_prompt: str | None = None
-    """Prompt: for SAM 3 the name of a thing, as person, or several names, as "car, truck, bus"; for SAM 2 box, point or
-    composite, the default."""
+    """Prompt: for SAM 3 the name of a thing, such as person, or several names, such as "car, truck, bus"; for SAM 2
+    box, point or composite (default)."""
     several: Several = "middle"
-    """Choice among several things that SAM 3 finds: the one nearest the middle, or the largest."""
+    """Choice among several things that SAM 3 finds: the thing nearest the middle, or the largest thing."""
     nothing: Nothing = "empty"
-    """Mask where SAM 3 finds nothing: empty, the whole image, or stop with an error."""
+    """Policy if SAM 3 finds nothing: an empty mask, a mask of the whole image, or an error."""
     least: float = 0.5
-    """Score from which SAM 3 has found a thing."""
+    """Lowest score, 0 to 1, at which a thing of SAM 3 counts as found."""
 
     def anywhere(self) -> "Segmentation":
-        """The same with an absolute path, which another command in another folder can use."""
+        """Return the same settings with an absolute path, which a command in another folder can use."""
         return replace(self, mask_weights=self.mask_weights and self.mask_weights.absolute())
 
 
 def maker_of(segmentation: Segmentation, method: Literal["sam2", "sam3"], data: Data, *, device: str) -> Maker:
-    """A function that makes the mask of an item from all of its images, as `examples.prepare.masks` does.
+    """Return a function that makes the mask of an item from all of its images, as `examples.prepare.masks` does.
 
     Raises:
         FileNotFoundError: when the folder of the model, or a file in it, is missing.

@@ -1,10 +1,10 @@
-"""Methods by name. A method is a package with `settings.py`, `model.py`, and as it likes `recipes.py`, `variants.py`.
+"""Methods by name. A method is a package with `settings.py`, `model.py` and optionally `recipes.py`, `variants.py`.
 
-- `settings.Settings`: a frozen dataclass of what is the method's own;
-- `model.build(settings, facts, tower)`: a model that keeps `stmi_layers.training.ReIDModel`; one with its own towers
-  leaves `tower` out, and its command has no flags of a tower;
-- `recipes.RECIPES`: recipes by name, and `recipes.DEFAULT`, what a run without recipe stands on;
-- `variants.VARIANTS`, `variants.PRESETS` and `variants.COLUMNS`: what `examples.compare` can compare.
+- `settings.Settings`: a frozen dataclass of the method's own settings;
+- `model.build(settings, facts, tower)`: builds a model that keeps `stmi_layers.training.ReIDModel`; a method with its
+  own towers has no argument `tower`, and its command has no flags of a tower;
+- `recipes.RECIPES`: recipes by name, and `recipes.DEFAULT`, the defaults of a run without recipe;
+- `variants.VARIANTS`, `variants.PRESETS` and `variants.COLUMNS`: variants, questions and columns of `examples.compare`.
 
 A package of your own needs no entry here: `python -m examples.train my_package` finds it where Python does.
 """
@@ -35,10 +35,10 @@ class Method(NamedTuple):
     """A method, of which only settings and recipes are imported.
 
     Attributes:
-        name: what the command line calls it.
-        package: where Python finds it.
-        settings: the dataclass of its own settings.
-        default: what a run without recipe stands on.
+        name: name on the command line.
+        package: dotted name of its package.
+        settings: dataclass of its own settings.
+        default: defaults of a run without recipe.
         recipes: recipes by name.
     """
 
@@ -59,7 +59,7 @@ class Method(NamedTuple):
         return "tower" in signature(self.build).parameters
 
     def part(self, module: str) -> Any:
-        """A module of the method, or None when it has none of that name."""
+        """Import a module of the method; None if the method has no module of that name."""
         return _import_if_there(f"{self.package}.{module}")
 
 
@@ -87,6 +87,6 @@ def _import_if_there(module: str) -> Any:
     try:
         if module not in sys.modules and find_spec(module) is None:
             return None
-    except (ModuleNotFoundError, ValueError):  # of a parent that is missing or no package, or a name like "a..b"
+    except (ModuleNotFoundError, ValueError):  # the parent is missing or not a package, or the name is like "a..b"
         return None
     return import_module(module)

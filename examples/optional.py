@@ -1,11 +1,11 @@
-"""Import of optional libraries: an error that says what to install."""
+"""Import of optional libraries, with errors that say what to install."""
 
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-# The extra `examples` of pyproject.toml, by what is imported of it.
+# Modules of the extra `examples` of pyproject.toml.
 NEEDED = ("torchvision", "PIL", "numpy", "tyro", "tqdm", "tensorboard", "matplotlib", "scipy", "sklearn")
 
 
@@ -21,7 +21,7 @@ def import_library(name: str, extra: str) -> Any:
     """
     from stmi_layers.training._torchvision import import_torchvision
 
-    import_torchvision()  # which all of them import
+    import_torchvision()  # all of these libraries import it
     try:
         return import_module(name)
     except ImportError as error:

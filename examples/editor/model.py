@@ -48,8 +48,8 @@ class EDITOR(nn.Module):
     """EDITOR around a transformer: a `ReIDModel`.
 
     Differences from the research code: its additional selection of patches with most bright pixels, called a selection
-    by frequency, is left out; class tokens that are supervised one by one have separate heads instead of a shared head;
-    a missing modality selects nothing and takes no part, where the research code passes a black image through the model.
+    by frequency, is left out; class tokens that are supervised one by one have separate heads instead of a shared one.
+    A missing modality selects nothing and takes no part, where the research code passes a black image through.
 
     Hooks read the attention of the tower: the model can be exported, but `torch.compile` breaks its graph at the hooks.
 
@@ -134,7 +134,7 @@ class EDITOR(nn.Module):
         return outputs._replace(terms=terms)
 
     def look(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the tokens of the tower, and how much every head saw of each patch: (batch modalities heads patches)."""
+        """Return tokens of the tower, and how much every head saw of each patch: (batch modalities heads patches)."""
         layers, present = attention_layers(self.backbone), batch.present
         with recording(layers) as calls:
             patches, classes = tower_tokens(self.backbone, batch)

@@ -1,9 +1,9 @@
 """IDEA: captions inverted into image tokens, a tower, then CDA, read from top to bottom.
 
-An inverse network makes a token of every caption, and the tower reads it among the patches of its image: image and text
-meet in every block. Behind the tower CDA lets the class token and the caption token of every modality read all
-modalities at places that a network chooses. G and C are these tokens before CDA, F and FC behind it. Identity and
-triplet loss, on all four, are those of `Objective` of `stmi_layers.training`.
+An inverse network turns every caption into a token, which the tower reads among the patches of its image, so that image
+and text meet in every block. After the tower, CDA lets the class token and the caption token of every modality read all
+modalities at places that a network chooses. G and C are these tokens before CDA, F and FC after CDA. All four features
+have the identity and triplet losses of `Objective` in `stmi_layers.training`.
 
 Paper: "IDEA: Inverted Text with Cooperative Deformable Aggregation for Multi-modal Object Re-Identification",
 CVPR 2025, pages 29701-29710.
@@ -28,10 +28,10 @@ from stmi_layers.training import Batch, Facts, Outputs, joined
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "IDEA":
-    """The model of the settings, with random weights; it reads captions where the training split has some.
+    """Build the model of the settings, with random weights; it reads captions if the training split has captions.
 
     Raises:
-        ValueError: when captions are to enter a tower without tokens, or the settings do not fit each other.
+        ValueError: when captions need a tower of tokens, or the settings do not fit each other.
     """
     backbone = build_tower(tower, facts)
     text_encoder = inversion = readout = None
@@ -74,13 +74,13 @@ class IDEA(nn.Module):
     """IDEA around a tower: a `ReIDModel`.
 
     Args:
-        backbone: an image tower, a `Backbone` that takes further tokens where there are captions.
+        backbone: an image tower, a `Backbone`; with captions it must take further tokens.
         modalities: names of the modalities.
         text_encoder: encoder of the captions, or None for a model without captions.
-        inversion: the inverse network, which makes tokens of what the encoder returns.
+        inversion: the inverse network, which turns encoded captions into tokens.
         readout: CDA, or None to leave the tokens of the tower as they are.
         supervision: G and C as one feature each, or a feature per modality.
-        descriptor: what is scored first.
+        descriptor: headline descriptor: a feature, several joined by +, "all", or "auto".
 
     Raises:
         ValueError: when `descriptor` names a feature that the model lacks.
@@ -112,11 +112,11 @@ class IDEA(nn.Module):
         self.headline = auto if descriptor == "auto" else descriptor
         if self.headline != "all" and not set(self.headline.split("+")) <= widths.keys():
             raise ValueError(f"descriptor must be one the model has, {sorted(widths)}; received {descriptor!r}")
-        if read:  # what a missing caption is encoded as
+        if read:  # encoding of a missing caption
             self.register_buffer("no_caption", text_encoder.encode([""])[0], persistent=False)
 
     def forward(self, batch: Batch) -> Outputs:
-        """G, C, F and FC of a batch; the part of an absent modality, or of a missing caption, is 0."""
+        """Return G, C, F and FC of a batch; the part of an absent modality, or of a missing caption, is 0."""
         present, said, extra = batch.present, None, None  # (b m) or None
         if self.text_encoder is not None:
             texts, said = self.captions(batch)  # (b m ...), (b m)
@@ -134,7 +134,7 @@ class IDEA(nn.Module):
         return Outputs(features, rows=rows)
 
     def captions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Encoded captions of every modality, and where there is a caption: (batch modalities)."""
+        """Return encoded captions of every modality, and which captions exist: (batch modalities)."""
         if batch.texts is None:
             raise ValueError("batch must hold texts, made by encode, because the model reads captions; received None")
         texts, empty = batch.texts, self.get_buffer("no_caption")
@@ -144,7 +144,7 @@ class IDEA(nn.Module):
         return texts, said if batch.present is None else said & batch.present
 
     def invert(self, texts: Tensor, said: Tensor) -> Tensor:
-        """A token for the tower per modality, (batch modalities 1 width)."""
+        """Turn captions into a token for the tower per modality, (batch modalities 1 width)."""
         assert self.inversion is not None
         vectors = self.text_encoder(texts.flatten(0, 1), said.flatten())  # (b*m d)
         tokens = self.inversion(vectors, said.flatten())  # (b*m w)
@@ -153,7 +153,7 @@ class IDEA(nn.Module):
     def tower_features(
         self, tokens: Tensor, present: Tensor | None, said: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """G and C from the tokens of the tower, and the rows of each that are supervised."""
+        """Return G and C from the tokens of the tower, and the supervised rows of each feature."""
         names = [name for name in self.widths if name not in ("F", "FC")]
         if self.supervision == "joined":
             parts, there = [half.flatten(1) for half in tokens.split(self.num_modalities, dim=1)], [None]
@@ -166,13 +166,13 @@ class IDEA(nn.Module):
         return dict(zip(names, parts, strict=True)), rows
 
     def known(self, present: Tensor | None, said: Tensor | None) -> Tensor | None:
-        """Tell which queries of CDA are present: class tokens, then caption tokens; None where all are."""
+        """Tell which queries of CDA are present: class tokens, then caption tokens; None if all are present."""
         if said is None:
             return present
         return torch.cat([torch.ones_like(said) if present is None else present, said], dim=1)
 
     def encode(self, captions: Sequence[tuple[str, ...]]) -> Tensor | None:
-        """Captions for the text encoder: a row per sample, or one per modality where samples have several captions."""
+        """Encode captions for the text encoder: a row per sample, or a row per modality if samples have several."""
         if self.text_encoder is None:
             return None
         if all(len(each) < 2 for each in captions):
@@ -181,10 +181,10 @@ class IDEA(nn.Module):
         return self.text_encoder.encode([caption for row in rows for caption in row]).unflatten(0, (len(rows), -1))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """New modules, the tower, and the strengths of SFM in it."""
+        """Return new modules, the tower, and the strengths of SFM in the tower."""
         groups = parameter_groups(self, backbone=trunk_of(self.backbone))
         return {"new": groups["rest"], "backbone": groups["backbone"], "strengths": groups["strengths"]}
 
     def watch(self) -> dict[str, float]:
-        """Alpha and beta of every block with SFM."""
+        """Return alpha and beta of every block with SFM."""
         return watch_strengths(self.backbone)

@@ -1,4 +1,4 @@
-"""CLIP's text tower with learned words in the captions: frozen, and read anew for every batch."""
+"""Frozen text tower of CLIP with learned words in the captions, run for every batch."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,19 +14,20 @@ from stmi_layers import CaptionPrompts, prompted_text_feature
 
 
 class PromptedCaptionEncoder(ClipCaptionEncoder):
-    """One vector per caption, the mean over the end of the caption and its learned words.
+    """Encoder of captions with learned words: the mean over the end of a caption and its learned words.
 
-    A caption is read as "an image of a x x ..." with an "x" for each learned word. A missing one has a learned vector.
+    A caption is read as "an image of a x x ..." with an "x" for each learned word. A missing caption has a learned
+    vector.
 
     Args:
         tower: an open_clip model with the text tower of CLIP.
-        vocabulary: turns captions into token ids.
-        width: of the features of the tower.
-        dim: width of the vector.
+        vocabulary: vocabulary that turns captions into token ids.
+        width: width of the features of the tower.
+        dim: width of the returned vector.
         num_prompts: number of learned words.
 
     Raises:
-        ValueError: when the text tower is built otherwise than CLIP's.
+        ValueError: when the text tower is not built like that of CLIP.
     """
 
     def __init__(self, tower: nn.Module, vocabulary: ClipVocabulary, width: int, dim: int, num_prompts: int) -> None:
@@ -37,7 +38,7 @@ class PromptedCaptionEncoder(ClipCaptionEncoder):
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Int[Tensor, "captions length"]:
-        """Token ids of the captions with their stand-ins, cut to what the tower reads; all 0 for a missing caption."""
+        """Return token ids of the captions with their stand-ins, cut to the length of the tower; 0 if missing."""
         stand_ins = "an image of a " + "x " * self.prompts.num_prompts
         longer = [stand_ins + caption if caption.strip() else "" for caption in captions]
         if overflow := self.vocabulary.describe_overflow(longer):
@@ -45,7 +46,7 @@ class PromptedCaptionEncoder(ClipCaptionEncoder):
         return self.vocabulary.encode(longer)[:, 0]
 
     def forward(self, ids: Int[Tensor, "batch length"], has_text: Bool[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
-        """Vectors of captions, from what `encode` made of them."""
+        """Return the vectors of captions, given the token ids of `encode`."""
         tower: Any = self.tower
         embeddings = self.prompts(tower.token_embedding(ids))  # (b l w)
         hidden = tower.transformer(embeddings + tower.positional_embedding, attn_mask=tower.attn_mask)
@@ -54,6 +55,6 @@ class PromptedCaptionEncoder(ClipCaptionEncoder):
 
 
 def build_prompted_text(architecture: str, dim: int, num_prompts: int) -> PromptedCaptionEncoder:
-    """The text tower of an open_clip model with random weights, learned words, and what is learned behind it."""
+    """Build the text tower of an open_clip model with random weights, learned words and the layers after it."""
     clip = build_clip(architecture)
     return PromptedCaptionEncoder(clip.text, ClipVocabulary(architecture), clip.width, dim, num_prompts)

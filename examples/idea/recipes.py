@@ -1,12 +1,12 @@
-"""Recipes of IDEA: defaults from scratch, and the three benchmarks as its research code trains on them.
+"""Recipes of IDEA: defaults for training from scratch, and the three benchmarks as in its research code.
 
-"Research code" stands for values that the paper may give as well: only the code could be read in full.
+Values are marked "research code" even if the paper may give them too, because we could read only the code in full.
 """
 
 from examples.idea.released import max_offset
 from examples.recipe import Recipe, ours, research_code
 
-# For a small tower from scratch on a small set: what a run without recipe stands on.
+# Defaults of a run without recipe: a small tower from scratch on a small set.
 DEFAULT: Recipe = {
     "masks": ours("none", "the method has no use for them; with masks, SFM steers its tower"),
     "captions": ours("optional", "sets without captions train as well, without caption tokens"),
@@ -15,10 +15,10 @@ DEFAULT: Recipe = {
     "no_decay": ours(("strengths",), "a decay would pull alpha and beta to plain attention"),
 }
 
-# What no setting here does: the code lets its learning rate fall in the warm-up, flips each modality by itself, and has
-# captions that begin "An image of a X X person in the visible spectrum"; here the stand-ins go before any caption.
+# Differences that no setting covers: the code lowers its learning rate in the warm-up, flips each modality on its own,
+# and has captions that begin "An image of a X X person in the visible spectrum"; we put the stand-ins before a caption.
 MODEL: Recipe = {
-    # What goes in.
+    # Inputs.
     "modalities": research_code(("RGB", "NI", "TI"), "the three of every benchmark"),
     "masks": research_code("none", "the method has no use for them"),
     "captions": research_code("required", "one per modality"),
@@ -35,27 +35,27 @@ MODEL: Recipe = {
     "window": research_code(4, "kernel of the depthwise convolution"),
     "stride": research_code(2, "that of the depthwise convolution"),
     "offsets": research_code("shared", "one network for all modalities"),
-    "reference": ours("centred", "in the code half a patch off the centre"),
+    "reference": ours("centred", "the code is half a patch off the centre"),
     "readout_heads": research_code(1, "a single head"),
-    "descriptor": ours("F+FC", "the code scores several, and keeps the epoch that is best by FC"),
+    "descriptor": ours("F+FC", "the code scores several descriptors, and keeps the best epoch by FC"),
     # Losses.
     "identity_weight": research_code(0.25, "against 1 of the triplet loss, with soft margin"),
     "smoothing": research_code(0.1, "of the labels"),
     # Augmentation.
-    "flip": research_code(0.5, "there each modality by itself, here all alike"),
+    "flip": research_code(0.5, "the code flips each modality on its own, we flip all alike"),
     "padding": research_code(10 / (256 * 128) ** 0.5, "10 pixels"),
-    "erasing": research_code(0.5, "of every modality by itself"),
+    "erasing": research_code(0.5, "for every modality on its own"),
     # Optimisation.
     "optimizer": research_code("adam", "with the usual moments"),
-    "rates.backbone": research_code(3.5e-6, "one rate for everything; here it rises in the warm-up, there it falls"),
+    "rates.backbone": research_code(3.5e-6, "one rate for everything; in the warm-up ours rises, that of the code falls"),
     "learning_rate": ours(3.5e-4, "at the 3.5e-6 of the code new modules stay where they start"),
-    "rates.strengths": ours(1e-3, "there are none without SFM; for runs with masks"),
+    "rates.strengths": ours(1e-3, "only for runs with masks: without SFM there are no strengths"),
     "weight_decay": research_code(1e-4, "of weights and biases alike"),
-    "no_decay": ours(("strengths",), "there are none without SFM; for runs with masks"),
+    "no_decay": ours(("strengths",), "only for runs with masks: without SFM there are no strengths"),
     "epochs": research_code(50, "passes"),
     "warmup_epochs": research_code(10.0, "of the epochs"),
     "clip_norm": research_code(None, "no clipping"),
-    # What makes a run and not its result.
+    # Settings of the run that hardly change its result.
     "seed": ours(0, "the code has 1111"),
     "amp": ours(True, "bfloat16 on a GPU, where the code has float16"),
     "workers": ours(4, "a GPU waits for decoding otherwise; the result is the same"),
@@ -96,7 +96,7 @@ MSVR310: Recipe = {
     "images_per_identity": research_code(8, "64 triplets a batch"),
 }
 
-# The readings of the code.
+# Values of the research code that our recipes change.
 READINGS: Recipe = {
     "reference": research_code("shifted", "half a patch further down and to the right"),
     "learning_rate": research_code(3.5e-6, "one rate for everything"),

@@ -1,4 +1,4 @@
-"""Parameters of the released IDEA under the names of the layers here, and its sizes in their units."""
+"""Conversion of IDEA's released parameters and sizes to the names and units of our layers."""
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ _NETWORK = {"0": "project", "2": "window", "4": "point"}
 def max_offset(factor: float, grid: tuple[int, int], *, kernel: int = 4, stride: int = 2) -> tuple[float, float]:
     """Convert the released offset factor into `max_offset` of `DeformableReadout`: patches down and across.
 
-    The released reach divides by the number of samples of an axis less one; one sample alone is an error there, and
-    takes `factor` as it is here.
+    The released code divides its reach by the number of samples of an axis minus one. It fails for a single sample;
+    here a single sample takes `factor` as it is.
 
     Examples:
         >>> max_offset(5, (16, 8))  # RGBNT201
@@ -27,7 +27,7 @@ def max_offset(factor: float, grid: tuple[int, int], *, kernel: int = 4, stride:
 
 
 def released_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a `DeformableReadout` from that of a released aggregation, under any prefix up to `da_group.0.`."""
+    """Convert the state of a released aggregation, with any prefix up to `da_group.0.`, to a `DeformableReadout`."""
     state = {name.rpartition("da_group.0.")[2]: value for name, value in state.items() if "da_group.0." in name}
     found: dict[str, Tensor] = {}
     for part in ("weight", "bias"):
@@ -45,7 +45,7 @@ def released_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def released_inversion(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a `TextInversion` from `fc1` and `fc2` of the released inverse net and the position of its token."""
+    """Convert `fc1` and `fc2` of the released inverse network, and the position of its token, to a `TextInversion`."""
     found = {}
     for name, value in state.items():
         owner, _, part = name.rpartition(".")
@@ -74,18 +74,18 @@ def carry(release: Release, own: Settings) -> Carried:
     settings |= {"text_encoder": "clip", "num_prompts": 0 if words is None else len(words), "aggregation": True}
     settings |= {"supervision": supervision, "offsets": "shared" if shared else "diagonal", "reference": "shifted"}
     kept = {
-        "text_encoder.projection.": "the release has none: it starts as the identity",
+        "text_encoder.projection.": "the release has no projection: ours starts as the identity",
         "text_encoder.no_caption": "the release has a caption for every image",
     }
     notes = (
-        "the embedding of a camera is exact on the class token and close to it on the caption token",
-        "captions of the release begin otherwise: see the recipes",
+        "the camera embedding is exact on the class token, and approximate on the caption token",
+        "captions of the release begin differently: see the recipes",
     )
     return Carried(settings, {"backbone": tower}, model, heads, kept, notes=notes)
 
 
 def _heads(release: Release) -> tuple[str, dict[str, State]]:
-    """Take the heads of F and FC, and those of G and C, which tell the supervision."""
+    """Take the heads of F and FC, and the heads of G and C, which tell the supervision."""
     heads = {
         "F": release.head("bottleneck_visual", "visual_classifier"),
         "FC": release.head("bottleneck_textual", "textual_classifier"),
@@ -103,10 +103,10 @@ def _heads(release: Release) -> tuple[str, dict[str, State]]:
 
 
 def _index(network: str) -> int:
-    """The modality of a released offset network: conv_offset is that of all, the others end in _r, _n and _t."""
+    """Return the modality of a released offset network: conv_offset serves all, other names end in _r, _n and _t."""
     return {"conv_offset": 0, "conv_offset_r": 0, "conv_offset_n": 1, "conv_offset_t": 2}[network]
 
 
 def _matrix(convolution: Tensor) -> Tensor:
-    """Weights of a linear map from those of a 1 x 1 convolution; a bias stays as it is."""
+    """Convert weights of a 1 x 1 convolution to those of a linear layer; a bias stays as it is."""
     return convolution.flatten(1) if convolution.dim() > 1 else convolution

@@ -1,4 +1,4 @@
-"""Settings of IDEA: what is its own, beside data, schedule, machine and tower."""
+"""Settings of IDEA beyond data, schedule, machine and tower."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,33 +9,35 @@ from stmi_layers.deformable_readout import Offsets, Reference
 
 @dataclass(frozen=True)
 class Settings:
-    """IDEA: captions inside the tower, and what follows it."""
+    """IDEA: captions inside the tower, and modules after the tower."""
 
     text_encoder: Literal["words", "clip"] = "words"
-    """Reader of the captions: a small transformer learned here, or the frozen text tower of `architecture`."""
+    """Encoder of captions: a small transformer trained from scratch ("words"), or the frozen text tower of
+    `architecture` ("clip")."""
     num_prompts: int = 0
     """Learned words in every caption for the frozen text tower, which then reads every batch anew; without them it
     reads the captions once."""
     num_heads: int = 4
-    """Attention heads of the small text encoder."""
+    """Number of attention heads of the small text encoder."""
     dropout: float = 0.1
-    """Probability, in training, that a number of the inverse network is zeroed."""
+    """Dropout of the inverse network in training, as a probability."""
     aggregation: bool = True
-    """CDA; without it the descriptor are the tokens of the tower."""
+    """Use CDA; without it the descriptor consists of the tokens of the tower."""
     window: int = 4
-    """Rows and columns of patches that an offset depends on; no more than the grid has."""
+    """Size of a window in patches, at most that of the grid: an offset depends on the patches of its window."""
     stride: int = 2
-    """Patches from one window to the next."""
+    """Step from one window to the next, in patches."""
     max_offset: tuple[float, float] = (4.0, 4.0)
-    """Rows and columns of patches that a sample moves at most."""
+    """Largest offset of a sample down and across, in patches."""
     offsets: Offsets = "shared"
-    """Offsets of all modalities from one network, or of each from its own, "diagonal" with one number for both axes."""
+    """Offset networks: one for all modalities ("shared"), one per modality ("separate"), or one per modality with a
+    single number for both axes ("diagonal")."""
     reference: Reference = "centred"
-    """Place of a sample that does not move: the centre of its window, or half a patch further down and to the right."""
+    """Place of a sample at offset 0: the centre of its window, or half a patch further down and right ("shifted")."""
     readout_heads: int = 1
-    """Attention heads of CDA."""
+    """Number of attention heads of CDA."""
     supervision: Supervision = "joined"
-    """Tokens of the tower in the objective: those of all modalities joined, or a feature per modality."""
+    """Supervision of tokens of the tower: one joined feature of all modalities, or a single feature per modality."""
     descriptor: Literal["auto", "F", "FC", "F+FC", "all"] = "auto"
-    """Descriptor of the headline metrics: class half (F), caption half (FC), both, or all features; "auto" takes both
-    halves, and what there is of them."""
+    """Descriptor of the headline metrics: class half (F), caption half (FC), both, or all features; "auto" takes the
+    halves that the model has."""

@@ -1,14 +1,14 @@
-"""Variants of IDEA that `compare` can compare, and presets, each a question that a few of them answer."""
+"""Variants of IDEA for `compare`, and presets: questions that some of the variants answer."""
 
 from typing import Any
 
 from examples.preset import MISSING, SFM, STRENGTHS, TIMED_SCORES, Preset, Row
 
-USUAL = ("baseline", "full")  # compared where nothing else is asked
+USUAL = ("baseline", "full")  # compared by default
 
 REACHES = (1, 2, 4, 8)
 
-# A variant replaces these settings of the command line. Variants that come to the same run share it.
+# Settings that a variant replaces on the command line. Variants with equal settings share a run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"captions": "off", "aggregation": False},
     "captions": {"captions": "required", "aggregation": False},
@@ -34,17 +34,17 @@ PRESETS: dict[str, Preset] = {
     ),
     "text": Preset(
         "Captions",
-        "Is it what the captions say that helps?",
+        "Is it the content of the captions that helps?",
         (Row("off", "cda"), Row("shuffled captions", "full-shuffled"), Row("on", "full")),
         ("mAP", "R1", "mAP by F"),
         axis="captions",
     ),
     "readings": Preset(
         "Readings",
-        "Does it matter how the places are found?",
+        "Does it matter how the sampling places are found?",
         (
             Row("ours", "full"),
-            Row("off the centre, as the code", "full-shifted"),
+            Row("off the centre, as in the code", "full-shifted"),
             Row("offsets per modality", "full-separate"),
             Row("offsets per modality along a diagonal", "full-diagonal"),
         ),
@@ -52,7 +52,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "reach": Preset(
         "Reach",
-        "How many patches should a place move at most?",
+        "How far should a sampling place move at most, in patches?",
         tuple(Row(str(reach), f"reach-{reach}") for reach in REACHES),
         TIMED_SCORES,
         axis="patches",

@@ -1,10 +1,10 @@
 """MambaPro without its Mamba: a frozen tower with adapters and prompts, then a readout, read from top to bottom.
 
-Every block of the tower gets a small network beside its own (PFA), and prompts among its tokens, those of all
-modalities for every image (SRP); the pretrained weights stay. In the place of the Mamba aggregation, which is not part
-of this library, the class tokens read the patches of all modalities. Then class token and mean patch of every modality
-become one vector, as in the research code; joined they are the descriptor F. Identity and triplet loss, on F and on the
-class tokens G, are those of `Objective` of `stmi_layers.training`.
+Every block of the tower gets a small network beside its feed-forward network (PFA), and prompts of all modalities among
+its tokens (SRP); the pretrained weights stay. Instead of the Mamba aggregation, which is not part of this library, the
+class tokens read the patches of all modalities. Then class token and mean patch of every modality become one vector, as
+in the research code; these vectors joined are the descriptor F. F and the class tokens G have the identity and triplet
+losses of `Objective` in `stmi_layers.training`.
 
 Paper: "MambaPro: Multi-Modal Object Re-Identification with Mamba Aggregation and Synergistic Prompt", AAAI 2025,
 <https://arxiv.org/abs/2412.10707>.
@@ -27,10 +27,10 @@ from stmi_layers.training import Batch, Facts, Outputs
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "MambaPro":
-    """The model of the settings, with random weights.
+    """Build the model of the settings, with random weights.
 
     Raises:
-        ValueError: when the tower cannot take what the settings put into it.
+        ValueError: when the tower cannot take the adapters or prompts of the settings.
     """
     backbone, count = build_tower(tower, facts), len(facts.modalities)
     prompts = settings.num_prompts
@@ -58,20 +58,20 @@ def build(settings: Settings, facts: Facts, tower: Tower) -> "MambaPro":
     readout = None
     if settings.aggregation == "attention":
         readout = GlobalCrossAttention(backbone.dim, num_heads=settings.num_heads)
-    # Prompts tell the modality of an image by its place, so that absent images are run as well: of zeros.
+    # Prompts know the modality of an image by its position, so that absent images are run as well, as zeros.
     together = isinstance(backbone, PretrainedBackbone) and bool(prompts)
     return MambaPro(backbone, facts.modalities, readout, supervision=settings.supervision, run_absent=together)
 
 
 class MambaPro(nn.Module):
-    """The head behind the tower: a `ReIDModel` that reads no captions.
+    """MambaPro without Mamba around a tower: a `ReIDModel` that reads no captions.
 
     Args:
-        backbone: an image tower, a `Backbone`, adapted or not. Masks steer it when it listens to them.
+        backbone: an image tower, a `Backbone`, adapted or not; masks steer it when it has SFM.
         modalities: names of the modalities.
-        readout: lets class tokens read the patches of all modalities; None leaves them as they are.
+        readout: layer by which class tokens read the patches of all modalities; None leaves class tokens as they are.
         supervision: G as one feature, or a feature per modality.
-        run_absent: run absent images through the tower in training, too.
+        run_absent: also run absent images through the tower in training.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class MambaPro(nn.Module):
         self.headline = "F"
 
     def forward(self, batch: Batch) -> Outputs:
-        """G and F of a batch; the part of an absent modality is 0."""
+        """Return G and F of a batch; the part of an absent modality is 0."""
         present = batch.present  # (b m) or None
         patches, class_tokens = tower_tokens(self.backbone, batch, run_absent=self.run_absent)  # (b m n d), (b m d)
         outputs = class_token_features(class_tokens, present, self.class_token_names)
@@ -103,11 +103,11 @@ class MambaPro(nn.Module):
         return outputs._replace(features={**outputs.features, "F": fused.flatten(1)})
 
     def encode(self, captions: Sequence[tuple[str, ...]]) -> Tensor | None:
-        """Nothing: captions are not read."""
+        """Return None, because captions are not read."""
         return None
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """New modules, adapters and prompts among them, the tower, and the strengths of SFM in it."""
+        """Return new modules (with adapters and prompts), the tower, and the strengths of SFM in the tower."""
         groups = parameter_groups(self, backbone=trunk_of(self.backbone))
         adapters = [module for module in self.modules() if isinstance(module, ParallelAdapter)]
         added = {id(parameter): parameter for module in adapters for parameter in module.parameters()}
@@ -116,7 +116,7 @@ class MambaPro(nn.Module):
         return {"new": groups["rest"] + of_small, "backbone": tower, "strengths": groups["strengths"]}
 
     def watch(self) -> dict[str, float]:
-        """Alpha and beta of every block with SFM."""
+        """Return alpha and beta of every block with SFM."""
         return watch_strengths(self.backbone)
 
 
@@ -131,9 +131,10 @@ class AdaptedBlock(Block):
 
 
 def adapt_small(backbone: VisionTransformer, *, hidden: int | None, zero_init: bool) -> None:
-    """Put adapters into the blocks of the small vision transformer, which `adapt` of the library does not know.
+    """Put adapters into the blocks of the small vision transformer, which `adapt` of the library does not support.
 
-    It takes no prompts: in training absent images are not run, and no place tells the modality of an image.
+    This transformer takes no prompts, because its training leaves out absent images, and then the position of an image
+    does not tell its modality.
     """
     for block in backbone.blocks:
         block.adapter = ParallelAdapter(backbone.dim, hidden=hidden, zero_init=zero_init)

@@ -1,12 +1,12 @@
-"""Recipes of MambaPro: defaults from scratch, and the three benchmarks as its research code trains on them.
+"""Recipes of MambaPro: defaults for training from scratch, and the three benchmarks as in its research code.
 
-"Research code" stands for values that the paper may give as well: only the code could be read in full. All of them are
-without the Mamba aggregation.
+Values are marked "research code" even if the paper may give them too, because we could read only the code in full. All
+recipes are without the Mamba aggregation.
 """
 
 from examples.recipe import Recipe, ours, research_code
 
-# For a small tower from scratch on a small set: what a run without recipe stands on.
+# Defaults of a run without recipe: a small tower from scratch on a small set.
 DEFAULT: Recipe = {
     "masks": ours("none", "the method has no use for them; with masks, SFM steers its tower"),
     "zero_init": ours(False, "a tower from scratch has nothing to keep"),
@@ -15,44 +15,44 @@ DEFAULT: Recipe = {
     "no_decay": ours(("strengths",), "a decay would pull alpha and beta to plain attention"),
 }
 
-# What no setting here does: the code starts all prompts at 0 and alike, and flips each modality by itself.
+# Differences that no setting covers: the code starts all prompts at 0, and flips each modality on its own.
 MODEL: Recipe = {
-    # What goes in.
+    # Inputs.
     "modalities": research_code(("RGB", "NI", "TI"), "the three of every benchmark"),
     "masks": research_code("none", "the method has no use for them"),
-    "captions": research_code("off", "the method reads none"),
+    "captions": research_code("off", "the method reads no captions"),
     # The tower.
     "backbone": research_code("open_clip", "the image tower of CLIP, shared by the modalities"),
     "architecture": research_code("ViT-B-16-quickgelu", "OpenAI's ViT-B/16"),
     "projected": research_code(True, "the projection on all tokens, 512 wide"),
     "modulated_blocks": research_code("none", "plain attention"),
     "camera_embedding": research_code(True, "added to the class token"),
-    "freeze": research_code(True, "of the tower only what is added learns"),
+    "freeze": research_code(True, "only added parameters of the tower are trained"),
     # PFA and SRP.
     "adapters": research_code(True, "PFA in every block"),
     "hidden": research_code(None, "twice the width"),
     "zero_init": ours(True, "the code disturbs the pretrained tower from the first step on"),
     "num_prompts": research_code(4, "SRP, per modality and block"),
     # The readout.
-    "aggregation": ours("attention", "in the place of Mamba"),
+    "aggregation": ours("attention", "instead of Mamba"),
     "num_heads": ours(8, "64 of the 512 per head"),
     # Losses.
     "identity_weight": research_code(0.25, "against 1 of the triplet loss, with soft margin"),
     "smoothing": research_code(0.1, "of the labels"),
     # Augmentation.
-    "flip": research_code(0.5, "there each modality by itself, here all alike"),
+    "flip": research_code(0.5, "the code flips each modality on its own, we flip all alike"),
     "padding": research_code(10 / (256 * 128) ** 0.5, "10 pixels"),
-    "erasing": research_code(0.5, "of every modality by itself"),
+    "erasing": research_code(0.5, "for every modality on its own"),
     # Optimisation.
     "optimizer": research_code("adam", "with the usual moments"),
-    "learning_rate": research_code(3.5e-4, "of all that learns"),
-    "rates.backbone": ours(5e-6, "the tower is frozen; for runs with --no-freeze"),
-    "rates.strengths": ours(1e-3, "there are none without SFM; for runs with masks"),
+    "learning_rate": research_code(3.5e-4, "of all trainable parameters"),
+    "rates.backbone": ours(5e-6, "only for runs with --no-freeze: the tower is frozen"),
+    "rates.strengths": ours(1e-3, "only for runs with masks: without SFM there are no strengths"),
     "weight_decay": research_code(1e-4, "of weights and biases alike"),
-    "no_decay": ours(("strengths",), "there are none without SFM; for runs with masks"),
+    "no_decay": ours(("strengths",), "only for runs with masks: without SFM there are no strengths"),
     "warmup_epochs": research_code(10.0, "from a hundredth of the rate, here from 0"),
     "clip_norm": research_code(None, "no clipping"),
-    # What makes a run and not its result.
+    # Settings of the run that hardly change its result.
     "seed": ours(0, "the code has 1111"),
     "amp": ours(True, "bfloat16 on a GPU, where the code has float16"),
     "workers": ours(4, "a GPU waits for decoding otherwise; the result is the same"),
@@ -73,7 +73,7 @@ RGBNT201: Recipe = {
 RGBNT100: Recipe = {
     **MODEL,
     "image_size": research_code((128, 256), "height and width"),
-    "supervision": research_code("single", "a feature per modality; there they share a classifier"),
+    "supervision": research_code("single", "a feature per modality; in the code they share a classifier"),
     "identities_per_batch": research_code(8, "128 triplets a batch"),
     "images_per_identity": research_code(16, "128 triplets a batch"),
     "epochs": research_code(30, "passes"),
@@ -88,7 +88,7 @@ MSVR310: Recipe = {
     "epochs": research_code(60, "passes"),
 }
 
-# The reading of the code.
+# Values of the research code that our recipes change.
 READINGS: Recipe = {"zero_init": research_code(False, "adapters start at random")}
 
 RECIPES: dict[str, Recipe] = {

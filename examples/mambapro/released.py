@@ -1,4 +1,4 @@
-"""Parameters of the released MambaPro tower under the names that `stmi_layers.backbones.adapt` gives them."""
+"""Conversion of MambaPro's released parameters to the names of `stmi_layers.backbones.adapt`."""
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ _PROMPTS = ("adapter_prompt_rgb", "adapter_prompt_nir", "adapter_prompt_tir")
 
 
 def released_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of an adapted open_clip tower, or of one of its blocks, from the released one.
+    """Convert the state of the released tower, or of one of its blocks, to that of an adapted open_clip tower.
 
-    The first block of a tower has no use for what is carried on, and its `adapter_transfer` is left out.
+    `adapter_transfer` of the first block is left out, because it has no effect there.
     """
     found: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -39,7 +39,7 @@ def released_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """Split a name into the text before a released part, the part, and the text behind it."""
+    """Split a name into the text before a released part, the part, and the text after it."""
     parts = name.split(".")
     for index, part in enumerate(parts):
         if part.startswith("adapter_"):
@@ -48,9 +48,9 @@ def _split(name: str) -> tuple[str, str, str]:
 
 
 def carry(release: Release, own: Settings) -> Carried:
-    """Carry a whole released file over, but for its Mamba.
+    """Carry a whole released file over, except its Mamba.
 
-    A file holds the heads of both kinds of supervision, of which only one was trained: that of `own`.
+    A file holds heads for both kinds of supervision; only the heads for the supervision of `own` were trained.
     """
     release.leave(r"AAM\.ma_block\.", "Mamba aggregation, which is not part of the library")
     release.leave(r"BACKBONE\.base\.transformer\.resblocks\.0\.adapter_transfer\.", "has no effect in the first block")
@@ -68,11 +68,11 @@ def carry(release: Release, own: Settings) -> Carried:
     heads = {"F": release.head("bottleneck_fuse", "classifier_fuse")}
     if own.supervision == "joined":
         heads["G"] = release.head("bottleneck", "classifier")
-    else:  # one head for the class tokens of all modalities, of which each here gets a copy
+    else:  # one shared head for the class tokens: here each modality gets a copy
         heads |= dict.fromkeys(FEATURES.values(), release.head("BACKBONE.bottleneck", "BACKBONE.classifier"))
-    other = "head of the class tokens that this data set was not trained with"
+    other = "head of class tokens that was not trained on this data set"
     release.leave(r"(BACKBONE\.)?(bottleneck|classifier)\.", other)
     settings = {**tower_settings(tower), "aggregation": "none", "adapters": adapters, "hidden": hidden}
     settings["num_prompts"] = 0 if prompts is None else len(prompts)
-    note = "F differs from the release, whose patches pass a Mamba first: train it further. G does not differ"
+    note = "F differs from the release, whose patches pass a Mamba first: train the model further. G does not differ"
     return Carried(settings, {"backbone": tower}, model, heads, notes=(note,))

@@ -1,4 +1,4 @@
-"""Settings of MambaPro: what is its own, beside data, schedule, machine and tower."""
+"""Settings of MambaPro beyond data, schedule, machine and tower."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,22 +8,22 @@ from examples.towers.class_tokens import Supervision
 
 @dataclass(frozen=True)
 class Settings:
-    """MambaPro without Mamba: what goes into the tower, and what follows it."""
+    """MambaPro without Mamba: additions to the tower, and modules after the tower."""
 
     adapters: bool = True
-    """PFA, a small network beside the feed-forward network of every block."""
+    """Use PFA: a small network beside the feed-forward network of every block."""
     hidden: int | None = None
-    """Width inside the adapters; twice that of the tokens by default."""
+    """Hidden width of the adapters; twice the width of a token by default."""
     zero_init: bool = True
-    """Start the adapters at 0, so that a pretrained tower starts as it was."""
+    """Start the adapters at 0, so that a pretrained tower is unchanged at first."""
     num_prompts: int | None = None
-    """SRP, prompts per modality in every block of a pretrained tower, 4 by default; 0 for none. The small vision
-    transformer takes none."""
+    """Number of prompts per modality in every block of a pretrained tower (SRP): 4 by default, 0 for no prompts. The
+    small vision transformer takes no prompts."""
     freeze: bool = True
-    """Freeze a pretrained tower but for what is added; the small vision transformer has to learn and always does."""
+    """Freeze a pretrained tower except for additions; the small vision transformer is always trainable."""
     aggregation: Literal["attention", "none"] = "attention"
-    """In the place of the Mamba aggregation: class tokens read the patches of all modalities, or nothing does."""
+    """Replacement of the Mamba aggregation: class tokens read the patches of all modalities, or none."""
     num_heads: int = 4
-    """Attention heads of that reading."""
+    """Number of attention heads of the aggregation."""
     supervision: Supervision = "joined"
-    """Class tokens in the objective: joined to one feature, or a feature per modality."""
+    """Supervision of class tokens: one joined feature of all modalities, or a single feature per modality."""

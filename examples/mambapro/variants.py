@@ -1,18 +1,17 @@
-"""Variants of MambaPro that `compare` can compare, and presets, each a question that a few of them answer.
+"""Variants of MambaPro for `compare`, and presets: questions that some of the variants answer.
 
-Prompts need a pretrained tower. The small vision transformer takes none, so that variants with and without them are
-the same run there.
+Prompts need a pretrained tower. With the small vision transformer, variants with and without prompts are the same run.
 """
 
 from typing import Any
 
 from examples.preset import MISSING, SFM, STRENGTHS, TIMED_SCORES, Preset, Row
 
-USUAL = ("baseline", "full")  # compared where nothing else is asked
+USUAL = ("baseline", "full")  # compared by default
 
 PLAIN: dict[str, Any] = {"aggregation": "none"}
 
-# A variant replaces these settings of the command line. Variants that come to the same run share it.
+# Settings that a variant replaces on the command line. Variants with equal settings share a run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"adapters": False, "num_prompts": 0} | PLAIN,
     "adapters": {"num_prompts": 0} | PLAIN,
@@ -48,7 +47,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "tower": Preset(
         "Tower",
-        "Is a frozen tower with adapters as good as one that is trained?",
+        "Is a frozen tower with adapters as good as a trained tower?",
         (Row("frozen", "full"), Row("trained", "full-trained-tower")),
         TIMED_SCORES,
     ),

@@ -1,8 +1,8 @@
 """NEXT: a tower, then two kinds of experts and their readouts, read from top to bottom.
 
-TMSE: every expert draws sentences of the captions and processes the patches weighted by a route and by their likeness
-to the sentences. CSSE: a router that does not know the modality shares every patch out among experts. MGFA: the global
-tokens read the results of each kind. The published text leaves much open: the layers say how they read it.
+TMSE: every expert draws sentences of the captions and processes the patches weighted by a route and by their similarity
+to the sentences. CSSE: a router that does not know the modality distributes every patch among experts. MGFA: the global
+tokens read the results of each kind of experts. The published text leaves much open; the layers document their reading.
 Paper: arXiv 2505.20001, <https://arxiv.org/abs/2505.20001>.
 """
 
@@ -25,7 +25,7 @@ from stmi_layers.training import Batch, Facts, Outputs
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "NEXT":
-    """The model of the settings, with random weights; it reads captions where the training split has some."""
+    """Build the model of the settings, with random weights; it reads captions if the training split has captions."""
     backbone = build_tower(tower, facts)
     text_encoder, text_dim = None, backbone.dim
     if facts.words and settings.experts in ("both", "semantic"):
@@ -55,22 +55,22 @@ def build(settings: Settings, facts: Facts, tower: Tower) -> "NEXT":
 class NEXT(nn.Module):
     """NEXT, or one kind of its experts, around a tower: a `ReIDModel`.
 
-    Ours, where the text is silent: the text of an expert is the mean of the features of its sentences, each of length
-    1, so that a frozen text tower reads every sentence once; a modality is compared with its own caption, or with the
-    common one; the descriptor is what both readouts return.
+    Our choices where the text is silent: the text of an expert is the mean of the features of its sentences, each of
+    length 1, so that a frozen text tower reads every sentence once; a modality is compared with its own caption, or
+    with the common caption; the descriptor joins the results of both readouts.
 
     Args:
         backbone: an image tower, a `Backbone`; masks steer it when it has SFM.
         modalities: names of the modalities, in the order of the images.
         text_encoder: encoder of sentences, a `TextEncoder`, or None for a model without captions.
-        text_dim: width of what it returns; another one than that of the tower is mapped by a linear layer.
-        experts: which kinds: "both", "semantic", "structural", or "none".
-        num_experts: experts of each kind.
-        mlp_ratio: hidden width of an expert, in widths of a token.
+        text_dim: width of its features; a linear layer maps it to the width of the tower if the two differ.
+        experts: kinds of experts: "both", "semantic", "structural", or "none".
+        num_experts: number of experts of each kind.
+        mlp_ratio: hidden width of an expert, as a multiple of the token width.
         dropout: share of an expert's result that is dropped in training.
         num_heads: heads of the readouts; divides the width of the tower.
-        norm: normalise what a readout compares.
-        sentence_share: probability, in training, that an expert draws a sentence.
+        norm: normalise queries and keys of the readouts.
+        sentence_share: probability in training that an expert draws a sentence.
         supervision: one feature of all class tokens, "joined", or one per modality, "single".
     """
 
@@ -114,7 +114,7 @@ class NEXT(nn.Module):
         self._look = True
 
     def forward(self, batch: Batch) -> Outputs:
-        """Global tokens, and what they read of each kind of experts; what belongs to an absent modality is 0."""
+        """Return the features of global tokens, and what they read from each kind of experts; 0 for absent modalities."""
         present = batch.present  # (b m) or None
         patches, globals_ = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
         outputs = class_token_features(globals_, present, self.class_token_names)
@@ -134,7 +134,7 @@ class NEXT(nn.Module):
         return outputs
 
     def texts(self, batch: Batch) -> Tensor:
-        """Text features for each expert of each caption, (batch experts captions width); all the same in evaluation."""
+        """Return text features per expert and caption, (batch experts captions width); equal for all in evaluation."""
         if batch.texts is None:
             raise ValueError("batch must hold texts, made by encode, because the model reads captions; received None")
         known = known_sentences(batch.texts)  # (b c s)
@@ -149,7 +149,7 @@ class NEXT(nn.Module):
         return torch.einsum("bces, bcst -> bect", shares.to(read.dtype), read)
 
     def encode(self, captions: Sequence[tuple[str, ...]]) -> Tensor | None:
-        """Sentences for the text encoder, (samples captions sentences ...); None for a model without one.
+        """Encode sentences for the text encoder, (samples captions sentences ...); None for a model without encoder.
 
         Features of a frozen text tower are kept in half precision, because there is one per sentence.
         """
@@ -160,20 +160,20 @@ class NEXT(nn.Module):
         return (rows.half() if rows.is_floating_point() else rows).unflatten(0, shape)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """New modules, the tower, and the strengths of SFM: two numbers per block, which need larger steps."""
+        """Return new modules, the tower, and the strengths of SFM: two numbers per block, which need larger steps."""
         groups = parameter_groups(self, backbone=trunk_of(self.backbone))
         return {"new": groups["rest"], "backbone": groups["backbone"], "strengths": groups["strengths"]}
 
     def watch(self) -> dict[str, float]:
-        """Alpha and beta of every block, and the share of the patches that each expert of CSSE gets.
+        """Return alpha and beta of every block, and the share of the patches that each expert of CSSE gets.
 
-        The shares are those of the first batch since the mode changed. An expert whose share falls to 0 is lost.
+        Shares are taken from the first batch since the mode changed. An expert whose share falls to 0 is lost.
         """
         shares = [] if self._seen is None else self._seen.tolist()
         return watch_strengths(self.backbone) | {f"share/expert_{index}": part for index, part in enumerate(shares)}
 
     def train(self, mode: bool = True) -> "NEXT":
-        """Set the mode; `watch` then tells of the next batch."""
+        """Set the mode; `watch` then reports on the next batch."""
         self._look = True
         return super().train(mode)
 

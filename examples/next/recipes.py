@@ -1,14 +1,14 @@
-"""Recipes of NEXT: defaults from scratch, and the three benchmarks in our reading of the paper.
+"""Recipes of NEXT: defaults for training from scratch, and the three benchmarks in our reading of the paper.
 
-There is no research code, and the published text leaves the sizes open. What its figures and their descriptions fix is
-marked as the paper's; the rest is ours, after DeMo, whose code the authors name as their base.
+There is no research code, and the published text leaves the sizes open. Values that its figures and captions fix are
+marked as the paper's; other values are ours, after DeMo, whose code the authors name as their base.
 """
 
 from examples.recipe import Recipe, ours, paper
 
 FIGURE = "the figure of the whole method"
 
-# For a small tower from scratch on a small set: what a run without recipe stands on.
+# Defaults of a run without recipe: a small tower from scratch on a small set.
 DEFAULT: Recipe = {
     "masks": ours("none", "the method has no use for them; with masks, SFM steers its tower"),
     "rates.backbone": ours(2e-3, "a tower from scratch learns as fast as the rest"),
@@ -17,7 +17,7 @@ DEFAULT: Recipe = {
 }
 
 MODEL: Recipe = {
-    # What goes in.
+    # Inputs.
     "modalities": paper(("RGB", "NI", "TI"), "the three of every benchmark"),
     "masks": paper("none", "it reads no masks"),
     "captions": paper("required", f"one per modality; {FIGURE}"),
@@ -26,16 +26,16 @@ MODEL: Recipe = {
     # The tower.
     "backbone": paper("open_clip", f"a pretrained CLIP, shared by the modalities; {FIGURE}"),
     "architecture": ours("ViT-B-16-quickgelu", "as its peers"),
-    "projected": ours(True, "tokens and sentences in the one space of CLIP, 512 wide"),
+    "projected": ours(True, "tokens and sentences share the space of CLIP, 512 wide"),
     "modulated_blocks": paper("none", "plain attention"),
     "camera_embedding": ours(True, "as in DeMo"),
     # TMSE, CSSE and MGFA.
     "experts": paper("both", FIGURE),
-    "num_experts": ours(4, "the text gives none"),
+    "num_experts": ours(4, "the text gives no number"),
     "mlp_ratio": ours(4.0, "as in a transformer block"),
     "dropout": ours(0.1, "the figure has it without a value"),
     "num_heads": ours(8, "64 of the 512 per head"),
-    "norm": ours(False, "the text has none"),
+    "norm": ours(False, "the text has no normalisation"),
     "sentence_share": ours(0.5, "drawn at random; the text does not say how"),
     # Losses.
     "identity_weight": ours(0.25, "against 1 of the triplet loss, as in DeMo"),
@@ -51,8 +51,8 @@ MODEL: Recipe = {
     "weight_decay": ours(1e-4, "as in DeMo"),
     "epochs": ours(50, "as in DeMo"),
     "warmup_epochs": ours(10.0, "as in DeMo"),
-    # What makes a run and not its result.
-    "seed": ours(0, "the text gives none"),
+    # Settings of the run that hardly change its result.
+    "seed": ours(0, "the text gives no seed"),
     "amp": ours(True, "bfloat16 on a GPU: half the memory"),
     "workers": ours(4, "a GPU waits for decoding otherwise; the result is the same"),
     "evaluate_every": ours(10, "for the curve; the result is that of the last epoch"),

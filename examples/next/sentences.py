@@ -1,4 +1,4 @@
-"""Sentences of captions as NEXT reads them: apart, so that every expert draws some of its own."""
+"""Splitting of captions into sentences for NEXT, so that every expert draws its own sentences."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from examples.towers.text import NO_CAPTION
 
 
 def split_sentences(caption: str) -> list[str]:
-    """Cut a caption behind every full stop, exclamation mark and question mark that a space or the end follows.
+    """Split a caption after every full stop, exclamation mark and question mark before a space or the end.
 
     Examples:
         >>> split_sentences("A white van of 2.5 tons. Its roof is red!  ")
@@ -21,15 +21,15 @@ def split_sentences(caption: str) -> list[str]:
 
 
 def lay_out(captions: Sequence[tuple[str, ...]], modalities: int) -> tuple[list[str], tuple[int, int, int]]:
-    """Lay the sentences of all captions out as one list of equally long pieces, filled up by "".
+    """Lay out the sentences of all captions as one list of equally long pieces, padded by "".
 
     Args:
-        captions: of every sample none, one of all its modalities, or one per modality.
+        captions: captions of every sample: none, one for all its modalities, or one per modality.
         modalities: number of modalities.
 
     Returns:
-        The sentences, and their shape (samples, captions, sentences). There is one caption per sample where no sample
-        has more, else one per modality; one of all modalities is repeated then.
+        The sentences, and their shape (samples, captions, sentences). There is one caption per sample if no sample has
+        more; otherwise one per modality, and a caption for all modalities is repeated.
 
     Examples:
         >>> lay_out([("A car. Red.",), ()], 2)
@@ -48,5 +48,5 @@ def lay_out(captions: Sequence[tuple[str, ...]], modalities: int) -> tuple[list[
 
 
 def known_sentences(texts: Tensor) -> Tensor:
-    """True for the sentences there are: by their token ids, or by features of a frozen tower, 0 for a missing one."""
+    """Tell which sentences exist, from their token ids, or from features of a frozen tower (0 if missing)."""
     return texts.any(dim=-1) if texts.is_floating_point() else texts[..., 0] != NO_CAPTION

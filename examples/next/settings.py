@@ -1,4 +1,4 @@
-"""Settings of NEXT: what is its own, beside data, schedule, machine and tower."""
+"""Settings of NEXT beyond data, schedule, machine and tower."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,25 +11,27 @@ Experts = Literal["both", "semantic", "structural", "none"]
 
 @dataclass(frozen=True)
 class Settings:
-    """NEXT: what follows the tower."""
+    """NEXT: modules after the tower."""
 
     experts: Experts = "both"
-    """Experts behind the tower: those of what captions say (TMSE), those of what modalities share (CSSE), or both."""
+    """Kinds of experts after the tower: "semantic" for the content of captions (TMSE), "structural" for what modalities
+    share (CSSE), both, or none."""
     num_experts: int = 4
-    """Experts of each kind."""
+    """Number of experts of each kind."""
     mlp_ratio: float = 4.0
-    """Hidden width of an expert, in widths of a token."""
+    """Hidden width of an expert, as a multiple of the token width."""
     dropout: float = 0.1
-    """Share of an expert's result that is dropped in training."""
+    """Dropout of experts: share of an expert's result that is dropped in training."""
     num_heads: int = 4
-    """Attention heads of the readouts (MGFA), and of the small text encoder."""
+    """Number of attention heads of the readouts (MGFA) and of the small text encoder."""
     norm: bool = False
-    """Normalise what a readout compares."""
+    """Normalise queries and keys of the readouts."""
     sentence_share: float = 0.5
-    """Probability that an expert draws a sentence of a caption in training; one at least, and all in evaluation."""
+    """Probability that an expert draws a sentence of a caption in training, at least one; evaluation reads all."""
     text_encoder: Literal["words", "clip"] = "words"
-    """Reader of the sentences: a small transformer learned here, or the frozen text tower of `architecture`."""
+    """Encoder of sentences: a small transformer trained from scratch ("words"), or the frozen text tower of
+    `architecture` ("clip")."""
     caption_overflow: Overflow = "truncate"
-    """Sentences beyond the 77 tokens of CLIP: cut, or read in pieces whose features are averaged."""
+    """Policy for sentences longer than the 77 tokens of CLIP: cut, or read in pieces whose features are averaged."""
     supervision: Supervision = "joined"
-    """Class tokens as one feature of all modalities, or as a feature per modality."""
+    """Supervision of class tokens: one joined feature of all modalities, or a single feature per modality."""

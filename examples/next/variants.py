@@ -1,12 +1,12 @@
-"""Variants of NEXT that `compare` can compare, and presets, each a question that a few of them answer."""
+"""Variants of NEXT for `compare`, and presets: questions that some of the variants answer."""
 
 from typing import Any
 
 from examples.preset import MISSING, SCORES, STRENGTHS, Preset, Row
 
-USUAL = ("baseline", "full")  # compared where nothing else is asked
+USUAL = ("baseline", "full")  # compared by default
 
-# A variant replaces these settings of the command line. Variants that come to the same run share it.
+# Settings that a variant replaces on the command line. Variants with equal settings share a run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"experts": "none"},
     "semantic": {"experts": "semantic"},
@@ -20,7 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"experts-{count}": {"num_experts": count} for count in (1, 2, 4, 8)},
 }
 
-# What a run of NEXT says of itself.
+# Columns of numbers that a run of NEXT records.
 COLUMNS = STRENGTHS
 
 PRESETS: dict[str, Preset] = {
@@ -32,12 +32,12 @@ PRESETS: dict[str, Preset] = {
     ),
     "text": Preset(
         "Captions",
-        "Is it what the captions say that helps, and does it help that experts draw sentences of their own?",
+        "Does the content of the captions help, and does it help that each expert draws its own sentences?",
         (
             Row("off", "captions-off"),
             Row("shuffled captions", "captions-shuffled"),
             Row("whole captions", "captions-whole"),
-            Row("sentences of its own", "captions-on"),
+            Row("own sentences", "captions-on"),
         ),
         columns=("mAP", "R1", "mAP by semantic", "mAP by structural"),
         axis="captions",

@@ -1,4 +1,4 @@
-"""Some items of every split in one picture: their modalities side by side, the mask outlined."""
+"""Contact sheet: some items of every split, their modalities side by side, with the mask outlined."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,8 +32,8 @@ def draw_contact_sheet(
         splits: items by name of the split.
         modalities: names of the images of an item.
         path: the PNG to write.
-        ranges: counts of deep images by modality; an image without is shown between its own.
-        rows_per_split: number of items shown of each split.
+        ranges: counts that become black and white in deep images, by modality; the image's own extremes by default.
+        rows_per_split: number of items of each split to show.
     """
     shown = [
         (split, items[index])
@@ -83,17 +83,17 @@ def _cell(source: Source | None, mask: Path | None, bounds: Range | None) -> Ima
 
 
 def _read(source: Source, bounds: Range | None) -> Image.Image | None:
-    """An image to look at, a deep one between its own counts where there is no range; None when it is damaged."""
+    """Read an image for display, a deep image without range between its own extremes; None if it is damaged."""
     for one in (bounds, "image"):
         try:
             return read_image(source, one)
-        except Exception:  # whatever a damaged file makes of a decoder; inspect names it
+        except Exception:  # whatever a damaged file does to a decoder; inspect names the file
             continue
     return None
 
 
 def _outlined(image: Image.Image, path: Path) -> Image.Image:
-    """The image with the border of its mask painted in, if the mask can be read."""
+    """Paint the border of a mask into its image, if the mask can be read."""
     try:
         stored = Image.fromarray(read_mask(path))
     except Exception:  # as above

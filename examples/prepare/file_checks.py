@@ -1,7 +1,7 @@
-"""Problems of the files of a set, and the policies applied to them.
+"""Problems of the files of a set, and notes on how files are read.
 
-Unusable files, equal ones, and shapes that do not belong together are problems; policies that act are notes with a
-count. Nothing that lies in a set ends the check.
+Unusable files, duplicates, and images and masks of different shapes are problems. Policies that apply to files become
+notes with a count. No file in a set can end the check.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from stmi_layers.training.record import Item, path_of
 from stmi_layers.training.settings import Range
 from stmi_layers.training.splits import ranges_by_file, shown
 
-# A network sees both stretched to one size, so a difference in shape beyond rounding moves one against the other.
+# Image and mask are stretched to one size, so that different aspect ratios beyond rounding would misalign them.
 SHAPE_TOLERANCE = 0.02
-# Bytes of a file that are compared with those of others.
+# Largest number of bytes of a file that are compared with other files.
 COMPARED = 64 * 2**20
-# Pixels of a deep image that enter the percentiles.
+# Largest number of pixels of a deep image for the percentiles.
 PIXELS = 4096
 PERCENTILES = (0.001, 0.999)
 IMAGE_NOTES = {
@@ -41,7 +41,7 @@ MASK_NOTES = {
     "levels": "masks have values between black and white, of which those above 127 are foreground",
     "empty": "masks have no foreground",
     "full": "masks have no background",
-    "inverted": "masks are foreground along the border: look whether they are inverted",
+    "inverted": "masks are foreground along the border: check whether they are inverted",
     "turned": "masks are turned upright as their orientation tag says",
     "bands": "masks have bands beyond the first, which are not read",
     "pages": "masks hold several pages or frames, of which the first is read",
@@ -57,15 +57,15 @@ def inspect_files(
     workers: int = 0,
     quiet: bool = False,
 ) -> dict[str, list[str]]:
-    """Problems by kind, and under "notes" what may be as it should.
+    """Find problems by kind, and under "notes" facts that may be intended.
 
     Args:
-        splits: the items of every split.
-        modalities: names of their images.
-        root: folder that paths are given relative to.
-        ranges: counts of deep images by modality.
-        workers: threads, 0 for as many as there are CPUs.
-        quiet: without a progress bar.
+        splits: items of every split.
+        modalities: names of the modalities of an item.
+        root: folder to which paths in messages are relative.
+        ranges: counts that become black and white in deep images, by modality.
+        workers: number of threads; 0 takes one per CPU.
+        quiet: show no progress bar.
     """
     items = [(split, item) for split, some in splits.items() for item in some]
     images = {path_of(source): source for _, item in items for source in item.images if source}
@@ -87,9 +87,9 @@ def inspect_files(
 
 
 def suggest_ranges(splits: Mapping[str, Sequence[Item]], modalities: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """For every modality with deep images the counts below which 0.1 % and 99.9 % of their pixels lie.
+    """Return, for every modality with deep images, the counts below which 0.1 % and 99.9 % of the pixels lie.
 
-    Taken from the training split where there is one, from pixels on a grid in every image.
+    The counts are taken from the training split if there is one, at evenly spaced pixels of every image.
     """
     split = next((name for name in splits if name.startswith("train")), next(iter(splits), ""))
     found: dict[str, tuple[float, float]] = {}
@@ -103,18 +103,18 @@ def suggest_ranges(splits: Mapping[str, Sequence[Item]], modalities: Sequence[st
 
 
 def _some_counts(file: Path) -> np.ndarray | None:
-    """Counts of some pixels of a deep image, None of any other file."""
+    """Return the counts of some pixels of a deep image; None for any other file."""
     if "deep" not in look_at(file).notes:
         return None
     try:
         counts = read_counts(file, opened).ravel()
-    except Exception:  # a damaged file, which is named among the unreadable
+    except Exception:  # a damaged file, which is named among unreadable files
         return None
     return counts[:: max(1, len(counts) // PIXELS)].astype(np.float64)
 
 
 def _duplicates(items: Sequence[tuple[str, Item]], files: Sequence[Path], root: Path, workers: int) -> Iterator[str]:
-    """Images with the same bytes, unless they are one item that is query and gallery in folders of its own."""
+    """Yield images with equal bytes, unless they are one item in the folders of query and gallery."""
     owners = {path_of(source): item for _, item in items for source in item.images if source}
     sizes = Counter(path.stat().st_size for path in files)
     alike = [path for path in files if sizes[path.stat().st_size] > 1]
@@ -131,7 +131,7 @@ def _duplicates(items: Sequence[tuple[str, Item]], files: Sequence[Path], root: 
 
 
 def _digest(path: Path) -> bytes:
-    """A digest of the first bytes of a file; one of its own for a file that is gone meanwhile."""
+    """Return a digest of the first bytes of a file, or its path if the file is gone meanwhile."""
     try:
         with path.open("rb") as file:
             return hashlib.blake2b(file.read(COMPARED), digest_size=16).digest()
@@ -140,7 +140,7 @@ def _digest(path: Path) -> bytes:
 
 
 def _mismatches(items: Sequence[tuple[str, Item]], sizes: Mapping[Path, tuple[int, int]]) -> dict[str, list[str]]:
-    """Images and masks of an item whose shapes differ, and how many differ in nothing but their size."""
+    """Find items whose images and masks differ in shape, and count items whose images differ only in size."""
     found, scaled = dict[str, None](), 0
     for split, item in items:
         name = printable(item.name)
@@ -149,7 +149,7 @@ def _mismatches(items: Sequence[tuple[str, Item]], sizes: Mapping[Path, tuple[in
             found[f"{split}: the images of {name} are {_listed(images)}"] = None
         scaled += len(set(images)) > 1
         for source, mask in zip(item.images, item.masks, strict=True):
-            # Arrays are stored at the size of the network, whatever that of the image is.
+            # Arrays are stored at the size of the network, not at that of the image.
             if not source or not mask or mask.suffix == ".npy" or not {path_of(source), mask} <= sizes.keys():
                 continue
             pair = [sizes[path_of(source)], sizes[mask]]

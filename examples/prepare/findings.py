@@ -24,11 +24,11 @@ class Findings:
         layout: name of the layout.
         rule: what was recognised, in words.
         base: folder that holds the splits.
-        modalities: all there are in some split.
-        splits: the items of each split that could be read.
-        problems: by kind, what has to be fixed.
-        notes: what is worth knowing.
-        ranges: counts that deep images could be read between, by modality.
+        modalities: modalities that any split has.
+        splits: items of each split that could be read.
+        problems: problems to fix, by kind.
+        notes: other facts about the set.
+        ranges: suggested counts that become black and white in deep images, by modality.
     """
 
     layout: str
@@ -52,7 +52,7 @@ def find_all(root: Path, modalities: tuple[str, ...] = ()) -> Findings:
 
     Args:
         root: folder of the set, or its manifest.
-        modalities: names of modalities that are to be recognised besides the usual ones.
+        modalities: names of modalities to recognise besides the usual names.
 
     Raises:
         FileNotFoundError: when there is no set, or it is in no known layout.
@@ -75,7 +75,7 @@ def find_all(root: Path, modalities: tuple[str, ...] = ()) -> Findings:
 
 
 def _modalities_of(found: FoundSet) -> dict[str, list[str]]:
-    """Modalities by split, without splits of which a folder is missing, which is reported."""
+    """List modalities by split; a split with a missing folder is left out here and reported elsewhere."""
     there: dict[str, list[str]] = {}
     for split in found.splits:
         try:
@@ -86,7 +86,7 @@ def _modalities_of(found: FoundSet) -> dict[str, list[str]]:
 
 
 def _read(findings: Findings, found: FoundSet, root: Path, split: str, modalities: list[str]) -> None:
-    """Add the items of a split; what contradicts itself is named, and what can be read is kept."""
+    """Add the items of a split that can be read, and name contradictions."""
     try:
         items = found.list_items(split, modalities)
     except (ValueError, OSError) as error:
@@ -124,13 +124,13 @@ def _contradictions(findings: Findings) -> Iterator[None]:
 
 
 def _aligned(to: list[str], modalities: list[str], values: tuple) -> tuple:
-    """Values of some modalities in the order of all, None where there is none."""
+    """Return values of some modalities in the order of all modalities, None for missing ones."""
     known = dict(zip(modalities, values, strict=True))
     return tuple(known.get(name) for name in to)
 
 
 def _find_missing(findings: Findings, split: str, items: list[Item]) -> None:
-    """Images that another modality has; masks and captions where some item of the split has one."""
+    """Find missing images that another modality has, and missing masks and captions that other items have."""
     for position, modality in enumerate(findings.modalities):
         lacking = [item.name for item in items if item.images[position] is None]
         if len(lacking) < len(items):
@@ -145,7 +145,7 @@ def _find_missing(findings: Findings, split: str, items: list[Item]) -> None:
 
 
 def _find_passed_over(findings: Findings, *, complete: bool) -> None:
-    """Files in the folders of the set that no item has; those of a split that could not be read are left out."""
+    """Find files in the folders of the set that belong to no item, except in splits that could not be read."""
     base = findings.base
     used = {file for items in findings.splits.values() for item in items for file in files_of(item)}
     unreadable: list[Path] = []

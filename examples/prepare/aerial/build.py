@@ -1,13 +1,13 @@
-"""Two sets of real images in two modalities, RGB and near infrared, and what every file of them was made of.
+"""Two sets of real images in two modalities, RGB and near infrared, and the source of every file.
 
 - `naip_places`: an identity is a tile, photographed in 2016 (cam1), 2018 (cam2) and 2020 (cam3); an image is a crop of
-  128 x 128 pixels. The mask holds annotated tree crowns, which are not what identifies a place. Captions are made of
+  128 x 128 pixels. The mask holds annotated tree crowns, which do not identify a place. Captions are made from
   measurements of the image.
-- `naip_parcels`: a place inside a random blob on a tile of a city that has no identities, 96 x 96 pixels. The mask is
-  the blob: the background says nothing about the identity, nor does the shape of the blob.
+- `naip_parcels`: a place inside a random blob, on a tile of a city without identities, 96 x 96 pixels. The mask is the
+  blob: neither the background nor the shape of the blob tells the identity.
 
-Training and test identities are of different cities. The test split is Claremont. The sets named after Santa Monica
-hold a second test city, to check a finding on data that no choice has seen.
+Training and test identities come from different cities. The test split is Claremont. The sets named after Santa Monica
+hold a second test city, to check findings on data that were not used for any choice.
 """
 
 import csv
@@ -37,7 +37,7 @@ from examples.prepare.aerial.source import (
 )
 from stmi_layers.training.files import write_folder, write_text
 
-# Identities of a city in naip_parcels at most.
+# Largest number of identities of a city in naip_parcels.
 PARCELS_PER_CITY = 50
 COLUMNS = ("set", "split", "name", "city", "year", "tile", "source_file", "annotated_trees_in_crop", "mask_fraction")
 CREDIT = f"""\
@@ -45,8 +45,8 @@ Made by `python -m examples.prepare.aerial` of {SOURCE}, published at commit {CO
 Licence: Creative Commons Attribution 4.0 International (CC BY 4.0). Credit: Ventura et al. 2024, "Individual Tree
 Detection in Large-Scale Urban Environments using High-Resolution Multispectral Imagery", Int. J. Applied Earth
 Observation and Geoinformation 130, 103848; imagery: USDA NAIP 2016, 2018, 2020.
-Changes were made: images are turned, scaled, cropped and compressed anew, in naip_parcels composed of two tiles; masks
-and captions are derived from the annotations and from the images.
+Changes were made: images are turned, scaled, cropped and compressed again, and in naip_parcels composed of two tiles;
+masks and captions are derived from the annotations and from the images.
 """
 
 
@@ -54,11 +54,11 @@ class Shot(NamedTuple):
     """One photograph of an identity.
 
     Attributes:
-        identity: number from 1 on, which runs through all cities of a kind of set.
-        city: of the tile.
-        number: of the tile.
-        year: of the photograph.
-        file: the tile.
+        identity: number from 1 on, counted through all cities of a kind of set.
+        city: city of the tile.
+        number: number of the tile.
+        year: year of the photograph.
+        file: file of the tile.
     """
 
     identity: int
@@ -69,12 +69,12 @@ class Shot(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Stem of the files made of it."""
+        """Stem of the files made from the photograph."""
         return f"{self.identity:06d}_cam{YEARS.index(self.year) + 1}_0_00"
 
 
 class Picture(NamedTuple):
-    """Files of a photograph: an image (height, width, 4), a mask, and for places a caption and its trees."""
+    """Content of the files of a photograph: image (height, width, 4), mask, and for places caption and tree count."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -110,12 +110,12 @@ def build(clone: Path, out: Path) -> dict[str, int]:
 
 
 def list_shots(clone: Path, kind: str, most: int | None) -> Iterator[tuple[str, str, list[Shot]]]:
-    """The folder of a set, the name of a split and its photographs, for each split of a kind of set.
+    """Yield the folder of a set, the name of a split and its photographs, for each split of a kind of set.
 
     Args:
-        clone: of the source.
+        clone: folder of the clone of the source.
         kind: name of the set.
-        most: identities of a city, the tiles with the lowest numbers.
+        most: largest number of identities of a city, by rising tile numbers; None for all.
     """
     identity = 0
     for home, split, cities in (
@@ -137,11 +137,11 @@ def write_split(
     """Write images, masks and captions; return a row of the provenance per photograph.
 
     Args:
-        folder: of the set.
+        folder: folder of the set.
         split: name of the split.
-        shots: its photographs.
-        clone: of the source.
-        backgrounds: for parcels, the tiles that can stand behind one, by year; None for places.
+        shots: photographs of the split.
+        clone: folder of the clone of the source.
+        backgrounds: background tiles of parcels, by year; None for places.
     """
     rows, texts = [], []
     tiles = {year: [read_tile(file) for file in files] for year, files in (backgrounds or {}).items()}
@@ -159,7 +159,7 @@ def write_split(
 
 
 def make_place(tile: np.ndarray, shot: Shot, clone: Path) -> Picture:
-    """A crop of a place, its tree crowns and its caption."""
+    """Make the crop of a place, its mask of tree crowns and its caption."""
     crop, matrix = crop_place(tile, shot.city, shot.number, shot.year)
     trees = move_points(read_trees(clone, shot.file), matrix)
     vegetation = find_vegetation(crop)
@@ -168,12 +168,12 @@ def make_place(tile: np.ndarray, shot: Shot, clone: Path) -> Picture:
 
 
 def make_parcel(tile: np.ndarray, shot: Shot, backgrounds: list[np.ndarray]) -> Picture:
-    """A parcel and its blob."""
+    """Make a parcel and its mask."""
     return Picture(*crop_parcel(tile, backgrounds, shot.city, shot.number, shot.year))
 
 
 def save(folder: Path, name: str, made: Picture) -> None:
-    """Write RGB and near infrared as JPEG, the mask as PNG of one bit per pixel."""
+    """Write RGB and near infrared as JPEG, and the mask as PNG with one bit per pixel."""
     cv2 = opencv()
     jpeg, png = [cv2.IMWRITE_JPEG_QUALITY, 85], [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9]
     for place, image, options in (

@@ -1,7 +1,7 @@
-"""Crops of tiles: each under a random similarity transform of its own, as a whole or inside a blob.
+"""Crops of tiles, each under its own random similarity transform, as a whole or inside a blob.
 
-Without the transform, the correlation of raw pixels already finds a place again. Everything random comes from the names
-of city, tile and year, so that a crop does not depend on the others.
+Without the transform, correlation of raw pixels would be enough to recognise a place. Random draws depend only on the
+names of city, tile and year, so that a crop does not depend on other crops.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ import numpy as np
 from examples.prepare.aerial.source import opencv
 
 SIDE = 128
-# Side of a parcel, which is drawn at SIDE and reduced.
+# Side of a parcel in pixels; it is drawn at SIDE and reduced.
 PARCEL_SIDE = 96
 TILE_CENTRE, CROP_CENTRE = 127.5, SIDE / 2 - 0.5
 
 
 class Place(NamedTuple):
-    """A crop of a tile, bytes (128, 128, 4), and the matrix (2, 3) that takes pixels of the tile to it."""
+    """A crop of a tile, bytes (128, 128, 4), and the matrix (2, 3) that maps pixels of the tile to the crop."""
 
     crop: np.ndarray
     matrix: np.ndarray
@@ -32,7 +32,7 @@ class Parcel(NamedTuple):
 
 
 def generator(*names: object) -> np.random.Generator:
-    """A random generator that depends on the names alone.
+    """Return a random generator that depends only on the names.
 
     >>> generator("claremont", 3, 2016, "v1").integers(1000, size=3).tolist()
     [911, 450, 652]
@@ -42,7 +42,7 @@ def generator(*names: object) -> np.random.Generator:
 
 
 def crop_place(tile: np.ndarray, city: str, number: int, year: int) -> Place:
-    """A crop turned by up to 20 degrees, scaled by up to a tenth and moved by up to 12 pixels."""
+    """Make a crop turned by up to 20 degrees, scaled by up to a tenth and moved by up to 12 pixels."""
     random = generator(city, number, year, "v1")
     angle, scale = random.uniform(-20, 20), 1 / np.exp(random.uniform(-0.1, 0.1))
     centre = TILE_CENTRE + random.uniform(-12, 12, 2)
@@ -51,14 +51,14 @@ def crop_place(tile: np.ndarray, city: str, number: int, year: int) -> Place:
 
 
 def crop_parcel(tile: np.ndarray, backgrounds: list[np.ndarray], city: str, number: int, year: int) -> Parcel:
-    """A crop shown through a blob, in front of a turned and moved tile of another city.
+    """Make a crop shown through a blob, in front of a turned and moved tile of another city.
 
     Args:
-        tile: of the identity.
-        backgrounds: tiles, one of which is chosen.
-        city: with number and year, where the tile comes from.
-        number: of the tile.
-        year: of the photograph.
+        tile: tile of the identity.
+        backgrounds: tiles to choose the background from.
+        city: city of the tile; city, number and year seed the random draws.
+        number: number of the tile.
+        year: year of the photograph.
     """
     random = generator(city, number, year, "parcel1")
     blob, (right, down) = draw_blob(random)
@@ -73,7 +73,7 @@ def crop_parcel(tile: np.ndarray, backgrounds: list[np.ndarray], city: str, numb
 
 
 def draw_blob(random: np.random.Generator) -> tuple[np.ndarray, tuple[float, float]]:
-    """A smooth closed outline, filled: coverage (128, 128) in [0, 1], and how far its centre is off that of the crop.
+    """Draw a filled smooth outline: coverage (128, 128) in [0, 1], and the offset of its centre from the crop's centre.
 
     The radius is 40 pixels, up to a tenth more or less, with waves of two to five periods around the outline.
     """
@@ -92,25 +92,25 @@ def draw_blob(random: np.random.Generator) -> tuple[np.ndarray, tuple[float, flo
 
 
 def similarity(centre: np.ndarray, angle: float, scale: float, step: np.ndarray) -> np.ndarray:
-    """The matrix (2, 3) that turns and scales around a point and then moves by `step`."""
+    """Return the matrix (2, 3) that turns and scales around a point and then moves by `step`."""
     matrix = opencv().getRotationMatrix2D(tuple(centre.tolist()), angle, scale)
     matrix[:, 2] += step
     return matrix
 
 
 def warp(tile: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """A crop of a tile under a matrix, mirrored beyond the border of the tile."""
+    """Warp a tile into a crop by a matrix; pixels beyond the border of the tile are mirrored."""
     cv2 = opencv()
     return cv2.warpAffine(tile, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def reduced(image: np.ndarray) -> np.ndarray:
-    """An image at the size of a parcel."""
+    """Reduce an image to the size of a parcel."""
     return opencv().resize(image, (PARCEL_SIDE, PARCEL_SIDE), interpolation=opencv().INTER_AREA)
 
 
 def move_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Points of a tile that fall into its crop, in pixels of the crop.
+    """Map points of a tile to pixels of its crop; points outside the crop are left out.
 
     >>> move_points(np.array([[100.0, 90.0], [10.0, 90.0]]), np.array([[1.0, 0, -64], [0, 1.0, -64]])).tolist()
     [[36.0, 26.0]]

@@ -1,4 +1,4 @@
-"""Measurements of a crop, and what is made of them: the mask of tree crowns and a caption."""
+"""Measurements of a crop, and the tree-crown mask and caption made from them."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ import numpy as np
 
 from examples.prepare.aerial.source import opencv
 
-# An annotated point stands for vegetation within this many pixels.
+# Radius in pixels around an annotated point in which vegetation belongs to the tree.
 CROWN_RADIUS = 9
-# Threshold of the vegetation index, 0 of which is 127.5; Otsu's threshold may lie higher.
+# Lowest threshold of the vegetation index, whose 0 is at 127.5; Otsu's threshold may lie higher.
 LEAST_INDEX = 128 + 6
 
 
@@ -16,11 +16,11 @@ class Measures(NamedTuple):
     """Measurements that a caption states.
 
     Attributes:
-        trees: annotated trees in the crop.
-        vegetation: share of pixels.
-        brightness: mean of what is no vegetation, 0 ... 255.
-        reddish: share of pixels that are red and no vegetation.
-        pool: pixels in the colour of a swimming pool.
+        trees: number of annotated trees in the crop.
+        vegetation: share of the pixels that are vegetation.
+        brightness: mean of the pixels without vegetation, 0 ... 255.
+        reddish: share of the pixels that are red and not vegetation.
+        pool: number of pixels in the colour of a swimming pool.
     """
 
     trees: int
@@ -31,7 +31,7 @@ class Measures(NamedTuple):
 
 
 def find_vegetation(crop: np.ndarray) -> np.ndarray:
-    """Pixels of vegetation, Bool, by near infrared against red (NDVI) and a threshold of the crop's own."""
+    """Find pixels of vegetation, Bool, by near infrared against red (NDVI) and a threshold of the crop."""
     cv2 = opencv()
     infrared, red = crop[..., 3].astype(np.float32), crop[..., 0].astype(np.float32)
     smooth = cv2.GaussianBlur((infrared - red) / (infrared + red + 1), (0, 0), 1)
@@ -41,7 +41,7 @@ def find_vegetation(crop: np.ndarray) -> np.ndarray:
 
 
 def find_crowns(vegetation: np.ndarray, trees: np.ndarray) -> np.ndarray:
-    """Crowns of the annotated trees, Bool: vegetation near one of the points (trees, 2), without specks."""
+    """Find the crowns of annotated trees, Bool: vegetation near one of the points (trees, 2), without specks."""
     cv2 = opencv()
     near = np.zeros(vegetation.shape, np.uint8)
     for x, y in trees:
@@ -65,7 +65,7 @@ def measure(crop: np.ndarray, vegetation: np.ndarray, trees: int) -> Measures:
 
 
 def caption(measures: Measures) -> str:
-    """A caption in words that many places share.
+    """Write a caption in words that many places share.
 
     >>> caption(Measures(trees=2, vegetation=0.1, brightness=160, reddish=0.0, pool=30))
     'The aerial view shows a few trees with sparse vegetation and bright roofs or paved surfaces. A swimming pool is \
@@ -83,7 +83,7 @@ visible.'
 
 
 def count_trees(trees: int) -> str:
-    """The number of trees in words."""
+    """Express the number of trees in words."""
     if trees == 0:
         return "no visible trees"
     return "a few trees" if trees <= 3 else f"about {trees} trees"

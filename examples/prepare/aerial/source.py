@@ -1,4 +1,4 @@
-"""Source of the aerial sets: tiles of cities, photographed in three years, and points at their trees.
+"""Source of the aerial sets: tiles of cities, photographed in three years, and annotated points at their trees.
 
 J. Ventura et al. 2024, "Individual Tree Detection in Large-Scale Urban Environments using High-Resolution Multispectral
 Imagery", Int. J. Applied Earth Observation and Geoinformation 130, 103848. Licence: CC BY 4.0.
@@ -16,9 +16,9 @@ from examples.optional import import_library
 SOURCE = "https://github.com/jonathanventura/urban-tree-detection-data"
 COMMIT = "78e81bdbb484048472e77cbedd3afb49a6b621c6"
 TRAIN_CITIES = ("long_beach", "palm_springs", "riverside")
-# In the order of their identities. Results are reported on Claremont; the other city is for checking them.
+# In the order of their identities. Results are reported on Claremont and checked on the other city.
 CHECK_CITY, TEST_CITY = "santa_monica", "claremont"
-# Its tiles stand behind the parcels. It has no identities.
+# City of the backgrounds of parcels; it has no identities.
 BACKGROUND_CITY = "chico"
 YEARS = (2016, 2018, 2020)
 # Side of a tile, and its channels: red, green, blue, near infrared.
@@ -27,19 +27,19 @@ TILE = (256, 256, 4)
 
 @cache
 def opencv() -> Any:
-    """OpenCV, which the other commands do without.
+    """Import OpenCV, which only this command needs.
 
     Raises:
-        ImportError: when it is not installed; the message says what to install.
+        ImportError: when OpenCV is not installed; the message says what to install.
     """
     return import_library("cv2", "aerial")
 
 
 def list_tiles(clone: Path, city: str) -> dict[int, dict[int, Path]]:
-    """The tiles of a city by number and year, without those that lack a year.
+    """List the tiles of a city by number and year, without tiles that lack a year.
 
     Raises:
-        FileNotFoundError: when the clone has none.
+        FileNotFoundError: when the clone has no such tile.
     """
     found: dict[int, dict[int, Path]] = {}
     for file in (clone / "images").glob(f"{city}_20*_*.tif"):
@@ -55,10 +55,10 @@ def list_tiles(clone: Path, city: str) -> dict[int, dict[int, Path]]:
 
 
 def list_backgrounds(clone: Path) -> dict[int, list[Path]]:
-    """Tiles to stand behind the parcels, by year; 2016 takes those of 2018.
+    """List the background tiles of the parcels, by year; 2016 takes the tiles of 2018.
 
     Raises:
-        FileNotFoundError: when the clone has none of a year.
+        FileNotFoundError: when the clone has no tile of a year.
     """
     found = {year: sorted((clone / "images").glob(f"{BACKGROUND_CITY}_{year}_*.tif")) for year in YEARS[1:]}
     if lacking := [year for year, files in found.items() if not files]:
@@ -70,10 +70,10 @@ def list_backgrounds(clone: Path) -> dict[int, list[Path]]:
 
 
 def read_tile(file: Path) -> np.ndarray:
-    """A tile as bytes (256, 256, 4).
+    """Read a tile as bytes (256, 256, 4).
 
     Raises:
-        ValueError: when it is another kind of image.
+        ValueError: when the file holds another kind of image.
     """
     tile = import_library("tifffile", "aerial").imread(file)
     if tile.shape != TILE or tile.dtype != np.uint8:
@@ -82,7 +82,7 @@ def read_tile(file: Path) -> np.ndarray:
 
 
 def read_trees(clone: Path, file: Path) -> np.ndarray:
-    """Annotated trees of a tile as pixels (trees, 2), x before y; a tile without trees has no file of them."""
+    """Read the annotated trees of a tile as pixels (trees, 2), x before y; a tile without trees has no file."""
     listed = clone / "csv" / f"{file.stem}.csv"
     if not listed.exists():
         return np.zeros((0, 2))

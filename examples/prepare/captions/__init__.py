@@ -1,18 +1,18 @@
-"""One sentence per item, written from what a vision-language model sees: `python -m examples.prepare.captions`.
+"""Captions of items from the answers of a vision-language model: `python -m examples.prepare.captions`.
 
-Every modality of an item, and all of them side by side, are shown to the model, which returns attribute, value and
-confidence; the most confident value of each attribute goes into a sentence. Read in this order:
+The model sees every modality of an item, and all modalities side by side. It returns attributes with value and
+confidence, and the most confident value of each attribute goes into a sentence. Read in this order:
 
 - schema.py: the attributes of persons and vehicles, and your own;
-- questions.py: what is shown and asked;
-- answers.py: what comes back, and when it is wrong;
-- sentence.py: which value wins, and how a sentence is made of the winners;
-- endpoint.py, local.py: who answers, an OpenAI-compatible server or a model on this machine;
-- journal.py: every raw answer on disk, so that nothing is asked twice;
-- collect.py: all questions of a split; report.py: what came of it;
+- questions.py: images and prompts for the model;
+- answers.py: parsing and checking of answers;
+- sentence.py: choice of a value per attribute, and the sentence made from the values;
+- endpoint.py, local.py: the model, on an OpenAI-compatible server or on this machine;
+- journal.py: every raw answer on disk, so that no question is asked twice;
+- collect.py: all questions of a split; report.py: report of a run;
 - arguments.py, __main__.py: the command.
 
-Differences from the paper: the value of each attribute is chosen by a rule and filled in by a program, not by a second
-language model, so that the same answers always make the same sentence; the paper gives the numbers of attributes (13
-and 6), the attributes are ours.
+Differences from the paper: a rule chooses the value of each attribute and a program writes the sentence, instead of a
+second language model, so that equal answers make equal sentences. The paper gives the numbers of attributes (13 and 6);
+the attributes are ours.
 """

@@ -3,8 +3,8 @@
     python -m examples.prepare.captions --data DIR --schema persons --base-url http://localhost:8000/v1 --model NAME
     python -m examples.prepare.captions --data DIR --schema vehicles --local FOLDER
 
-Beside DATA/text/<split>.json stand the raw answers, <split>.answers.jsonl, and a report, <split>.report.json and .md.
-A run that was stopped goes on where it was: what has been answered is never asked again.
+Captions go to DATA/text/<split>.json, raw answers to <split>.answers.jsonl beside it, and a report to
+<split>.report.json and .md. A stopped run continues when it is started again: answered questions are not asked again.
 """
 
 import json
@@ -32,10 +32,10 @@ from stmi_layers.training.splits import read_split
 
 
 def main(arguments: Arguments) -> dict[str, Any]:
-    """Ask what is open, then write captions and report, also when the run ends early.
+    """Ask the open questions, then write captions and report, also when the run ends early.
 
     Raises:
-        FileExistsError: when there are captions that this command has not written.
+        FileExistsError: when captions exist that this command has not written.
         UnusableError: when the server cannot be used at all.
     """
     schema = read_schema(arguments.schema).asked(number_plates=arguments.number_plates)
@@ -48,7 +48,7 @@ def main(arguments: Arguments) -> dict[str, Any]:
         damaged=arguments.damaged,
         ranges=arguments.ranges,
     )
-    # A query can be in the gallery as well; captions go by name.
+    # An item can be query and gallery entry; captions are stored by name.
     items = list({item.name: item for item in items}.values())
     asked = items[: arguments.limit or None]
     text = arguments.data / "text"
@@ -56,7 +56,7 @@ def main(arguments: Arguments) -> dict[str, Any]:
     if captions.exists() and not answers.exists() and not arguments.overwrite:
         raise FileExistsError(f"{captions} was not written by this command; move it away, or pass --overwrite")
     if captions.exists() and arguments.apart:
-        raise FileExistsError(f"{captions} takes the place of captions per modality; move it away to write these")
+        raise FileExistsError(f"{captions} takes the place of captions per modality; move it away to write captions per modality")
     stop = threading.Event()
     ask = connect(arguments, schema, stop)
     with Journal(answers) as journal:
@@ -74,7 +74,7 @@ def main(arguments: Arguments) -> dict[str, Any]:
 def connect(arguments: Arguments, schema: Schema, stop: threading.Event) -> Callable[[Request], Reply]:
     """Connect to the server or the local model that answers."""
     if arguments.local is not None:
-        from examples.prepare.captions.local import LocalModel  # imports torch, which a server does without
+        from examples.prepare.captions.local import LocalModel  # imports torch, which a server does not need
 
         return LocalModel.load(arguments.local, device=arguments.device, max_tokens=arguments.max_tokens)
     fields = read_fields(arguments.fields)
@@ -101,7 +101,7 @@ def questions_of(arguments: Arguments, schema: Schema, item: Item) -> list[Quest
 def collect(
     arguments: Arguments, collector: Collector, journal: Journal, schema: Schema, items: Sequence[Item]
 ) -> None:
-    """Ask everything, under a progress bar that counts questions."""
+    """Ask all open questions, with a progress bar that counts questions."""
     counts: Counter[str] = Counter()
 
     def questions() -> Iterator[Question]:
@@ -124,8 +124,7 @@ def collect(
 
 
 def describe(arguments: Arguments, journal: Journal, schema: Schema, items: Sequence[Item]) -> list[Described]:
-    """Describe each item by the answers on file. The composite goes before the modalities where they are equally
-    certain."""
+    """Describe each item by the recorded answers; at equal confidence the composite precedes the modalities."""
     described = []
     for item in items:
         questions = questions_of(arguments, schema, item)
@@ -144,7 +143,7 @@ def describe(arguments: Arguments, journal: Journal, schema: Schema, items: Sequ
 def write_results(
     arguments: Arguments, journal: Journal, schema: Schema, described: Sequence[Described]
 ) -> dict[str, Any]:
-    """Captions of the finished items, and the report, each file at once and complete."""
+    """Write the captions of finished items and the report, each file whole or not at all."""
     finished = [one for one in described if one.finished]
     if arguments.apart:
         captions = captions_apart(arguments, schema, finished)
@@ -168,7 +167,7 @@ def write_results(
 def captions_apart(
     arguments: Arguments, schema: Schema, described: Sequence[Described]
 ) -> dict[str, list[dict[str, str]]]:
-    """Entries of each modality, by the end of the name of its file."""
+    """Return the caption entries of each modality, by the ending of its file name."""
     least = 0.5 if arguments.min_confidence is None else arguments.min_confidence
     entries: dict[str, list[dict[str, str]]] = {f"_{modality}": [] for modality in arguments.modalities}
     for one in described:
@@ -183,7 +182,7 @@ def captions_apart(
 
 
 def run_command() -> None:
-    """The command line; ends with 1 when questions are still open, and names why."""
+    """Run the command line; exit with status 1 and a message while questions are open."""
     try:
         report = main(tyro.cli(Arguments, prog="python -m examples.prepare.captions", description=__doc__))
     except (UnusableError, FileExistsError, FileNotFoundError, BlockingIOError, ValueError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""Answers of a model, parsed and checked."""
+"""Parsing and checking of a model's answers."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from examples.prepare.captions.schema import NONE, Attribute, Schema
 
-MAX_WORDS = 6  # of a value in free text
+MAX_WORDS = 6  # largest number of words of a value in free text
 UNKNOWN = re.compile(
     r"\b(?:unknown|unclear|unsure|uncertain|undetermined|indeterminate|indiscernible|indistinguishable|unspecified"
     r"|unidentif\w+|unrecogni\w+|obscured|occluded|n/?a|not"
@@ -26,7 +26,7 @@ PLATE = re.compile(r"(?<![A-Z0-9])[A-Z0-9]+(?:[ .·-]+[A-Z0-9]+)*(?![A-Za-z0-9])
 
 
 class Reading(NamedTuple):
-    """A value, None when unknown, and how certain the model is of it, in [0, 1]."""
+    """A value (None when unknown), and the model's confidence in it, in [0, 1]."""
 
     value: str | None
     confidence: float
@@ -44,7 +44,7 @@ class Parsed(NamedTuple):
 
 
 def answer_schema(schema: Schema) -> dict[str, Any]:
-    """The answer as a JSON schema, for servers that can hold a model to one."""
+    """Return the JSON schema of an answer, for servers that can enforce a schema."""
     entry = {
         "attribute": {"type": "string", "enum": [attribute.name for attribute in schema.attributes]},
         "value": {"type": ["string", "null"]},
@@ -63,11 +63,11 @@ def is_refusal(text: str) -> bool:
 
 
 def parse_answer(text: str, schema: Schema, *, number_plates: bool = False) -> Parsed:
-    """Read an answer against the schema that was asked.
+    """Parse an answer and check it against the schema of the question.
 
     Args:
         text: JSON, bare or in a Markdown fence.
-        schema: what was asked.
+        schema: attributes of the question.
         number_plates: when False, free text that may be a number plate becomes unknown, whatever its attribute.
 
     >>> from examples.prepare.captions.schema import Attribute
@@ -114,7 +114,7 @@ def _unfenced(text: str) -> str:
 
 
 def _read_entry(entry: dict[str, Any], attribute: Attribute) -> Reading | str:
-    """The reading, or what is wrong."""
+    """Return the reading of an entry, or the error."""
     value, confidence = entry.get("value", False), entry.get("confidence")
     if isinstance(confidence, bool) or not isinstance(confidence, int | float):
         return f"needs a number as confidence, not {_shown(confidence)}"
@@ -136,7 +136,7 @@ def _read_entry(entry: dict[str, Any], attribute: Attribute) -> Reading | str:
 
 
 def normalise(value: str) -> str | None:
-    """The value as it stands in a sentence, `none` when the thing is not there, or None when it is unknown.
+    """Return a value as it appears in a sentence, `none` when the thing is absent, or None when it is unknown.
 
     >>> normalise(" A red  jacket. "), normalise("no hat"), normalise("not visible")
     ('red jacket', 'none', None)
@@ -150,8 +150,8 @@ def normalise(value: str) -> str | None:
 def is_plate(value: str) -> bool:
     """Tell whether a value may hold a number plate.
 
-    A plate has five or more letters and digits in a run, at least two digits and a letter among them. Some names of car
-    models look like one: that costs an attribute, while a plate costs somebody's privacy.
+    A plate has five or more letters and digits in a run, with at least two digits and a letter. Some names of car models
+    look like a plate: losing such an attribute is better than publishing a plate.
 
     >>> [is_plate(value) for value in ("sticker ABC 1234", "京A·12345", "ab12cde", "Peugeot 308", "RAV4", "white van")]
     [True, True, True, False, False, False]

@@ -15,69 +15,69 @@ class Arguments:
     """Images, attributes, and the model that describes them."""
 
     data: Path
-    """A set in any layout the trainer reads; the captions go to DATA/text/<split>.json."""
+    """Folder of a set in any layout that the trainer reads; captions go to DATA/text/<split>.json."""
     split: str = "train"
-    """Split to describe."""
+    """Split to caption."""
     modalities: tuple[str, ...] = ("RGB", "NI", "TI")
-    """Modalities to read; each is asked about alone, then all together."""
+    """Modalities to read; the model is asked about each modality alone, then about all together."""
     missing_modality: MissingModality = "error"
-    """Policy for an item without an image in some modality; "absent" describes the images it has."""
+    """Policy for an item that lacks a modality: stop, describe its other images ("absent"), or skip the item."""
     damaged: Literal["error", "skip"] = "error"
-    """Policy for files that cannot be decoded; skipped files are named."""
+    """Policy for files that cannot be decoded: stop, or skip their items and name the files."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    """Counts that become black and white in images of more than 8 bits, by modality, as TI 7012 9411 or TI image."""
+    """Counts that become black and white in images of more than 8 bits, by modality: TI 7012 9411, or TI image."""
     limit: int = 0
-    """Number of items to ask about, the first ones, to see what it costs; 0 for all."""
+    """Number of items to ask about, from the first on, to estimate the cost; 0 for all items."""
     overwrite: bool = False
-    """Replace captions that this command has not written."""
+    """Replace existing captions that this command has not written."""
 
     schema: str = "persons"
-    """persons, vehicles, or a TOML or JSON file with a table of attributes (see schema.py)."""
+    """Attributes to ask for: persons, vehicles, or a TOML or JSON file with a table of attributes (see schema.py)."""
     number_plates: bool = False
-    """Ask for number plates and let them into the captions. Otherwise the model is told to write none, and what looks
-    like one is left out; the raw answers stay as they came."""
+    """Ask for number plates and write them into the captions. By default the model is told to write no plates, and
+    values that look like plates are left out of captions; raw answers are kept unchanged."""
     apart: bool = False
-    """Write a caption per modality, of several sentences, instead of one per item: what the modality shows, and
-    what the others show where the modality is not certain."""
+    """Write a caption of several sentences per modality, instead of one caption per item. Where a modality is not
+    certain, its caption uses values of the other modalities."""
     min_confidence: float | None = None
-    """Confidence below which a value counts as unknown; by default 0, with `apart` 0.5."""
+    """Confidence, 0 to 1, below which a value counts as unknown; 0 by default, 0.5 with `apart`."""
     again: tuple[Literal["refused", "invalid", "partial"], ...] = ()
-    """Kinds of answers to request once more; the former answers stay in the file."""
+    """Kinds of answers to request again; earlier answers stay in the file."""
 
     base_url: str = ""
-    """Address of an OpenAI-compatible server. The images are sent there, so there is no default, and OPENAI_BASE_URL is
-    not read. The key is OPENAI_API_KEY."""
+    """Address of an OpenAI-compatible server, whose key is in OPENAI_API_KEY. Images are sent to this server, so there
+    is no default, and OPENAI_BASE_URL is not read."""
     model: str = ""
-    """Name of the model on that server."""
+    """Name of the model on the server."""
     local: Path | None = None
-    """Folder of a vision-language model for transformers, instead of a server."""
+    """Folder of a local vision-language model for transformers, instead of a server."""
     device: str = "cpu"
     """Device of the local model."""
     max_tokens: int = 1024
-    """Tokens that the local model may write per answer."""
+    """Largest number of tokens that the local model may write per answer."""
 
     height: int = 384
-    """Pixels of height at which images are shown."""
+    """Height in pixels of the images that the model sees."""
     threads: int = 4
-    """Questions under way at a time."""
+    """Number of questions asked at a time."""
     per_minute: float = 0.0
-    """Requests a minute, repeated ones too; 0 for no limit."""
+    """Largest number of requests per minute, retries included; 0 for no limit."""
     timeout: float = 60.0
     """Seconds until an attempt counts as failed."""
     attempts: int = 6
-    """Attempts per request; the waits between them double from `backoff` up to a minute."""
+    """Largest number of attempts per request; waits between attempts double from `backoff` up to a minute."""
     backoff: float = 1.0
-    """Seconds before the second attempt."""
+    """Wait before the second attempt, in seconds."""
     max_wait: float = 300.0
-    """Longest Retry-After, in seconds, that is obeyed; a longer one ends the run."""
+    """Longest Retry-After of the server to wait for, in seconds; a longer Retry-After ends the run."""
     answer_format: AnswerFormat = "json_schema"
-    """Answer format that the server can enforce."""
+    """Answer format that the server can enforce; text for none."""
     fields: str = '{"temperature": 0}'
-    """Further fields of every request, as JSON: {"max_tokens": 800}."""
+    """Further fields of every request as JSON, such as {"max_tokens": 800}."""
     input_price: float = 0.0
-    """Price of a million tokens that the server reads."""
+    """Price of a million tokens that the server reads, in any currency, for the report."""
     output_price: float = 0.0
-    """Price of a million tokens that the server writes."""
+    """Price of a million tokens that the server writes, in any currency, for the report."""
 
     def __post_init__(self) -> None:
         if (self.local is None) == (not self.base_url):
@@ -99,10 +99,10 @@ class Arguments:
 
 
 def read_fields(text: str) -> dict[str, Any]:
-    """Further fields of a request.
+    """Parse further fields of a request.
 
     Raises:
-        ValueError: when it is no JSON object, or sets what the command sets itself.
+        ValueError: when the text is not a JSON object, or sets a field that the command sets.
     """
     try:
         fields = json.loads(text)

@@ -1,4 +1,4 @@
-"""All questions of a split, asked side by side, each until it is answered; and what the answers add up to."""
+"""All questions of a split, asked in parallel until each is answered, and the outcome of the answers."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -12,17 +12,17 @@ from examples.prepare.captions.questions import Question, Reply, Request, compos
 from examples.prepare.captions.schema import Schema
 
 Status = Literal["complete", "partial", "invalid", "refused", "open"]
-MAX_FAILURES = 10  # questions in a row without an answer, after which the server counts as down
+MAX_FAILURES = 10  # unanswered questions in a row after which the server counts as down
 
 
 class Outcome(NamedTuple):
     """Result of the answers to a question.
 
     Attributes:
-        status: "complete"; "partial": wrong even after the repair, but some entries are right; "invalid": none is;
-            "refused"; "open": not asked yet, or the repair is still to be asked for.
-        readings: what is right.
-        problems: what is wrong with the last answer, or why the model refused.
+        status: "complete"; "partial": wrong even after the repair, but some entries are valid; "invalid": no entry is
+            valid; "refused"; "open": not asked yet, or the repair is not asked for yet.
+        readings: valid readings by attribute.
+        problems: errors of the last answer, or the reason of the refusal.
         repaired: whether the first answer was wrong.
         withheld: values left out as possible number plates.
     """
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 def judge(replies: list[Reply], schema: Schema, *, number_plates: bool = False) -> Outcome:
-    """The outcome of a question from its answers, of which there are at most two."""
+    """Return the outcome of a question from its answers, at most two."""
     if not replies:
         return Outcome("open", {}, [])
     last, repaired = replies[-1], len(replies) > 1
@@ -49,14 +49,14 @@ def judge(replies: list[Reply], schema: Schema, *, number_plates: bool = False) 
 
 
 class Collector:
-    """Ask what is open, and keep every answer in the journal.
+    """Ask open questions, and keep every answer in the journal.
 
     Args:
-        ask: sends a request and returns the answer; raises UnansweredError or UnusableError.
-        journal: where the answers go.
-        schema: what is asked.
-        height: of the images, in pixels.
-        stop: set when the run ends early, so that `ask` does not wait any longer.
+        ask: function that sends a request and returns the answer; raises UnansweredError or UnusableError.
+        journal: journal that keeps the answers.
+        schema: attributes to ask for.
+        height: height of the images, in pixels.
+        stop: event that is set when the run ends early, so that `ask` stops waiting.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Collector:
         self._failed_in_a_row = 0
 
     def answer(self, question: Question) -> Status:
-        """Ask until the question is no longer open: at most twice.
+        """Ask a question until it is no longer open, at most twice.
 
         Raises:
             UnusableError: when no question can be answered.
@@ -104,12 +104,12 @@ class Collector:
             raise UnusableError(f"{MAX_FAILURES} questions in a row got no answer; the last: {error}") from error
 
     def run(self, questions: Iterable[Question], report: Callable[[Status], None], *, threads: int) -> None:
-        """Ask all questions, a few at a time. What is under way when the run ends early is still waited for and kept.
+        """Ask all questions, a few at a time; answers under way when the run ends early are still waited for and kept.
 
         Args:
-            questions: read as they are needed.
-            report: called with the status of each question.
-            threads: questions under way at a time.
+            questions: questions, read as they are needed.
+            report: function called with the status of each question.
+            threads: number of questions asked at a time.
 
         Raises:
             UnusableError: when no question can be answered.

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server: one question in, one answer out, whatever happens between.
+"""Client of an OpenAI-compatible server that retries failed requests.
 
-The key is read by the client itself, from the environment variable OPENAI_API_KEY, and is struck out of every text that
-leaves this file.
+The openai client reads the key from the environment variable OPENAI_API_KEY. The key is removed from every text that
+this file returns.
 """
 
 import json
@@ -22,11 +22,11 @@ from examples.prepare.captions.questions import Reply, Request, data_url
 from examples.prepare.captions.schema import Schema
 
 AnswerFormat = Literal["json_schema", "json_object", "text"]
-FILTERED = {"content_filter", "content_policy_violation"}  # codes of an error that is a refusal
+FILTERED = {"content_filter", "content_policy_violation"}  # error codes that are refusals
 
 
 class UnansweredError(Exception):
-    """A question got no answer; `failures` counts the attempts by kind. Others may still be answered."""
+    """A question got no answer; `failures` counts the attempts by kind. Other questions may still be answered."""
 
     def __init__(self, message: str, failures: Mapping[str, int]) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class UnusableError(Exception):
 
 
 class _Failure(NamedTuple):
-    """A failed request: kind, message, whether another attempt may succeed, and the seconds the server asks to wait."""
+    """A failed request: kind, message, whether a retry may succeed, and the seconds that the server asks to wait."""
 
     kind: str
     message: str
@@ -47,11 +47,11 @@ class _Failure(NamedTuple):
 
 
 class Pace:
-    """When the next request may leave: never more than so many a minute, over all threads.
+    """Rate limit of requests per minute, common to all threads.
 
     Args:
-        per_minute: requests a minute; 0 for no limit.
-        stop: ends every wait.
+        per_minute: largest number of requests per minute; 0 for no limit.
+        stop: event that ends every wait.
     """
 
     def __init__(self, per_minute: float, stop: threading.Event) -> None:
@@ -61,14 +61,14 @@ class Pace:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Return when it is this caller's turn."""
+        """Wait until the caller may send its request."""
         with self._lock:
             turn = max(self._next, time.monotonic())
             self._next = turn + self.interval
         self.sleep(turn - time.monotonic())
 
     def hold(self, seconds: float) -> None:
-        """Let nobody go for so long: a server that asks one to wait means all."""
+        """Hold all requests for some seconds, because a server that asks one thread to wait means all threads."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 
@@ -78,23 +78,24 @@ class Pace:
 
 
 class Endpoint:
-    """Ask one model of one server.
+    """Function that asks one model of one server.
 
     Args:
         base_url: address of the API, with its version: `http://localhost:8000/v1`.
-        model: name of the model there.
-        schema: what is asked, for `answer_format`.
-        pace: shared by all threads.
-        answer_format: what the server can hold a model to.
+        model: name of the model on the server.
+        schema: attributes to ask for, for `answer_format`.
+        pace: rate limit shared by all threads.
+        answer_format: answer format that the server can enforce.
         timeout: seconds until an attempt counts as failed.
-        attempts: how often a question is sent before it is given up.
-        backoff: seconds before the second attempt; doubled with each, up to 60, times a random number in [0.5, 1].
-        max_wait: longest `Retry-After`, in seconds, that is obeyed; a longer one ends the run.
+        attempts: largest number of attempts per question.
+        backoff: seconds before the second attempt; doubled for each next one up to 60, times a random number in
+            [0.5, 1].
+        max_wait: longest `Retry-After` to wait for, in seconds; a longer one ends the run.
         fields: further fields of every request, such as `temperature`.
 
     Raises:
         ImportError: when the client is not installed.
-        ValueError: when there is no key.
+        ValueError: when OPENAI_API_KEY is not set.
     """
 
     def __init__(
@@ -119,10 +120,10 @@ class Endpoint:
             ) from error
         self._key = os.environ.get("OPENAI_API_KEY", "")
         if not self._key:
-            raise ValueError("OPENAI_API_KEY is not set; set it, to any text for a server that wants no key")
+            raise ValueError("OPENAI_API_KEY is not set; set it, to any text if the server needs no key")
         self._openai = openai
-        # Attempts are counted and paced here, so the client makes none of its own. Images go where the user said, not
-        # where an answer points.
+        # Retries are counted and paced here, so the client makes no retries. Redirects are not followed, so that images
+        # go only to the address that the user gave.
         http = openai.DefaultHttpxClient(follow_redirects=False)
         weakref.finalize(self, http.close)
         self._client = openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0, http_client=http)
@@ -139,7 +140,7 @@ class Endpoint:
 
         Raises:
             UnansweredError: when every attempt failed, or the run is being stopped.
-            UnusableError: when no other question would do better.
+            UnusableError: when no other question would be answered either.
         """
         arguments = self._arguments | {"messages": _messages(request)}
         failures: Counter[str] = Counter()
@@ -156,7 +157,7 @@ class Endpoint:
 
     def _wait_for_next(self, failure: _Failure, attempts: int) -> None:
         if failure.wait is not None and failure.wait > self._max_wait:
-            raise UnusableError(f"the server asks to wait {failure.wait:.0f} s ({failure.message}); run again then")
+            raise UnusableError(f"the server asks to wait {failure.wait:.0f} s ({failure.message}); run again after that time")
         if failure.wait is not None:
             self._pace.hold(failure.wait)
             self._pace.sleep(failure.wait + self._backoff * random.uniform(0.0, 0.5))
@@ -173,11 +174,11 @@ class Endpoint:
         except self._openai.APIStatusError as error:
             return self._status(error)
         try:
-            # Read here, because what the client makes of a broken body differs between its versions.
+            # Parsed here, because versions of the client treat a broken body differently.
             return self._reply(json.loads(response.http_response.text))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return _Failure(
-                "malformed body", f"the body is no chat completion ({self._clean(repr(error))})", again=True
+                "malformed body", f"the body is not a chat completion ({self._clean(repr(error))})", again=True
             )
 
     def _reply(self, body: dict[str, Any]) -> Reply:
@@ -200,8 +201,8 @@ class Endpoint:
         if 300 <= error.status_code < 400:
             place = self._clean(error.response.headers.get("location", "nowhere"))
             raise UnusableError(
-                f"HTTP {error.status_code}: the server points to {place}, which is not followed; give the address that "
-                "answers itself"
+                f"HTTP {error.status_code}: the server points to {place}, which is not followed; give the final "
+                "address"
             ) from None
         if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
             raise UnusableError(message) from None  # the message of the client may hold the key
@@ -209,7 +210,7 @@ class Endpoint:
         return _Failure(f"HTTP {error.status_code}", message, again, retry_after(error.response.headers))
 
     def _clean(self, text: object) -> str:
-        # A short key is a placeholder, and its letters occur in answers.
+        # A short key is a placeholder, whose letters may occur in answers.
         return str(text).replace(self._key, "***") if len(self._key) >= 8 else str(text)
 
 
@@ -223,7 +224,7 @@ def _messages(request: Request) -> list[dict[str, Any]]:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait, given in seconds or as a date; None when it does not say, or nothing sensible.
+    """Parse the seconds that a server asks to wait, from seconds or a date; None if missing or invalid.
 
     >>> retry_after({"retry-after": "2.5"}), retry_after({"retry-after": "soon"})
     (2.5, None)

@@ -1,6 +1,6 @@
-"""Every raw answer, on disk before anything is made of it: a file of JSON lines that only grows.
+"""Journal of raw answers: a file of JSON lines that only grows, written before an answer is used.
 
-What an answer means is never stored, so that other rules for sentences need no new questions.
+Interpretations of answers are not stored, so that changed rules for sentences need no new questions.
 """
 
 import json
@@ -23,18 +23,18 @@ if sys.platform != "win32":
 class Journal:
     """Answers by question, in the order in which they came. Threads may share it; processes may not.
 
-    A process that was killed while it wrote leaves half a line behind, which is cut off: that answer had not arrived.
+    A process that is killed while writing leaves half a line, which is removed; its question counts as not asked.
 
     Args:
-        path: the file, made when it is not there.
+        path: file of the journal, created if missing.
 
     Attributes:
-        spent: answers, tokens and answers without a count of tokens, over the whole file.
-        failures: attempts that brought no answer, by kind, over the whole file.
+        spent: numbers of answers, tokens, and answers without token counts, over the whole file.
+        failures: number of attempts without an answer, by kind, over the whole file.
 
     Raises:
-        BlockingIOError: when another process has it open.
-        ValueError: when a line is not one of ours; file and line are named.
+        BlockingIOError: when another process has the file open.
+        ValueError: when a line is not an entry of a journal; the message names file and line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,24 +62,24 @@ class Journal:
         self._file.close()
 
     def replies(self, key: str) -> list[Reply]:
-        """The answers to a question so far, at most two."""
+        """Return the answers to a question so far, at most two."""
         with self._lock:
             return list(self._replies.get(key, ()))
 
     def add(self, question: Question, reply: Reply) -> None:
-        """Keep an answer; it is on disk when this returns."""
+        """Keep an answer; it is on disk when this method returns."""
         with self._lock:
             self._write(question, reply._asdict())
             self._keep(question.key, reply)
 
     def add_failure(self, question: Question, failures: dict[str, int]) -> None:
-        """Keep the attempts at a question that brought no answer; the question stays open."""
+        """Keep the failed attempts at a question; the question stays open."""
         with self._lock:
             self._write(question, {"failures": failures})
             self.failures.update(failures)
 
     def forget(self, key: str) -> None:
-        """Ask a question anew; its answers stay in the file, behind a line that says so."""
+        """Mark a question to be asked again; its earlier answers stay in the file."""
         with self._lock:
             self._write_line({"question": key, "again": True})
             self._replies.pop(key, None)
@@ -101,14 +101,14 @@ class Journal:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise BlockingIOError(f"{self.path} is in use: another process is asking the same questions") from error
+                raise BlockingIOError(f"{self.path} is in use by another process that asks the same questions") from error
 
     def _read(self) -> None:
         self._file.seek(0)
         content = self._file.read()
         complete = content[: content.rfind(b"\n") + 1]
         if len(complete) < len(content):
-            warnings.warn(f"{self.path}: the last line is incomplete and is removed; it is asked again", stacklevel=3)
+            warnings.warn(f"{self.path}: the last line is incomplete and is removed; its question is asked again", stacklevel=3)
             self._file.truncate(len(complete))
         for number, line in enumerate(complete.splitlines(), start=1):
             try:

@@ -1,4 +1,4 @@
-"""A vision-language model on this machine, through transformers: weights from a folder, nothing from the network."""
+"""Local vision-language model through transformers: weights from a folder, no network."""
 
 import threading
 from pathlib import Path
@@ -10,13 +10,13 @@ from examples.prepare.captions.questions import Reply, Request
 
 
 class LocalModel:
-    """Ask a model in memory, greedily, one question at a time.
+    """Function that asks a model in memory, one question at a time, with greedy decoding.
 
     Args:
-        model: what `AutoModelForImageTextToText` loads.
-        processor: what `AutoProcessor` loads; it must have a chat template.
-        name: how the answers name it.
-        max_tokens: tokens it may write; an answer that needs more is cut, and asked for again.
+        model: model loaded by `AutoModelForImageTextToText`.
+        processor: processor loaded by `AutoProcessor`; it must have a chat template.
+        name: name of the model in answers.
+        max_tokens: largest number of tokens per answer; a longer answer is cut, and asked for again.
 
     Raises:
         ValueError: when the processor has no chat template.
@@ -33,7 +33,7 @@ class LocalModel:
         """Read model and processor from a folder that `save_pretrained` has written.
 
         Raises:
-            FileNotFoundError: when the folder is not there.
+            FileNotFoundError: when the folder does not exist.
             ImportError: when transformers is not installed.
         """
         if not folder.is_dir():
@@ -45,7 +45,7 @@ class LocalModel:
             from transformers import AutoModelForImageTextToText, AutoProcessor
         except ImportError as error:
             raise ImportError("a local model needs transformers; from a clone: pip install '.[hf]'") from error
-        # Neither the network nor code in the folder, whatever its files name.
+        # Neither the network nor code in the folder is used, whatever its files name.
         closed: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         processor = AutoProcessor.from_pretrained(folder, **closed)
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, **closed, dtype=dtype)
@@ -53,7 +53,7 @@ class LocalModel:
 
     @torch.inference_mode()
     def __call__(self, request: Request) -> Reply:
-        """The model's answer; it does not refuse, except in words."""
+        """Return the model's answer; a refusal can only be in its words."""
         with self._lock:
             inputs = self._processor.apply_chat_template(
                 _messages(request), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

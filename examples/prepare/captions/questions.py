@@ -1,4 +1,4 @@
-"""Questions and images for a model: every modality of an item alone, then all of them side by side."""
+"""Questions and images for a model: every modality of an item alone, then all modalities side by side."""
 
 import base64
 import hashlib
@@ -26,14 +26,14 @@ BANDS = {
 
 
 class Question(NamedTuple):
-    """One view of an item, and what is asked about it.
+    """Question about one view of an item.
 
     Attributes:
         item: name of the item.
         view: a modality, or `composite`.
-        images: the files, or panels of a file, of the view, from left to right.
-        prompt: the question in words.
-        key: equal for equal questions: same item, view, prompt, model, size, content and range of the files.
+        images: files, or panels of a file, of the view, from left to right.
+        prompt: text of the question.
+        key: digest of item, view, prompt, model, size, and content and range of the files.
         bounds: range of counts of every image, None for images of 8 bits.
     """
 
@@ -46,7 +46,7 @@ class Question(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A question as it is sent: words, one image, and, the second time, the first answer and what was wrong with it."""
+    """Request to a model: prompt, one image, and at the second attempt the first answer and its errors."""
 
     prompt: str
     image: Image.Image
@@ -89,13 +89,13 @@ def ask_about(
     height: int,
     ranges: Mapping[str, Range] | None = None,
 ) -> list[Question]:
-    """The questions of an item: one per modality it has, and the composite when it has several.
+    """Return the questions of an item: one per modality it has, and the composite if it has several modalities.
 
     Raises:
         ValueError: when a modality is called `composite`.
     """
     if COMPOSITE in modalities:
-        raise ValueError(f"a modality cannot be called {COMPOSITE!r}: that is the view of all of them")
+        raise ValueError(f"a modality cannot be called {COMPOSITE!r}: that is the name of the view of all modalities")
     present = {name: source for name, source in zip(modalities, item.images, strict=True) if source is not None}
     views = {name: (name,) for name in present} | ({COMPOSITE: tuple(present)} if len(present) > 1 else {})
     contents = {name: _digest(source) for name, source in present.items()}
@@ -117,7 +117,7 @@ def _digest(source: Source) -> str:
 
 
 def write_prompt(schema: Schema, modalities: Sequence[str]) -> str:
-    """The question about one image, or about several side by side."""
+    """Write the question about one image, or about several images side by side."""
     bands = [f"{name} ({BANDS[name]})" if name in BANDS else name for name in modalities]
     shown = f"The image shows one {schema.subject}, taken in {bands[0]}."
     if len(bands) > 1:
@@ -147,13 +147,13 @@ def write_prompt(schema: Schema, modalities: Sequence[str]) -> str:
 
 
 def write_correction(problems: Sequence[str], *, cut: bool) -> str:
-    """The second question, which names what was wrong with the first answer."""
+    """Write the second question, which names the errors of the first answer."""
     found = ["the answer was cut before its end; be brief", *problems] if cut else problems
     return "That answer cannot be used:\n" + "\n".join(f"- {one}" for one in found) + "\nAnswer again, in full."
 
 
 def compose(images: Sequence[Source], *, height: int, bounds: Sequence[Range | None] = ()) -> Image.Image:
-    """The images side by side, each scaled to `height` pixels, a white gap between them."""
+    """Join images side by side, each scaled to `height` pixels, with a white gap between them."""
     scaled = []
     for source, one in zip(images, bounds or [None] * len(images), strict=True):
         image = read_image(source, one)
@@ -168,7 +168,7 @@ def compose(images: Sequence[Source], *, height: int, bounds: Sequence[Range | N
 
 
 def data_url(image: Image.Image) -> str:
-    """The image as JPEG inside a URL, as chat-completions servers take it."""
+    """Encode an image as JPEG inside a URL, as chat-completions servers take it."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -16,11 +16,11 @@ from examples.prepare.captions.schema import Schema
 from examples.prepare.captions.sentence import Choice
 from stmi_layers.training.record import Item
 
-CLIP_TOKENS = 77  # of CLIP's text towers, with the two that mark beginning and end
+CLIP_TOKENS = 77  # tokens that CLIP's text towers read, including the start and end tokens
 
 
 class Described(NamedTuple):
-    """An item, what its views say, the values that won and the sentence made of them."""
+    """Item with the outcomes of its views, the chosen values and the sentence made from them."""
 
     item: Item
     outcomes: dict[str, Outcome]
@@ -36,14 +36,14 @@ class Described(NamedTuple):
 def make_report(
     described: Sequence[Described], schema: Schema, journal: Journal, *, input_price: float, output_price: float
 ) -> dict[str, Any]:
-    """Everything worth knowing, as plain values. Shares are in [0, 1], None where there is nothing to share.
+    """Collect the report as plain values. Shares are in [0, 1]; None if there is nothing to count.
 
     Args:
-        described: the items asked about.
-        schema: what was asked.
-        journal: what it took.
-        input_price: of a million tokens read.
-        output_price: of a million tokens written.
+        described: items of the run.
+        schema: attributes of the questions.
+        journal: journal with the counts of answers, tokens and failures.
+        input_price: price of a million tokens read.
+        output_price: price of a million tokens written.
     """
     finished = [one for one in described if one.finished]
     views = dict.fromkeys(view for one in described for view in one.outcomes)
@@ -95,7 +95,7 @@ def _known(outcome: Outcome) -> dict[str, Reading]:
 
 
 def _comparisons(outcomes: Mapping[str, Outcome]) -> Iterator[tuple[tuple[str, str, str], bool]]:
-    """Attribute and two views that both know a value of it, and whether it is the same, whatever its case."""
+    """Yield attribute and two views that both know its value, and whether the values are equal, ignoring case."""
     known = {view: _known(outcome) for view, outcome in outcomes.items()}
     for first, second in itertools.combinations(known, 2):
         for name in known[first].keys() & known[second].keys():
@@ -104,7 +104,7 @@ def _comparisons(outcomes: Mapping[str, Outcome]) -> Iterator[tuple[tuple[str, s
 
 
 def _unknown(known: Sequence[Mapping[str, object]], schema: Schema) -> float | None:
-    """Share of the attributes that are unknown; an answer that was refused or invalid knows none."""
+    """Return the share of unknown attributes; a refused or invalid answer knows no attribute."""
     return _mean([attribute.name not in one for one in known for attribute in schema.attributes])
 
 
@@ -139,7 +139,7 @@ def _lengths(sentences: Sequence[str]) -> dict[str, Any]:
 
 
 def token_counter() -> tuple[str, Callable[[str], int]]:
-    """CLIP's own tokenizer when open_clip is installed, an estimate from the words when it is not; and its name."""
+    """Return name and function of a token counter: CLIP's tokenizer if open_clip is installed, else an estimate."""
     if importlib.util.find_spec("open_clip") is None:
         return (
             "an estimate: four tokens for three words, and two",
@@ -168,7 +168,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def as_markdown(report: Mapping[str, Any], title: str) -> str:
-    """The report for reading: two tables, the lengths and the cost."""
+    """Format the report as Markdown: two tables, the lengths and the cost."""
     views: dict[str, dict[str, Any]] = report["views"]
     measures = next(iter(views.values()), {})
     rows = [[measure, *(view[measure] for view in views.values())] for measure in measures]

@@ -27,21 +27,21 @@ from typing import Any, Literal, get_type_hints
 
 from beartype.door import is_bearable
 
-NONE = "none"  # what a model says when it sees that there is no such thing: known, and left out of the sentence
+NONE = "none"  # value of a thing that is visibly absent: a known value, left out of the sentence
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One question about an object.
+    """One attribute of an object.
 
     Attributes:
-        name: what the answer is filed under.
-        meaning: the question, as the model reads it.
-        options: the values to choose from; empty for free text of a few words.
-        role: "noun" stands in the place of the schema's subject, "adjective" before a noun, "phrase" after the subject.
-        of: the phrase whose noun an adjective describes; empty for the subject.
-        phrase: the words around the value of a phrase; neighbours with equal words share them.
-        stand_in: the noun of a phrase whose value is unknown while an adjective of it is known.
+        name: name under which the value is stored.
+        meaning: description of the attribute in the question.
+        options: values to choose from; empty for free text of a few words.
+        role: "noun" replaces the schema's subject, "adjective" goes before a noun, "phrase" follows the subject.
+        of: phrase whose noun an adjective describes; empty for the subject.
+        phrase: words around the value of a phrase; adjacent phrases with equal words are joined.
+        stand_in: noun of a phrase whose value is unknown while one of its adjectives is known.
         article: whether a phrase's value takes "a" or "an"; a number does not.
         number_plate: asked only when number plates are switched on.
     """
@@ -62,11 +62,11 @@ class Schema:
     """A kind of object and its attributes, in the order of the sentence.
 
     Attributes:
-        subject: the noun when no better one is known: "person".
+        subject: noun if no more specific noun is known, such as "person".
         attributes: at least one.
 
     Raises:
-        ValueError: when the table cannot make a sentence; the attribute is named.
+        ValueError: when the table cannot make a sentence; the message names the attribute.
     """
 
     subject: str
@@ -85,7 +85,7 @@ class Schema:
             _check(attribute, phrases)
 
     def asked(self, *, number_plates: bool) -> "Schema":
-        """The schema without number plates, unless they are wanted."""
+        """Return the schema without number plates, unless `number_plates` is set."""
         kept = tuple(one for one in self.attributes if number_plates or not one.number_plate)
         return Schema(self.subject, kept)
 
@@ -161,11 +161,11 @@ BUILT_IN = {"persons": PERSONS, "vehicles": VEHICLES}
 
 
 def read_schema(source: str) -> Schema:
-    """The schema of that name, or of a TOML or JSON file.
+    """Return the schema of a name, or read it from a TOML or JSON file.
 
     Raises:
-        FileNotFoundError: when it is neither a known name nor a file.
-        ValueError: when the file is not a schema; the file and the attribute are named.
+        FileNotFoundError: when the source is neither a known name nor a file.
+        ValueError: when the file is not a schema; the message names file and attribute.
     """
     if source in BUILT_IN:
         return BUILT_IN[source]
@@ -190,7 +190,7 @@ def _read_attribute(entry: dict[str, Any]) -> Attribute:
     name = f"attribute {entry.get('name', entry)!r}"
     known = {field.name: field for field in fields(Attribute)}
     if unknown := entry.keys() - known.keys():
-        raise ValueError(f"{name} has unknown fields {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        raise ValueError(f"{name} has unknown fields {', '.join(sorted(unknown))}; known fields are {', '.join(known)}")
     if lacking := [field.name for field in known.values() if field.default is MISSING and field.name not in entry]:
         raise ValueError(f"{name} needs {' and '.join(lacking)}")
     hints = get_type_hints(Attribute)

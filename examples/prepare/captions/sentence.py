@@ -1,6 +1,6 @@
-"""Choice of one value per attribute, and the sentence made of the chosen values.
+"""Choice of one value per attribute, and the sentence made from the chosen values.
 
-Both are rules, so equal answers make equal sentences.
+Choice and sentence follow fixed rules, so that equal answers make equal sentences.
 """
 
 import re
@@ -27,7 +27,7 @@ MASS_NOUNS = {
 
 
 class Choice(NamedTuple):
-    """The value that won, its confidence, and the view it was seen in."""
+    """Chosen value of an attribute, its confidence, and the view it comes from."""
 
     value: str
     confidence: float
@@ -35,16 +35,16 @@ class Choice(NamedTuple):
 
 
 def choose(views: Mapping[str, Mapping[str, Reading]], *, min_confidence: float = 0.0) -> dict[str, Choice]:
-    """The most confident known value of each attribute.
+    """Choose the most confident known value of each attribute.
 
     Confidences of views that agree are not added up. Between equal confidences the earlier view wins.
 
     Args:
-        views: what each view says, in the order of preference.
-        min_confidence: in [0, 1]; what is less certain counts as unknown.
+        views: readings of each view, in order of preference.
+        min_confidence: confidence in [0, 1] below which a value counts as unknown.
 
     Returns:
-        One choice per attribute that anybody knows.
+        One choice per attribute that some view knows.
 
     >>> rgb, thermal = {"colour": Reading("red", 0.9)}, {"colour": Reading(None, 1.0), "bag": Reading("backpack", 0.4)}
     >>> choose({"RGB": rgb, "TI": thermal})["colour"]
@@ -63,14 +63,14 @@ def choose(views: Mapping[str, Mapping[str, Reading]], *, min_confidence: float 
 def choose_apart(
     models: Sequence[Mapping[str, Mapping[str, Reading]]], modalities: Sequence[str], *, min_confidence: float = 0.5
 ) -> dict[str, dict[str, Choice]]:
-    """The value of each attribute for every modality: its own where it is certain enough, else that of another view.
+    """Choose the value of each attribute for every modality: its own value if certain enough, else another view's.
 
-    Of several models the most confident one counts in each view. What nobody knows is left out, and never unknown.
+    Of several models the most confident model counts in each view. Attributes that no view knows are left out.
 
     Args:
-        models: what each view says, by model; on a tie the earlier model and the earlier view win.
-        modalities: views that are described.
-        min_confidence: in [0, 1]; what is less certain counts as unknown, in other views too.
+        models: readings of each view, by model; on a tie the earlier model and the earlier view win.
+        modalities: views to describe.
+        min_confidence: confidence in [0, 1] below which a value counts as unknown, in all views.
 
     Returns:
         Choices by attribute, for every modality.
@@ -95,7 +95,7 @@ def choose_apart(
 
 
 def write_sentences(schema: Schema, values: Mapping[str, str]) -> str:
-    """A short sentence per phrase instead of one long one, so that they can be drawn apart; "" when nothing is known.
+    """Write a short sentence per phrase, so that sentences can be drawn separately; "" when nothing is known.
 
     >>> from examples.prepare.captions.schema import PERSONS
     >>> write_sentences(PERSONS, {"gender": "woman", "age": "elderly", "upper colour": "red", "bag": "backpack"})
@@ -111,11 +111,11 @@ def write_sentences(schema: Schema, values: Mapping[str, str]) -> str:
 
 
 def write_sentence(schema: Schema, values: Mapping[str, str]) -> str:
-    """A sentence that says every known value and nothing else; "" when there is none to say.
+    """Write a sentence that states every known value and nothing else; "" when nothing is known.
 
     Args:
-        schema: the attributes, in the order of the sentence.
-        values: value by attribute; unknown ones are not in it, and `none` is known and not worth saying.
+        schema: attributes, in the order of the sentence.
+        values: known values by attribute; `none` is known and left out of the sentence.
 
     >>> from examples.prepare.captions.schema import PERSONS
     >>> write_sentence(PERSONS, {"gender": "woman", "age": "elderly", "upper colour": "red", "bag": "none"})
@@ -134,7 +134,7 @@ def write_sentence(schema: Schema, values: Mapping[str, str]) -> str:
 
 
 def _clauses(schema: Schema, said: Mapping[str, str]) -> list[str]:
-    """The phrases after the subject; neighbours with equal words around the value become one."""
+    """Return the phrases after the subject; adjacent phrases with equal words around the value are joined."""
     filled: list[tuple[str, str]] = []
     for attribute in schema.attributes:
         if attribute.role == "phrase" and (value := _value(schema, attribute, said)):
@@ -153,7 +153,7 @@ def _value(schema: Schema, attribute: Attribute, said: Mapping[str, str]) -> str
 
 
 def _described(schema: Schema, of: str, noun: str, said: Mapping[str, str]) -> str:
-    """The noun behind its adjectives; an adjective the noun repeats is said once."""
+    """Put the adjectives before a noun; an adjective that the noun repeats is left out."""
     words = noun.lower().split()
     adjectives = [
         said[one.name]
