@@ -105,7 +105,7 @@ def run(
 def run_method(
     main: Callable[[Any, Arguments], object], own: Callable[..., Arguments], command: str, description: str | None
 ) -> None:
-    """Parse `METHOD` and the flags of a run, and pass the run and the own options to `main`.
+    """Parse `METHOD` and the flags of a run, and pass the run and the command's options to `main`.
 
     Args:
         main: function that does the work of the command.
@@ -148,7 +148,7 @@ def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, 
 def parse_shared(
     line: Sequence[str], own: Callable[..., Arguments], command: str, description: str | None
 ) -> tuple[dict[str, Any], Any]:
-    """Parse the records that runs of several methods share (data, schedule, machine, tower), and the own options."""
+    """Parse the records that runs of several methods share (data, schedule, machine, tower), and the options."""
     from examples.towers.tower import Tower
     from stmi_layers.training import Data, Machine, Schedule
 

@@ -1,7 +1,7 @@
-"""Comparisons that a method offers: rows, each a variant of the settings, and presets, each a question they answer.
+"""Comparisons that a method offers: variants of its settings, and presets, which are questions with rows of variants.
 
-`variants.py` of a method holds `VARIANTS`, settings by the name of a variant; `PRESETS` by name; and `COLUMNS`, what
-its tables show beside the scores, by the name of the column.
+`variants.py` of a method holds `VARIANTS`, settings by name of the variant; `PRESETS` by name; and `COLUMNS`, columns
+of its tables besides the scores, by name.
 """
 
 import statistics
@@ -17,7 +17,7 @@ TIMED_SCORES = (*SCORES, "CPU minutes")
 
 
 class Column(NamedTuple):
-    """A number of a run, and the digits it is shown with; a run that lacks it raises KeyError or TypeError."""
+    """Column of a table: a number of a run, and its digits; raises KeyError or TypeError if a run lacks the number."""
 
     value: Callable[[Result], float]
     digits: int = 1
@@ -27,11 +27,11 @@ class Row(NamedTuple):
     """Line of a table: a variant, as it is or under other conditions at test time.
 
     Attributes:
-        label: first cell.
+        label: first cell of the line.
         variant: name of a variant.
-        masks: masks of the test images, "" for those of the training.
-        keep: modalities that are there at test time, () for all.
-        groups: column by whose values the queries are scored apart as well, "" for none.
+        masks: masks of the test images; "" takes those of the training.
+        keep: modalities that are present at test time; () keeps all.
+        groups: column by whose values queries are also scored separately; "" for none.
     """
 
     label: str
@@ -42,22 +42,22 @@ class Row(NamedTuple):
 
     @property
     def is_condition(self) -> bool:
-        """Tell whether the row needs scores beside those of the run itself."""
+        """Tell whether the row needs other scores than those of the run itself."""
         return bool(self.masks or self.keep or self.groups)
 
 
 class Preset(NamedTuple):
-    """A question, the rows that answer it, and what the table and the panels of the figure show of them.
+    """Question, the rows that answer it, and the columns of table and figure.
 
     Attributes:
-        title: of the figure.
+        title: title of the figure.
         asks: the question.
-        rows: variants, or under `subsets` the one variant that is tested.
-        columns: what the table shows.
-        panels: what each panel of the figure shows.
-        axis: name of the first column, and of the axis of the figure.
-        sweep: the labels are numbers: lines instead of bars.
-        subsets: a row per subset of the modalities, the largest first.
+        rows: variants; with `subsets`, the one variant to test.
+        columns: columns of the table.
+        panels: columns in each panel of the figure.
+        axis: title of the first column, and of the axis of the figure.
+        sweep: whether the labels are numbers, drawn as lines instead of bars.
+        subsets: whether there is a row per subset of the modalities, the largest first.
     """
 
     title: str
@@ -70,7 +70,7 @@ class Preset(NamedTuple):
     subsets: bool = False
 
     def rows_of(self, modalities: tuple[str, ...]) -> tuple[Row, ...]:
-        """The rows for a set with these modalities."""
+        """Return the rows for a set with these modalities."""
         if not self.subsets:
             return self.rows
         sizes = range(len(modalities), 0, -1)
@@ -79,7 +79,7 @@ class Preset(NamedTuple):
 
 
 def watched(name: str, *, percent: bool = False, digits: int = 1) -> Column:
-    """The mean of what a model watches under `name` or `name/...`, without zeros: blocks that take no part have 0."""
+    """Return a column: the mean of the numbers watched as `name` or `name/...`, without the zeros of unused blocks."""
 
     def value(run: Result) -> float:
         numbers = [number for key, number in run["watch"].items() if key == name or key.startswith(f"{name}/")]
@@ -88,7 +88,7 @@ def watched(name: str, *, percent: bool = False, digits: int = 1) -> Column:
     return Column(value, digits)
 
 
-# What methods share: the columns of the strengths of SFM, and presets.
+# Columns and presets that methods share.
 STRENGTHS = {"alpha": watched("alpha", digits=2), "beta": watched("beta", digits=2)}
 
 SFM = Preset(
@@ -103,6 +103,6 @@ MISSING = Preset(
     "Missing modalities",
     "How well does the full model retrieve when modalities are missing at test time only?",
     (Row("", "full"),),
-    axis="there at test time",
+    axis="present at test time",
     subsets=True,
 )

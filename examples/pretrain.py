@@ -1,12 +1,12 @@
 """Pretrain a small tower on images without identities: `python -m examples.pretrain --data DIR --out runs/NAME`.
 
-Masked image modelling: half of the patches of an image are painted grey, and a linear map predicts their pixels from
-their tokens and the global token (SimMIM, <https://arxiv.org/abs/2111.09886>, with the global token besides, which is
-what retrieval needs). Each modality of an item is an image of its own. Only training splits are read, and of them
-neither identities nor masks nor captions.
+Masked image modelling: half of the patches of an image are painted grey, and a linear layer predicts their pixels from
+their tokens and the global token. This is SimMIM, <https://arxiv.org/abs/2111.09886>, plus the global token, which
+retrieval needs. Each modality of an item is a separate image. Only training splits are read, without identities, masks
+and captions.
 
-`python -m examples.train METHOD --weights runs/NAME/tower.safetensors` starts from it, given the same flags of the
-tower.
+`python -m examples.train METHOD --weights runs/NAME/tower.safetensors` starts from the pretrained tower; give it the
+same flags of the tower.
 """
 
 import time
@@ -29,35 +29,35 @@ from stmi_layers.training.schedule import check_not_negative
 from stmi_layers.training.transforms import GREY
 
 FILE = "tower.safetensors"
-WARMUP = 0.1  # share of the steps
+WARMUP = 0.1  # share of the steps in which the learning rate rises
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Masked image modelling on the training images of one set or several."""
+    """Masked image modelling on the training images of one or several sets."""
 
     data: tuple[Path, ...]
     """Folders of the sets."""
     out: Path
-    """Folder of tower.safetensors."""
+    """Folder to write tower.safetensors to."""
     modalities: tuple[str, ...] = ("RGB", "NI")
-    """Modalities to read; every set has all of them."""
+    """Modalities to read; every set must have all of them."""
     image_size: tuple[int, int] = (48, 48)
-    """Height and width."""
+    """Height and width in pixels that all images are resized to."""
     masked: float = 0.5
-    """Share of the patches that is painted grey."""
+    """Share of the patches that is painted grey, between 0 and 1."""
     epochs: int = 12
     """Passes over all images."""
     batch_size: int = 96
-    """Images in a step, at least 2."""
+    """Number of images per step, at least 2."""
     learning_rate: float = 2e-3
-    """Highest learning rate; it rises for a tenth of the training and falls along a cosine."""
+    """Highest learning rate; the rate rises for a tenth of the training, then falls along a cosine."""
     validation: float = 0.0
-    """Share of the training identities that is left out, as `examples.train --validation` holds it out."""
+    """Share of the training identities to leave out: the same identities that `examples.train --validation` holds out."""
     seed: int = 0
-    """Seed of weights, order, masks and mirroring."""
+    """Seed of weights, order of images, masked patches and flips."""
     threads: int = 0
-    """CPU threads; 0 leaves the choice to torch."""
+    """Number of CPU threads; 0 leaves the choice to torch."""
     tower: tyro.conf.OmitArgPrefixes[Tower] = field(default_factory=Tower)
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class Arguments:
         if not 0 < self.masked < 1:
             raise ValueError(f"masked must lie between 0 and 1; received {self.masked}")
         if self.tower.backbone not in ("vit", "cnn") or self.tower.weights is not None:
-            raise ValueError("tower must be a small one, --backbone vit or cnn, without --weights")
+            raise ValueError("tower must be small, --backbone vit or cnn, without --weights")
         if self.epochs < 1 or self.batch_size < 2:
             raise ValueError(
                 f"epochs must be positive and batch_size at least 2; received {self.epochs}, {self.batch_size}"
@@ -73,7 +73,7 @@ class Arguments:
 
 
 class MaskedModel(nn.Module):
-    """A tower, and a linear map from a token and the global token to the pixels of a patch."""
+    """A tower, and a linear layer from a token and the global token to the pixels of a patch."""
 
     def __init__(self, tower: Any, image_size: tuple[int, int]) -> None:
         super().__init__()
@@ -82,20 +82,20 @@ class MaskedModel(nn.Module):
         self.head = nn.Linear(2 * tower.dim, 3 * self.patch[0] * self.patch[1])
 
     def forward(self, images: Tensor, masked: Tensor) -> Tensor:
-        """Mean absolute error on the masked patches, (batch patches) of images (batch 3 height width)."""
+        """Return the mean absolute error on masked patches, (batch patches), of images (batch 3 height width)."""
         hidden = self.pixels_of(masked[:, :, None].expand(-1, -1, self.head.out_features))
         tokens, whole = self.tower(torch.where(hidden, GREY, images)[:, None])  # (b 1 n d), (b 1 d)
         both = torch.cat([tokens[:, 0], whole.expand_as(tokens[:, 0])], dim=-1)  # (b n 2d)
         return (self.pixels_of(self.head(both)) - images)[hidden].abs().mean()
 
     def pixels_of(self, patches: Tensor) -> Tensor:
-        """Patches (batch patches pixels) in their places, as images."""
+        """Arrange patches (batch patches pixels) into images."""
         (rows, columns), (height, width) = self.tower.grid, self.patch
         return rearrange(patches, "b (r c) (k h w) -> b k (r h) (c w)", r=rows, c=columns, h=height, w=width, k=3)
 
 
 def read_images(arguments: Arguments) -> Tensor:
-    """All training images, (images 3 height width) in [0, 1]."""
+    """Read all training images, (images 3 height width) in [0, 1]."""
     images: list[Tensor] = []
     for root in arguments.data:
         data = Data(
@@ -111,7 +111,7 @@ def read_images(arguments: Arguments) -> Tensor:
 
 
 def batches(images: Tensor, size: int, masked: float, patches: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images in a new order, half of them mirrored, and the patches to mask, as many in each image."""
+    """Yield images in random order, half of them mirrored, and the patches to mask, as many in every image."""
     count = max(1, round(masked * patches))
     for chosen in torch.randperm(len(images)).split(size):
         if len(chosen) < 2:  # no batch statistic
@@ -123,9 +123,9 @@ def batches(images: Tensor, size: int, masked: float, patches: int) -> Iterator[
 
 
 def pretrain(arguments: Arguments, images: Tensor) -> tuple[MaskedModel, list[float]]:
-    """The trained model and the mean loss of every epoch."""
+    """Train a model; return it and the mean loss of every epoch."""
     torch.manual_seed(arguments.seed)
-    # Nothing of a small tower depends on identities or cameras.
+    # A small tower does not depend on identities or cameras.
     tower = build_tower(arguments.tower, Facts(arguments.modalities, arguments.image_size, num_identities=2))
     model = MaskedModel(tower, arguments.image_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.05)
@@ -146,12 +146,12 @@ def pretrain(arguments: Arguments, images: Tensor) -> tuple[MaskedModel, list[fl
 
 
 def guess(images: Tensor) -> float:
-    """Mean absolute error of the best constant colour of each image: what a model has to beat."""
+    """Return the mean absolute error of the mean colour of each image, as a baseline."""
     return (images - images.mean(dim=(2, 3), keepdim=True)).abs().mean().item()
 
 
 def main(arguments: Arguments) -> list[float]:
-    """Pretrain, write tower.safetensors, and print what was learned."""
+    """Pretrain, write tower.safetensors, and print the errors."""
     path = arguments.out / FILE
     if path.exists():
         raise FileExistsError(f"{path} exists already: choose another --out")
@@ -163,7 +163,7 @@ def main(arguments: Arguments) -> list[float]:
     minutes = (time.process_time() - began) / 60
     save_small_tower(model.tower, path)
     print(f"{len(images)} images, {arguments.epochs} epochs, {minutes:.2f} CPU minutes")
-    print(f"error of a masked pixel: {history[0]:.4f} in the first epoch, {history[-1]:.4f} in the last one")
+    print(f"error of a masked pixel: {history[0]:.4f} in the first epoch, {history[-1]:.4f} in the last epoch")
     print(f"error of the mean colour of the image: {guess(images):.4f}", path, sep="\n")
     return history
 

@@ -1,4 +1,4 @@
-"""Dynamic quantisation to 8 bits: of an ONNX file, and of a model in PyTorch."""
+"""Dynamic quantisation of an ONNX file or a PyTorch model to 8 bits."""
 
 import copy
 import tempfile
@@ -10,12 +10,12 @@ from torch import nn
 
 from examples.optional import import_library
 
-# torch reads the weights of these layers past their modules, and a quantised module has none.
+# torch reads the weights of these layers without calling their modules, and a quantised module has no such weights.
 WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def quantise_onnx(path: Path, metadata: str) -> None:
-    """Replace an ONNX file by one whose matrix products have weights of 8 bits; activations are scaled as they come."""
+    """Replace an ONNX file by a file with 8-bit weights of matrix products; activations are scaled at run time."""
     import_library("onnxruntime", "export")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic  # pyright: ignore[reportMissingImports]
@@ -32,7 +32,7 @@ def quantise_onnx(path: Path, metadata: str) -> None:
 
 
 def quantise(model: nn.Module, *example: Any) -> nn.Module:
-    """A copy of a model whose linear layers have weights of 8 bits, on a CPU.
+    """Return a copy of a model whose linear layers have 8-bit weights, for the CPU.
 
     Only layers that the model calls are quantised.
 

@@ -1,6 +1,6 @@
-"""Recipes: settings of a published experiment, each value marked with who says so.
+"""Recipes: settings of a published experiment, each value with its source and reason.
 
-A recipe stands beneath the command line: `--recipe rgbnt201 --epochs 10` is the recipe with other epochs.
+Flags take precedence over a recipe: `--recipe rgbnt201 --epochs 10` is the recipe with other epochs.
 """
 
 import dataclasses
@@ -11,34 +11,34 @@ Record = TypeVar("Record")
 
 
 class Value(NamedTuple):
-    """Value of a setting in a recipe, who says so, and why, in half a line."""
+    """Value of a setting in a recipe, its source, and its reason in half a line."""
 
     value: Any
     source: Literal["paper", "research code", "ours"]
     why: str
 
 
-# By the name of a field of any record of settings; "rates.backbone" is the entry "backbone" of the field "rates".
+# Values by name of a field of any settings record; "rates.backbone" is the entry "backbone" of the field "rates".
 Recipe = dict[str, Value]
 
 
 def paper(value: object, where: str) -> Value:
-    """A value of the paper, and where it says so."""
+    """Mark a value of the paper, with its place in the paper."""
     return Value(value, "paper", where)
 
 
 def research_code(value: object, why: str) -> Value:
-    """A value of the code that the paper's authors published, where the paper is silent or says otherwise."""
+    """Mark a value of the code of the paper's authors, if the paper is silent or differs."""
     return Value(value, "research code", why)
 
 
 def ours(value: object, why: str) -> Value:
-    """A value of our own, where neither says one, or we have a reason to differ."""
+    """Mark a value of our own, if neither paper nor code has one, or we have a reason to differ."""
     return Value(value, "ours", why)
 
 
 def changed(record: Record, values: Mapping[str, Any]) -> Record:
-    """The record with those of the `values` that belong to it, by the names that recipes and variants use.
+    """Replace the fields of a record that `values` name, by the names that recipes and variants use.
 
     Examples:
         >>> from stmi_layers.training import Schedule
@@ -55,10 +55,10 @@ def changed(record: Record, values: Mapping[str, Any]) -> Record:
 
 
 def read(records: Mapping[str, object], name: str) -> Any:
-    """The value that a name of a recipe has in some records.
+    """Return the value in some records of a name that recipes use.
 
     Raises:
-        ValueError: when it is in none of them.
+        ValueError: when no record has this name.
     """
     whole, _, entry = name.partition(".")
     for record in records.values():

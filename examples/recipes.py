@@ -14,16 +14,16 @@ from stmi_layers.training.files import write_text
 
 @dataclass(frozen=True)
 class Arguments:
-    """Method, and place of the tables."""
+    """Method, and file of the tables."""
 
     method: tyro.conf.Positional[str]
     """Name of the method."""
     out: Path | None = None
-    """A Markdown file to write instead of printing, such as docs/tables/recipes.md."""
+    """Markdown file to write, such as docs/tables/recipes.md; printed by default."""
 
 
 def table(recipes: dict[str, Recipe], settings: Sequence[str]) -> str:
-    """A row per setting: its value in each recipe, whose it is, and why."""
+    """Format a table with a row per setting: its value in each recipe, its source and its reason."""
     lines = ["| setting | " + " | ".join(recipes) + " | whose | why |", "|---" * (len(recipes) + 3) + "|"]
     for setting in settings:
         values = [recipe[setting] for recipe in recipes.values()]
@@ -35,7 +35,7 @@ def table(recipes: dict[str, Recipe], settings: Sequence[str]) -> str:
 
 
 def show(entry: Value) -> str:
-    """A value as it would be typed, except that a switch is on or off."""
+    """Format a value as it would be typed; a switch is on or off."""
     value = entry.value
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -45,7 +45,7 @@ def show(entry: Value) -> str:
 
 
 def tables(recipes: dict[str, Recipe]) -> list[str]:
-    """Tables of recipe values: different between benchmarks, common, and changed by recipes after a research code."""
+    """Format tables of recipe values: different between benchmarks, common, and changed in the research code."""
     own = {name: recipe for name, recipe in recipes.items() if not name.endswith("-research-code")}
     research = {name: recipe for name, recipe in recipes.items() if name not in own}
     common, *_ = own.values()

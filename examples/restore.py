@@ -1,4 +1,4 @@
-"""A trained model from its checkpoint alone, and the test split it is asked about."""
+"""Restoring of a trained model, and of its test split, from a checkpoint."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -32,28 +32,28 @@ from stmi_layers.training.settings import from_dict
 
 @dataclass(frozen=True)
 class OtherData:
-    """Data settings that replace those of the run; None and () keep the setting of the run."""
+    """Data settings that replace those of the run; settings that are not given keep the value of the run."""
 
     data: Path | None = None
-    """Another set; the one of the run by default."""
+    """Folder of another set in any layout, or its manifest; the set of the run by default."""
     query_cameras: tuple[int, ...] | None = None
-    """Cameras of the test split that query the others."""
+    """Cameras of the test split that query the other cameras."""
     match: str | None = None
     """Column in which a gallery entry has to equal the query to be a right answer."""
     drop: str | None = None
-    """Column used with `match` to leave gallery entries out: an entry that equals the query in both is ignored."""
+    """Column used with `match` to ignore gallery entries: an entry that equals the query in both columns is dropped."""
     junk: tuple[int | str, ...] | None = None
-    """Identities of useless images, as -1 in Market-1501: neither right nor wrong, and no queries."""
+    """Identities of useless images, such as -1 in Market-1501: neither right nor wrong, and never queries."""
     missing_modality: Literal["error", "absent", "skip"] | None = None
-    """Policy for a sample that lacks an image in some modality."""
+    """Policy for a sample that lacks a modality: stop, mark the modality as absent, or skip the sample."""
     damaged: Literal["error", "skip"] | None = None
-    """Policy for files that cannot be used."""
+    """Policy for files that cannot be used: stop, or skip their samples."""
     validation: float | None = None
-    """Share of the training identities that is held out and scored instead of the test split; 0 scores the test split,
-    as another set does by default."""
+    """Share of the training identities to hold out and score instead of the test split; 0 scores the test split, which
+    is the default for another set."""
 
     def changes(self) -> dict[str, Any]:
-        """The settings that are given, by the names of the record `Data`."""
+        """Return the given settings, by the names of the record `Data`."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         if self.data is not None:
             given = {"validation": 0.0, **given}
@@ -62,23 +62,23 @@ class OtherData:
 
 @dataclass(frozen=True)
 class Computer:
-    """Device, processes and threads, and whose code runs."""
+    """Settings of the computer, and the package of your own method."""
 
     device: str = "auto"
-    """cpu, cuda, ...; "auto" takes CUDA when there is one."""
+    """Device: cpu, cuda, ...; "auto" takes CUDA if torch finds it, otherwise the CPU."""
     workers: int = 0
-    """Processes that load images."""
+    """Number of processes that load images; 0 loads in the main process."""
     threads: int = 0
-    """CPU threads; 0 leaves the choice to torch."""
+    """Number of CPU threads; 0 leaves the choice to torch."""
     method: str | None = None
-    """Your own package whose method the checkpoint holds. It is imported, so you name it and no file does."""
+    """Name of your own package, if the checkpoint holds its method. The package is imported: a file cannot choose it."""
 
     def __post_init__(self) -> None:
         if self.method is not None:
             load_method(self.method)
 
     def machine(self, *, quiet: bool = False) -> Machine:
-        """The record of ring 2."""
+        """Return the `Machine` record of the training package."""
         return Machine(device=self.device, workers=self.workers, threads=self.threads, quiet=quiet)
 
 
@@ -86,11 +86,11 @@ class Trained(NamedTuple):
     """Content of a checkpoint, and a test split.
 
     Attributes:
-        run: settings of the run, with the changes asked for.
-        model: the trained model, on its device and in evaluation mode.
-        dataset: the test split, its captions encoded.
-        protocol: what a query may match.
-        machine: where it is computed.
+        run: settings of the run, with the requested changes.
+        model: trained model, on its device and in evaluation mode.
+        dataset: test split with encoded captions.
+        protocol: rules for the matches of a query.
+        machine: settings of the computer.
         history: an entry per epoch.
     """
 
@@ -111,9 +111,9 @@ class Loaded(NamedTuple):
     """Content of a checkpoint, without any data.
 
     Attributes:
-        run: settings of the run, with the changes asked for.
-        model: the trained model, on its device and in evaluation mode.
-        facts: what the model was built from.
+        run: settings of the run, with the requested changes.
+        model: trained model, on its device and in evaluation mode.
+        facts: facts of the training set that the model was built from.
         history: an entry per epoch.
     """
 
@@ -124,16 +124,16 @@ class Loaded(NamedTuple):
 
 
 def load_model(checkpoint: Path, changes: Mapping[str, Any] | None = None, *, machine: Machine) -> Loaded:
-    """The model of a checkpoint, which needs no data set.
+    """Load the model of a checkpoint, without its data set.
 
     Args:
         checkpoint: the checkpoint.pt of a run.
         changes: settings of the run to replace, as in `restore`.
-        machine: where to compute.
+        machine: settings of the computer.
 
     Raises:
         FileNotFoundError: when there is no checkpoint.
-        ValueError: when it is none of this version.
+        ValueError: when the file is not a checkpoint of this version.
     """
     if machine.threads:
         torch.set_num_threads(machine.threads)
@@ -144,7 +144,7 @@ def load_model(checkpoint: Path, changes: Mapping[str, Any] | None = None, *, ma
         model = run.build(facts)
     except ImportError:
         raise
-    except Exception as error:  # whatever settings that are out of range make of a constructor
+    except Exception as error:  # any error of a constructor whose settings are out of range
         raise ValueError(f"{checkpoint} does not fit this version: {printable(error)}") from error
     load_weights(model, content.model, "model", checkpoint)
     run = run.changed(changes or {})
@@ -154,17 +154,17 @@ def load_model(checkpoint: Path, changes: Mapping[str, Any] | None = None, *, ma
 def restore(
     checkpoint: Path, changes: Mapping[str, Any] | None = None, *, machine: Machine, keep: Sequence[str] = ()
 ) -> Trained:
-    """Read a checkpoint and the test split of its data; the checkpoint is all it takes.
+    """Read a checkpoint and the test split of its data.
 
     Args:
         checkpoint: the checkpoint.pt of a run.
         changes: settings of the run to replace, by their names in its records.
-        machine: where to compute.
-        keep: modalities that are there at test time; () for all.
+        machine: settings of the computer.
+        keep: modalities that are present at test time; () keeps all.
 
     Raises:
         FileNotFoundError: when there is no checkpoint.
-        ValueError: when it is none of this version, or the data does not fit it.
+        ValueError: when the file is not a checkpoint of this version, or the data does not fit it.
     """
     run, model, _, history = load_model(checkpoint, changes, machine=machine)
     dataset = load_split(run.data, scored_split(run.data), seed=run.schedule.seed)
@@ -177,7 +177,7 @@ def restore(
 
 
 def reduced(dataset: MultiModalDataset, run: Run, keep: Sequence[str]) -> MultiModalDataset:
-    """The dataset with only the modalities to `keep`; the others are missing."""
+    """Return the dataset with only the modalities to `keep`; other modalities are missing."""
     return MultiModalDataset(
         without(dataset.items, run.data.modalities, keep),
         run.data.image_size,
@@ -189,10 +189,10 @@ def reduced(dataset: MultiModalDataset, run: Run, keep: Sequence[str]) -> MultiM
 
 
 def without(items: Sequence[Item], modalities: Sequence[str], keep: Sequence[str]) -> list[Item]:
-    """The items with only the modalities to `keep`.
+    """Return the items with only the modalities to `keep`.
 
     Raises:
-        ValueError: when one to keep is none of the modalities.
+        ValueError: when `keep` names an unknown modality, or none.
     """
     if not keep or set(keep) - set(modalities):
         raise ValueError(f"keep must name some of the modalities {tuple(modalities)}; received {tuple(keep)}")
@@ -205,14 +205,14 @@ def without(items: Sequence[Item], modalities: Sequence[str], keep: Sequence[str
 
 
 def describe_test(trained: Trained, headline: str | None = None) -> tuple[dict[str, Tensor], str]:
-    """Descriptors of the test split by name, and the name of the one that is scored first.
+    """Compute the descriptors of the test split by name; return them and the name of the headline descriptor.
 
     Args:
         trained: model and test split.
-        headline: another one than the model's: a feature, several joined as in "G+T", or "all".
+        headline: headline descriptor: a feature, several joined as in "G+T", or "all"; the model's headline by default.
 
     Raises:
-        ValueError: when `headline` is none of the descriptors.
+        ValueError: when `headline` is not among the descriptors.
     """
     chosen = headline or trained.model.headline
     machine = trained.machine
@@ -228,10 +228,10 @@ def describe_test(trained: Trained, headline: str | None = None) -> tuple[dict[s
 
 
 def joined_as(descriptors: Mapping[str, Tensor], chosen: str) -> dict[str, Tensor]:
-    """The descriptors and, where it is none of them, the `chosen` one, joined of those that a "+" stands between.
+    """Return the descriptors, with the `chosen` descriptor added; names with "+" join several descriptors.
 
     Raises:
-        ValueError: when a part of it is no descriptor.
+        ValueError: when a part of the name is not a descriptor.
     """
     if chosen in descriptors:
         return dict(descriptors)

@@ -1,4 +1,4 @@
-"""Score a trained model as it might be in use: with other masks, or without some modalities.
+"""Scores of a trained model under conditions of deployment: with other masks, or without some modalities.
 
 python -m examples.robustness --checkpoint runs/NAME/checkpoint.pt --masks eroded --keep RGB NI
 """
@@ -28,14 +28,14 @@ class Arguments:
     checkpoint: Path
     """The checkpoint.pt of a run."""
     masks: Masks = ""
-    """Masks of the test images; those of the training by default."""
+    """Masks of the test images; the masks of the training by default."""
     keep: tuple[str, ...] = ()
-    """Modalities that are there; all by default."""
+    """Modalities that are present; all by default."""
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
 
 
 def finished(path: Path) -> Result | None:
-    """The result in a file, None when there is none; a file that does not parse is none."""
+    """Read the result in a file; None if the file is missing or cannot be parsed."""
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -46,12 +46,12 @@ def finished(path: Path) -> Result | None:
 def score_under(checkpoint: Path, row: Row, machine: Machine) -> Result:
     """Score a trained model under the conditions of a row, as in metrics.json.
 
-    The result is kept beside the checkpoint, and made once for its content.
+    The result is kept beside the checkpoint, and computed once for each content of the checkpoint.
     """
     parts = [row.masks, *row.keep, f"by {row.groups}" if row.groups else ""]
     name = "-".join(["test", *filter(None, parts)])
     kept = checkpoint.parent / "conditions" / f"{name}.json"
-    # By its content a result is of this checkpoint, and of no earlier epoch.
+    # The digest ties a result to this checkpoint, not to an earlier epoch.
     result, content = finished(kept), digest_of(checkpoint) if checkpoint.is_file() else None
     if result is None or result.get("checkpoint") != content:
         result = {**_measure(checkpoint, row, machine), "checkpoint": content}

@@ -47,7 +47,7 @@ MODEL: Recipe = {
     "erasing": research_code(0.5, "for every modality on its own"),
     # Optimisation.
     "optimizer": research_code("adam", "with the usual moments"),
-    "rates.backbone": research_code(3.5e-6, "one rate for everything; in the warm-up ours rises, that of the code falls"),
+    "rates.backbone": research_code(3.5e-6, "one rate for everything; in the warm-up ours rises, the code's falls"),
     "learning_rate": ours(3.5e-4, "at the 3.5e-6 of the code new modules stay where they start"),
     "rates.strengths": ours(1e-3, "only for runs with masks: without SFM there are no strengths"),
     "weight_decay": research_code(1e-4, "of weights and biases alike"),

@@ -114,7 +114,7 @@ class NEXT(nn.Module):
         self._look = True
 
     def forward(self, batch: Batch) -> Outputs:
-        """Return the features of global tokens, and what they read from each kind of experts; 0 for absent modalities."""
+        """Return the features of global tokens, and what they read from each kind of experts; absent parts are 0."""
         present = batch.present  # (b m) or None
         patches, globals_ = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
         outputs = class_token_features(globals_, present, self.class_token_names)

@@ -1,6 +1,6 @@
-"""Look at a set before training on it: `python -m examples.prepare.inspect PATH`.
+"""Inspect a set before training on it: `python -m examples.prepare.inspect PATH`.
 
-Prints what the set holds, by which rule it was recognised and what is wrong with it, and writes `counts.csv`, a contact
+Prints the content of a set, the rule that recognised it and its problems, and writes `counts.csv`, a contact
 sheet and, where images have more than 8 bits, `ranges.json`. The exit status is 1 when anything is missing, duplicated,
 unreadable, passed over, mismatched or contradictory.
 """
@@ -34,10 +34,10 @@ def inspect_set(
 
     Args:
         root: folder of the set, or its manifest.
-        modalities: names of modalities that are to be recognised besides the usual ones.
-        ranges: counts of deep images by modality.
-        workers: threads that decode, 0 for as many as there are CPUs.
-        quiet: without a progress bar.
+        modalities: names of modalities to recognise besides the usual names.
+        ranges: counts that become black and white in deep images, by modality.
+        workers: number of threads that decode; 0 takes one per CPU.
+        quiet: show no progress bar.
     """
     findings = find_all(root, modalities)
     of_files = inspect_files(
@@ -55,7 +55,7 @@ def inspect_set(
 
 
 def as_words(ranges: Mapping[str, Range]) -> str:
-    """Ranges as they are given on the command line.
+    """Format ranges for the command line.
 
     >>> as_words({"TI": (7012.0, 9411.5), "NI": "image"})
     'TI 7012 9411.5 NI image'
@@ -74,16 +74,16 @@ def inspect(
     workers: int = 0,
     limit: int = 10,
 ) -> Findings:
-    """Say what a set holds and what is wrong with it; exit with status 1 when anything is.
+    """Print the content of a set and its problems; exit with status 1 if there is a problem.
 
     Args:
-        path: The set, in any layout, or its manifest.
-        out: Folder for counts.csv, contact_sheet.png and ranges.json; runs/inspect/NAME by default.
-        modalities: Names of modalities to recognise besides RGB, NI, TI, vis, thermal and their like.
-        ranges: Counts that become black and white in images of more than 8 bits, as TI 7012 9411, or TI image for those
-            of each image.
-        workers: Threads that decode; 0 takes all CPUs.
-        limit: Lines printed of each kind of problem.
+        path: Folder of the set in any layout, or its manifest.
+        out: Folder of counts.csv, contact_sheet.png and ranges.json; runs/inspect/NAME by default.
+        modalities: Names of modalities to recognise besides usual names such as RGB, NI, TI, vis and thermal.
+        ranges: Counts that become black and white in images of more than 8 bits, by modality: TI 7012 9411, or TI image
+            for the extremes of each image.
+        workers: Number of threads that decode images; 0 takes one per CPU.
+        limit: Largest number of lines printed for each kind of problem.
     """
     check_ranges(ranges)
     findings = inspect_set(path, modalities=modalities, ranges=ranges, workers=workers)

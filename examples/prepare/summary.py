@@ -1,4 +1,4 @@
-"""An inspection as text and as a table of counts."""
+"""Summary of an inspection, as text and as a table of counts."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ Row = dict[str, str | int]
 
 
 def count_rows(findings: Findings, columns: Sequence[str]) -> list[Row]:
-    """Number of items, and of images of each modality, for every combination of some columns of the items."""
+    """Count items, and images of each modality, for every combination of values of some columns."""
     groups: dict[tuple[Any, ...], list[Item]] = {}
     for split, items in findings.splits.items():
         for item in items:
@@ -40,7 +40,7 @@ def count_rows(findings: Findings, columns: Sequence[str]) -> list[Row]:
 
 
 def _rank(value: object) -> tuple[bool, bool, Any]:
-    """Order of numbers before names before nothing."""
+    """Return a sort key: numbers before names before None."""
     return value is None, isinstance(value, str), 0 if value is None else value
 
 
@@ -55,7 +55,7 @@ def write_counts(findings: Findings, path: Path) -> None:
 
 
 def describe(findings: Findings, *, limit: int = 10) -> str:
-    """All findings as text, at most `limit` lines of each kind of problem."""
+    """Format all findings as text, at most `limit` lines of each kind of problem."""
     lines = [f"layout: {findings.layout}, modalities: {', '.join(findings.modalities)}", f"rule: {findings.rule}", ""]
     lines += [*align(count_rows(findings, ["role"])), "", *align(count_rows(findings, ["role", "camera"])), ""]
     for split, items in findings.splits.items():
@@ -76,7 +76,7 @@ def describe(findings: Findings, *, limit: int = 10) -> str:
 
 
 def align(rows: Sequence[Row]) -> list[str]:
-    """Rows as a table with a header, numbers to the right."""
+    """Format rows as a table with a header, numbers to the right."""
     if not rows:
         return []
     table = [list(map(str, rows[0])), *([str(value) for value in row.values()] for row in rows)]

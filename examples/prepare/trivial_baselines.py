@@ -1,7 +1,7 @@
-"""Retrieval without any training: what chance, the mask, the background and raw pixels are worth on a test split.
+"""Baselines without training: retrieval by chance, the mask, the background and raw pixels of a test split.
 
-`python -m examples.prepare.trivial_baselines --data DIR --modalities RGB NI TI`. A result means something above these
-levels only.
+`python -m examples.prepare.trivial_baselines --data DIR --modalities RGB NI TI`. The result of a model is meaningful
+only above these scores.
 """
 
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ from stmi_layers.training.transforms import dilate
 @dataclass(frozen=True)
 class Arguments:
     data: Path
-    """Folder set with masks."""
+    """Folder of a set with masks."""
     modalities: tuple[str, ...] = ("RGB", "NI", "TI")
-    """Folders to read."""
+    """Modalities to read."""
     query_cameras: tuple[int, ...] = ()
-    """Cameras that query the others; without it every image is both query and gallery."""
+    """Cameras that query the other cameras; if empty, every image is both query and gallery."""
     image_size: tuple[int, int] = (64, 64)
-    """Height and width the images are resized to."""
+    """Height and width in pixels that all images are resized to."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    """Counts that become black and white in images of more than 8 bits, by modality, as TI 7012 9411 or TI image."""
+    """Counts that become black and white in images of more than 8 bits, by modality: TI 7012 9411, or TI image."""
     seed: int = 0
     """Seed of the random features."""
 
@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     features = {
         "chance": torch.randn(len(items), 64, generator=torch.Generator().manual_seed(arguments.seed)),
         "mask": masks.float(),
-        # Grown, so that an edge or a parallax between the bands leaves nothing of the figure in the background.
+        # The mask is grown, so that no edge of the figure is left in the background, despite parallax between the bands.
         "background": images * ~dilate(masks, 5),
         "figure": images * masks,
         "pixels": images,
@@ -67,7 +67,7 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
 
 
 def _normalised(features: Tensor) -> Tensor:
-    """Small copies of the images, around their mean over the split: raw pixels compare best blurred."""
+    """Reduce images and subtract their mean over the split, because raw pixels compare best when blurred."""
     if features.ndim == 5:
         features = F.adaptive_avg_pool2d(features.flatten(0, 1), 16).unflatten(0, features.shape[:2])
     flat = features.flatten(1)

@@ -1,1 +1,1 @@
-"""Checkpoints that the authors of the methods released, carried over to the models here."""
+"""Checkpoints released by the authors of the methods, converted to our models."""

@@ -1,7 +1,7 @@
 """Start from a released checkpoint: `python -m examples.released METHOD SET FILE --out runs/NAME`.
 
-METHOD is signal, demo, topreid, editor, idea or mambapro; SET is the data set that FILE was trained on. What comes out
-is a checkpoint like those of training, before the first epoch: evaluate, extract, export, or train on from it.
+METHOD is signal, demo, topreid, editor, idea or mambapro; SET is the data set that FILE was trained on. The result is a
+checkpoint before the first epoch, to evaluate, extract, export, or train further.
 """
 
 import shlex
@@ -24,32 +24,32 @@ from stmi_layers.training.messages import printable
 
 @dataclass(frozen=True)
 class Arguments:
-    """A released file, and where its checkpoint goes."""
+    """Released file, and folder of its checkpoint."""
 
     method: tyro.conf.Positional[str]
-    """Method that the file is of."""
+    """Method of the file."""
     trained_on: tyro.conf.Positional[Literal["rgbnt201", "rgbnt100", "msvr310"]]
-    """Data set that the file was trained on, which tells sizes and settings."""
+    """Data set that the file was trained on, which determines sizes and settings."""
     file: tyro.conf.Positional[Path]
-    """Released weights, a torch or safetensors file."""
+    """Released weights: a torch or safetensors file."""
     out: Path
-    """Folder of the run: checkpoint.pt and released.txt go there."""
+    """Folder of the run, for checkpoint.pt and released.txt."""
     data: Path | None = None
-    """Set to train on or to evaluate, in any layout. Without it, evaluation needs --data."""
+    """Set to train on or to evaluate, in any layout; without it, a later evaluation needs --data."""
     cameras: tuple[int, ...] = ()
-    """Numbers of the cameras, or views, of the embeddings of the file, in their order; 1, 2, 3 ... by default, or those
-    of the training split of --data."""
+    """Numbers of the cameras, or views, of the camera embeddings in the file, in their order; by default those of the
+    training split of --data, or 1, 2, 3 ... without --data."""
     camera_scale: float | None = None
-    """Factor of the embeddings of cameras in the configuration of the release; by default 1 with CLIP and 3 with ViT,
-    as in the released configurations."""
+    """Factor of the camera embeddings in the configuration of the release; by default 1 for CLIP and 3 for ViT, as in
+    the released configurations."""
     architecture: str | None = None
-    """Another tower of open_clip or timm than ViT-B/16."""
+    """Name of a tower of open_clip or timm, if it is not ViT-B/16."""
     trust_pickle: bool = False
-    """Read a torch file that holds more than tensors, which can run any code in it."""
+    """Read a torch file that holds more than tensors; such a file can run any code on your machine."""
 
 
 def import_file(arguments: Arguments) -> Imported:
-    """Read the file, carry it over, and write the checkpoint and the report."""
+    """Read and convert the file, and write the checkpoint and the report."""
     checkpoint = arguments.out / "checkpoint.pt"
     if checkpoint.exists():
         raise FileExistsError(f"{arguments.out} holds a run already: choose another --out")
@@ -75,7 +75,7 @@ def import_file(arguments: Arguments) -> Imported:
 
 
 def training_command(run: Run, out: Path) -> list[str]:
-    """The command that goes on with the run: its recipe, and flags for all settings that differ from it."""
+    """Return the command that continues the run: its recipe, and flags for all settings that differ from the recipe."""
     pure = settings_of(default_run(load_method(run.method), run.data, run.recipe))
     words = ["python", "-m", "examples.train", run.method, "--data", str(run.data.root), "--out", str(out), "--resume"]
     words += [] if run.recipe is None else ["--recipe", run.recipe]
@@ -91,7 +91,7 @@ def training_command(run: Run, out: Path) -> list[str]:
 
 
 def main(arguments: Arguments) -> Imported:
-    """Import a file, and print the report and what to type next."""
+    """Import a file, and print the report and the next command."""
     imported = import_file(arguments)
     for line in imported.report:
         print(printable(line if len(line) < 200 else f"{line[:160]} ... (all in released.txt)"))

@@ -1,4 +1,4 @@
-"""A model here from a released file: settings, weights and heads, and a report of what became of every tensor."""
+"""Conversion of a released file to our model: settings, weights and heads, and a report on every tensor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class Imported:
     """A run before its first epoch, filled from a released file.
 
     Attributes:
-        run: its settings.
-        facts: what the model was built from.
+        run: settings of the run.
+        facts: facts of the training set that the model was built from.
         state: model, objective and optimizer.
-        report: what became of every tensor, in lines.
+        report: lines that account for every tensor.
     """
 
     run: Run
@@ -39,10 +39,10 @@ class Imported:
 
 
 def carried_of(method: str, trained_on: str, release: Release) -> tuple[Method, str, Carried]:
-    """The method, the recipe with the readings of its release, and the file in the names of the method's model.
+    """Return the method, the recipe that fits its release, and the file in the names of the method's model.
 
     Raises:
-        ValueError: when there is no map for the method, or the file does not fit it.
+        ValueError: when the method has no conversion, or the file does not fit it.
     """
     if method not in METHODS:
         raise ValueError(f"METHOD must be one of {', '.join(METHODS)}; received {method!r}")
@@ -55,31 +55,31 @@ def carried_of(method: str, trained_on: str, release: Release) -> tuple[Method, 
 
 
 def settle(known: Method, recipe: str, carried: Carried, root: Path, changes: Mapping[str, Any]) -> Run:
-    """The settings: those of the recipe, of the file, and the changes."""
+    """Return the settings of the recipe, overridden by those of the file and by the changes."""
     return default_run(known, Data(root), recipe).changed({**carried.settings, **changes})
 
 
 def facts_of_release(run: Run, carried: Carried, cameras: tuple[int, ...] = ()) -> Facts:
-    """Facts of the training set as the file tells them: identities by the classifiers, cameras by the embeddings.
+    """Infer the facts of the training set from the file: identities from classifiers, cameras from embeddings.
 
     Raises:
-        ValueError: when there are other numbers of cameras than embeddings.
+        ValueError: when there are not as many cameras as embeddings.
     """
     (tower, *_), (head, *_) = carried.towers.values(), carried.heads.values()
     embeddings = 0 if tower.cameras is None else len(tower.cameras)
     if cameras and len(cameras) != embeddings:
         raise ValueError(f"cameras must be {embeddings} numbers, one per embedding of the file; received {cameras}")
-    # A model that reads captions is told so by their words, which the text tower of a release does not need.
+    # A model reads captions if the facts have words; the text tower of a release does not use the words.
     words = ("image",) if any(name.startswith("text_encoder.") for name in carried.model) else ()
     numbers = cameras or tuple(range(1, embeddings + 1))
     return Facts(run.data.modalities, run.data.image_size, len(head["classifier.weight"]), numbers, words=words)
 
 
 def fill(run: Run, facts: Facts, carried: Carried, release: Release) -> Imported:
-    """Build model and heads, and fill them.
+    """Build model and heads, and fill them with the released weights.
 
     Raises:
-        ValueError: when a tensor of the model gets nothing, or one of another shape; the message names it.
+        ValueError: when a tensor of the model gets no value, or a value of another shape; the message names the tensor.
     """
     torch.manual_seed(run.schedule.seed)
     model = run.build(facts)
@@ -134,6 +134,6 @@ def _load(module: nn.Module, state: State, kept: Mapping[str, str], release: Rel
 
 
 def _source(release: Release, value: Tensor) -> str:
-    """The released name of a tensor, where it was taken as it is."""
+    """Return the released name of a tensor that was taken unchanged."""
     name = release.names.get(id(value))
     return "" if name is None else f" in {name}"

@@ -1,1 +1,1 @@
-"""Search in an index of `examples.extract`: table, JSON and a page with pictures."""
+"""Search in an index of `examples.extract`, with a table, JSON and an HTML page of images."""

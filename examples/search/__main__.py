@@ -1,7 +1,7 @@
 """Find the best matches of images in an index: `python -m examples.search --index DIR --query RGB=a.jpg TI=b.png`.
 
-The index is the folder that `examples.extract` has written. Without faiss the search is exact, a shard at a time; with
-`--kind exact`, `ivf` or `hnsw` an index of faiss is built beside the shards when it is first asked for.
+The index is the folder that `examples.extract` has written. By default the search is exact, a shard at a time, without
+faiss. With `--kind exact`, `ivf` or `hnsw` an index of faiss is built beside the shards at its first use.
 """
 
 import json
@@ -31,40 +31,40 @@ from stmi_layers.training.shards import Shards, fingerprint, open_shards
 
 @dataclass(frozen=True)
 class Arguments:
-    """Index, queries and rules."""
+    """Index, queries, and rules for matches."""
 
     index: Path
-    """Folder that `examples.extract` has written."""
+    """Folder of the index, as `examples.extract` has written it."""
     query: tuple[str, ...] = ()
-    """Images to look up, as `examples.extract --images` takes them; or another folder that it has written. Without
-    any, a faiss index is built and nothing is looked up."""
+    """Images to look up, as `examples.extract --images` takes them, or another folder of `examples.extract`. Without
+    queries, only the faiss index is built."""
     out: Path | None = None
-    """Folder for matches.json and matches.html; `search` in the folder of the index by default."""
+    """Folder of matches.json and matches.html; `search` in the folder of the index by default."""
     checkpoint: Path | None = None
-    """The checkpoint of the index, where it no longer lies where it was."""
+    """Checkpoint of the index, if it was moved since the extraction."""
     k: int = 10
-    """Matches per query."""
+    """Number of matches per query."""
     descriptor: str | None = None
-    """Descriptor of the index, where it has several; the first one by default."""
+    """Descriptor to search by; the first descriptor of the index by default."""
     kind: Literal["shards", "exact", "ivf", "hnsw"] = "shards"
-    """Exact search of the shards; or by faiss: exact, inverted lists, or a graph."""
+    """Kind of search: exact in the shards; or by faiss: exact, inverted lists (ivf), or a graph (hnsw)."""
     rebuild: bool = False
-    """Build the faiss index again."""
+    """Build the faiss index again, even if it exists."""
     min_similarity: float = -1.0
-    """Least cosine of a match; a query without any is "not in the gallery"."""
+    """Lowest cosine of a match, -1 to 1; a query without a match is "not in the gallery"."""
     drop: str | None = None
-    """Leave out what has the identity of the query and its value in this column, as the protocols do: camera, scene."""
+    """Column, such as camera or scene: leave out entries that equal the query in identity and in this column."""
     exclude: str | None = None
-    """Leave out what has the value of the query in this column, whatever the identity: camera, scene."""
+    """Column, such as camera or scene: leave out entries that equal the query in it, whatever their identity."""
     modality: str | None = None
-    """Modality of query images whose place does not tell it."""
+    """Modality of query images whose folder does not name a modality."""
     split: str = "all"
-    """Split of a set of queries."""
+    """Split of a set of queries; all splits by default."""
     masks: Policy | None = None
-    """Masks of the queries; by default as those of the index."""
+    """Masks of the queries; by default made as those of the index."""
     segmentation: tyro.conf.OmitArgPrefixes[Segmentation] = field(default_factory=Segmentation)
     page: int = 50
-    """Queries on the page and in the table; matches.json has all."""
+    """Largest number of queries on the page and in the table; matches.json has all queries."""
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
 
 
@@ -111,7 +111,7 @@ def _search(shards: Shards, name: str, arguments: Arguments) -> Search:
 
 
 def _describe_queries(shards: Shards, name: str, arguments: Arguments) -> tuple[Tensor, list[Item]]:
-    """Descriptors of the queries and their items: from another extraction, or made now by the model of the index."""
+    """Return descriptors and items of the queries, from another extraction or computed by the model of the index."""
     if len(arguments.query) == 1 and (Path(arguments.query[0]) / "extraction.json").is_file():
         other = open_shards(Path(arguments.query[0]))
         if other.record.fingerprint != shards.record.fingerprint:

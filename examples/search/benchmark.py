@@ -1,6 +1,6 @@
-"""Time and memory of the kinds of search on made-up descriptors: `python -m examples.search.benchmark --out DIR`.
+"""Time and memory of the kinds of search on random descriptors: `python -m examples.search.benchmark --out DIR`.
 
-Descriptors are unit vectors around random centres, ten to a centre, as images of one identity are.
+Descriptors are unit vectors around random centres, ten per centre, like images of one identity.
 """
 
 import json
@@ -30,28 +30,28 @@ KINDS = ("ours", "exact", "ivf", "hnsw")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Size of the benchmark."""
+    """Size of the benchmark, and kinds of search."""
 
     out: Path
-    """Folder for the shards, the indices and benchmark.json."""
+    """Folder of the shards, the indices and benchmark.json."""
     items: int = 1_000_000
     """Number of descriptors."""
     width: int = 512
     """Width of a descriptor."""
     queries: int = 64
-    """Queries that are timed, all at once and one by one."""
+    """Number of timed queries, searched all at once and one by one."""
     spread: float = 0.7
-    """Length of the random vector added to a centre, which has length 1."""
+    """Length of the random vector that is added to a centre of length 1."""
     threads: int = 1
-    """CPU threads."""
+    """Number of CPU threads."""
     kinds: tuple[str, ...] = KINDS
     """Kinds of search to measure; "ours" needs no faiss."""
     only: str = ""
-    """Measure this kind alone. The command starts itself so for every kind, to measure the memory of each."""
+    """Measure only this kind. The command starts itself with this option for every kind, to measure its memory."""
 
 
 def write_made_up(arguments: Arguments) -> Shards:
-    """Shards of random descriptors, unless they are there."""
+    """Write shards of random descriptors, unless they exist."""
     size = 1 << 16
     record = Extraction("made up", {"D": arguments.width}, arguments.items, size, f"spread {arguments.spread}")
     write_record(arguments.out, record)
@@ -71,7 +71,7 @@ def write_made_up(arguments: Arguments) -> Shards:
 
 
 def draw(rows: int, width: int, spread: float, generator: torch.Generator) -> torch.Tensor:
-    """Unit vectors, ten around each of some random centres."""
+    """Draw unit vectors, ten around each random centre."""
     centres = F.normalize(torch.randn(-(-rows // 10), width, generator=generator)).repeat_interleave(10, dim=0)[:rows]
     return F.normalize(centres + spread * F.normalize(torch.randn(rows, width, generator=generator)))
 
@@ -110,12 +110,12 @@ def measure(arguments: Arguments, kind: str) -> dict[str, Any]:
         right = json.loads(truth.read_text())
         pairs = zip(right, found.tolist(), strict=True)
         result["recall at 10"] = sum(len({*one} & {*other}) / 10 for one, other in pairs) / len(right)
-    # Tasks that wait for a core, over a quarter of an hour, of which this one is part.
+    # Load of the machine over 15 minutes per core, this process included.
     return result | {"load": os.getloadavg()[2] / (os.cpu_count() or 1)}
 
 
 class Memory:
-    """Most memory of this process in MB that is its own: files that are mapped can be dropped at any time."""
+    """Peak of this process's own memory in MB; mapped files are not counted, because they can be dropped at any time."""
 
     def __init__(self) -> None:
         self._most = 0.0
@@ -127,7 +127,7 @@ class Memory:
             time.sleep(0.1)
 
     def most(self) -> float:
-        """The peak so far."""
+        """Return the peak so far."""
         lines = Path("/proc/self/status").read_text().splitlines()
         (now,) = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
         self._most = max(self._most, now / 1024)
@@ -135,7 +135,7 @@ class Memory:
 
 
 def main(arguments: Arguments) -> list[dict[str, Any]]:
-    """Measure every kind in a process of its own, and print a table."""
+    """Measure every kind in a separate process, and print a table."""
     if arguments.only:
         result = measure(arguments, arguments.only)
         write_text(arguments.out / f"{arguments.only}.json", json.dumps(result))
@@ -156,7 +156,7 @@ HEADS = "items", "search", "build", "build memory", "64 queries at once, each", 
 
 
 def as_table(results: Sequence[Mapping[str, Any]], items: int) -> str:
-    """The table of the documentation, and how busy the machine was.
+    """Format the table of the documentation, and the load of the machine.
 
     Examples:
         >>> told = {"kind": "ours", "peak MB": 330.0, "recall at 10": 1.0, "load": 2.04}
@@ -182,7 +182,7 @@ def as_table(results: Sequence[Mapping[str, Any]], items: int) -> str:
 
 
 def as_time(milliseconds: float) -> str:
-    """A time in words.
+    """Format a time.
 
     Examples:
         >>> as_time(1.13), as_time(44.4), as_time(420.0), as_time(1040.0)

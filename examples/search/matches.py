@@ -1,4 +1,4 @@
-"""Best matches of queries: what is found, without what the rules leave out, as a record per match."""
+"""Best matches of queries that the rules allow, a record per match."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from stmi_layers.training.shards import Shards
 
 
 class Match(NamedTuple):
-    """A gallery entry that was found.
+    """Gallery entry that matches a query.
 
     Attributes:
-        row: its row in the index.
-        item: what it is.
+        row: row of the entry in the index.
+        item: item of the entry.
         similarity: cosine with the query, from -1 to 1.
-        right: whether it has the identity of the query; None where one of them is unknown.
+        right: whether the entry has the identity of the query; None if either identity is unknown.
     """
 
     row: int
@@ -39,9 +39,9 @@ class Rules:
     """Rules that exclude gallery entries.
 
     Attributes:
-        drop: as in the protocols: entries with the identity of the query and its value in this column.
-        exclude: entries with the value of the query in this column, whatever their identity.
-        min_similarity: least cosine of a match.
+        drop: column; entries that equal the query in identity and in this column are excluded, as in the protocols.
+        exclude: column; entries that equal the query in it are excluded, whatever their identity.
+        min_similarity: lowest cosine of a match.
     """
 
     drop: str | None = None
@@ -58,12 +58,12 @@ class Rules:
 
 
 def value_of(item: Item, column: str) -> Any:
-    """The value of an item in a column; None where it has none."""
+    """Return the value of an item in a column; None if it has no value."""
     return getattr(item, column) if column in FIELDS else item.columns.get(column)
 
 
 def equal(one: Item, other: Item, column: str) -> bool:
-    """Tell whether two items have the same value in a column, and have one."""
+    """Tell whether two items have values in a column, and the values are equal."""
     value = value_of(one, column)
     return value is not None and value == value_of(other, column)
 
@@ -71,9 +71,9 @@ def equal(one: Item, other: Item, column: str) -> bool:
 def find_matches(
     search: Search, shards: Shards, vectors: Tensor, queries: Sequence[Item], *, k: int, rules: Rules
 ) -> list[list[Match]]:
-    """The `k` best matches of every query that the rules allow, best first.
+    """Find the `k` best matches of every query that the rules allow, best first.
 
-    More is looked up where the rules leave too few.
+    If the rules leave too few matches of a query, more entries are searched.
 
     Raises:
         ValueError: when a column of the rules is unknown to all queries.
@@ -81,7 +81,7 @@ def find_matches(
     _check_columns(queries, rules)
     rows = shards.starts[-1]
     found: dict[int, list[Match]] = {}
-    exhausted: dict[int, bool] = {}  # nothing that was not looked up could be a match
+    exhausted: dict[int, bool] = {}  # no entry that was not looked at could be a match
     todo, fetch = list(range(len(queries))), min(rows, k + 1)
     while todo:
         entries, distances = search(vectors[todo], fetch)
@@ -118,7 +118,7 @@ def _check_columns(queries: Sequence[Item], rules: Rules) -> None:
 
 
 def as_json(queries: Sequence[Item], matches: Sequence[Sequence[Match]]) -> list[dict[str, Any]]:
-    """Queries and their matches as plain values."""
+    """Return queries and their matches as plain values."""
     return [
         {
             **_facts(query),
@@ -148,7 +148,7 @@ def _facts(item: Item) -> dict[str, Any]:
 
 
 def as_table(queries: Sequence[Item], matches: Sequence[Sequence[Match]], *, shown: int) -> str:
-    """The matches of the first queries as text."""
+    """Format the matches of the first queries as text."""
     lines = []
     for query, some in list(zip(queries, matches, strict=True))[:shown]:
         lines.append(f"query {query.name}{_identity(query)}" + ("" if some else ": not in the gallery"))
@@ -168,11 +168,11 @@ def _identity(item: Item) -> str:
 
 
 def first_right(matches: Sequence[Sequence[Match]]) -> tuple[int, int]:
-    """Number of queries whose first match is right, and number of those where that is known."""
+    """Count the queries whose first match is right, and the queries whose first match is known to be right or wrong."""
     known = [some[0].right for some in matches if some and some[0].right is not None]
     return sum(known), len(known)
 
 
 def to_tensor(shards: Shards, name: str) -> Tensor:
-    """All vectors of a small extraction."""
+    """Return all vectors of a small extraction."""
     return torch.cat([shards.vectors(number, name) for number in range(len(shards))])

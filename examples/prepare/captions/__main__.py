@@ -56,7 +56,7 @@ def main(arguments: Arguments) -> dict[str, Any]:
     if captions.exists() and not answers.exists() and not arguments.overwrite:
         raise FileExistsError(f"{captions} was not written by this command; move it away, or pass --overwrite")
     if captions.exists() and arguments.apart:
-        raise FileExistsError(f"{captions} takes the place of captions per modality; move it away to write captions per modality")
+        raise FileExistsError(f"{captions} takes the place of captions per modality; move it away first")
     stop = threading.Event()
     ask = connect(arguments, schema, stop)
     with Journal(answers) as journal:

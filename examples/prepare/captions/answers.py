@@ -150,8 +150,8 @@ def normalise(value: str) -> str | None:
 def is_plate(value: str) -> bool:
     """Tell whether a value may hold a number plate.
 
-    A plate has five or more letters and digits in a run, with at least two digits and a letter. Some names of car models
-    look like a plate: losing such an attribute is better than publishing a plate.
+    A plate has five or more letters and digits in a run, with at least two digits and a letter. Some names of cars look
+    like a plate: losing such an attribute is better than publishing a plate.
 
     >>> [is_plate(value) for value in ("sticker ABC 1234", "京A·12345", "ab12cde", "Peugeot 308", "RAV4", "white van")]
     [True, True, True, False, False, False]

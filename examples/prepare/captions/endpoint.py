@@ -157,7 +157,7 @@ class Endpoint:
 
     def _wait_for_next(self, failure: _Failure, attempts: int) -> None:
         if failure.wait is not None and failure.wait > self._max_wait:
-            raise UnusableError(f"the server asks to wait {failure.wait:.0f} s ({failure.message}); run again after that time")
+            raise UnusableError(f"the server asks to wait {failure.wait:.0f} s ({failure.message}); run again later")
         if failure.wait is not None:
             self._pace.hold(failure.wait)
             self._pace.sleep(failure.wait + self._backoff * random.uniform(0.0, 0.5))

@@ -101,14 +101,14 @@ class Journal:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise BlockingIOError(f"{self.path} is in use by another process that asks the same questions") from error
+                raise BlockingIOError(f"{self.path} is in use: another process asks the same questions") from error
 
     def _read(self) -> None:
         self._file.seek(0)
         content = self._file.read()
         complete = content[: content.rfind(b"\n") + 1]
         if len(complete) < len(content):
-            warnings.warn(f"{self.path}: the last line is incomplete and is removed; its question is asked again", stacklevel=3)
+            warnings.warn(f"{self.path}: the last line is incomplete and is removed, to be asked again", stacklevel=3)
             self._file.truncate(len(complete))
         for number, line in enumerate(complete.splitlines(), start=1):
             try:

@@ -1,10 +1,10 @@
-"""A fallback for when there are no SAM 2 weights: two colour mixtures and the belief that the object is in the middle.
+"""Fallback without SAM 2 weights: two colour mixtures, and the assumption that the object is in the middle.
 
-Not a segmentation model. Each image stands alone: nothing was learned, no object is known. A Gaussian mixture over
-colour is fitted to what is probably foreground, another to what is probably background; at first that is told by a
-bell around the centre of the image, then by the mixtures themselves. So an object must be near the centre, fill about
-as much of the image as `object_size` says, and differ in colour or brightness from what surrounds it. An image without
-any contrast gets the bell.
+This is not a segmentation model: nothing is learned, and no object is known. In each image a Gaussian mixture over
+colour is fitted to the probable foreground, and another mixture to the probable background. The first estimate is a
+bell around the centre of the image; later estimates come from the mixtures. So an object must be near the centre, fill
+about as much of the image as `object_size` says, and differ from its surroundings in colour or brightness. In an image
+without contrast the result is the bell.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ WORKING_SIZE = 64  # pixels; at 96 the measured overlap with true masks is the s
 COMPONENTS = 4
 ROUNDS = 3
 HIGHEST_PRIOR = 0.9
-COLOUR_NOISE = 0.05  # added to variances in units of the image's own, so that flat regions do not become certain
+COLOUR_NOISE = 0.05  # added to variances, in units of the image's variance, so that flat regions stay uncertain
 
 
 class Classical:
-    """Foreground probabilities by colour and place, the same for the same image.
+    """Foreground probabilities by colour and place, deterministic.
 
     Args:
-        object_size: standard deviation of the bell, in halves of the image's sides: the object is expected to fill
-            about an ellipse of this radius.
-        device: where to compute.
+        object_size: standard deviation of the bell, in halves of the image's sides; the object should fill about an
+            ellipse of this radius.
+        device: device of the computation.
 
     Raises:
         ValueError: when `object_size` is not positive.
@@ -46,7 +46,7 @@ class Classical:
         )
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Probability]:
-        """One map per image, at its own size."""
+        """Return one map per image, at the size of the image."""
         working = (WORKING_SIZE, WORKING_SIZE)
         resized = [np.array(image.convert("RGB").resize(working, Image.Resampling.BILINEAR)) for image in images]
         stacked = torch.from_numpy(np.stack(resized)).to(self.device).permute(0, 3, 1, 2) / 255
@@ -60,10 +60,10 @@ class Classical:
 
 
 def segment(images: Float[Tensor, "batch 3 height width"], object_size: float) -> Float[Tensor, "batch height width"]:
-    """Probability of foreground.
+    """Compute the probability of foreground.
 
     Args:
-        images: colours in [0, 1]; three equal channels where there is one.
+        images: colours in [0, 1]; a grey image has three equal channels.
         object_size: see `Classical`.
     """
     height, width = images.shape[-2:]
@@ -77,23 +77,23 @@ def segment(images: Float[Tensor, "batch 3 height width"], object_size: float) -
 
 
 def centre_bell(height: int, width: int, spread: float, device: torch.device) -> Float[Tensor, "height width"]:
-    """1 at the centre of the image; `spread` is in halves of the sides."""
+    """Return a bell that is 1 at the centre of the image; `spread` is in halves of the sides."""
     y, x = (torch.linspace(-1, 1, side, device=device) for side in (height, width))
     return torch.exp(-0.5 * (y[:, None] ** 2 + x**2) / spread**2)
 
 
 def opponent_colours(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-    """Brightness, red against green, blue against yellow; each with mean 0 and about variance 1 over the image."""
+    """Return brightness, red against green, and blue against yellow, with mean 0 and variance about 1 per image."""
     red, green, blue = images.unbind(dim=1)
     colours = torch.stack([(red + green + blue) / 3, red - green, blue - (red + green) / 2], dim=1)
     centred = colours - colours.mean(dim=(2, 3), keepdim=True)
-    return centred / (colours.std(dim=(2, 3), keepdim=True) + 0.02)  # 0.02: noise of a grey image is no colour
+    return centred / (colours.std(dim=(2, 3), keepdim=True) + 0.02)  # 0.02: noise of a grey image should not count as colour
 
 
 def mixture_log_density(
     points: Float[Tensor, "batch dim pixels"], weights: Float[Tensor, "batch pixels"]
 ) -> Float[Tensor, "batch pixels"]:
-    """Log density of a Gaussian mixture at the points it was fitted to, each point counting by its weight.
+    """Return the log density of a Gaussian mixture at the weighted points it is fitted to.
 
     The components start as slices of equal weight along the axis of largest variance, so that nothing is random.
     """

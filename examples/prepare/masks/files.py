@@ -1,5 +1,5 @@
-"""Masks on disk. Each says in a text chunk of its PNG how it was made and how good it seemed, so that a run can be
-continued, a report written again, and a mask by somebody else recognised and left alone."""
+"""Masks on disk. A text chunk of the PNG notes the method and the quality of a mask. By this note a run can be
+continued, a report written again, and a mask from another source recognised and kept."""
 
 import json
 from dataclasses import asdict
@@ -28,9 +28,9 @@ class Note(NamedTuple):
 
 
 def mask_path(item: Item, folder: str, root: Path) -> Path:
-    """The place where the reader of a data set looks for the mask of an item: where a modality of its own would be.
+    """Return the path at which the reader of a data set looks for the mask of an item: in the place of a modality.
 
-    Of a manifest, which names masks itself, it is ROOT/<folder>/<item>.png.
+    For a manifest, which names masks itself, the path is ROOT/<folder>/<item>.png.
     """
     source = next(source for source in item.images if source is not None)
     path, file = path_of(source), f"{item.name.rpartition('/')[2]}.png"
@@ -42,7 +42,7 @@ def mask_path(item: Item, folder: str, root: Path) -> Path:
 
 
 def write_mask(path: Path, mask: Mask, note: Note) -> None:
-    """Write 0 and 255, whole or not at all."""
+    """Write a mask as 0 and 255, with its note, whole or not at all."""
     text = PngInfo()
     text.add_text(KEY, json.dumps({"method": note.method, "quality": asdict(note.quality)}))
     with write_whole(path) as file:
@@ -59,5 +59,5 @@ def read_note(path: Path) -> Note | None:
     try:
         content = json.loads(text or "")
         return Note(str(content["method"]), Quality(**content["quality"]))
-    except (ValueError, KeyError, TypeError, RecursionError):  # a text under our name that is none of ours
+    except (ValueError, KeyError, TypeError, RecursionError):  # a text under our key from another program
         return None

@@ -1,4 +1,4 @@
-"""From items to masks on disk: what is there is kept, what is missing is made."""
+"""Settings of the masks, and the way from items to masks on disk; existing masks are kept."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,58 +33,58 @@ class Settings:
     """Images, method and destination of the masks."""
 
     data: tyro.conf.Positional[Path]
-    """The data set, in any layout that the trainer reads."""
+    """Data set in any layout that the trainer reads."""
     modalities: tuple[str, ...] = ("RGB", "NI", "TI")
-    """Modalities to look at."""
+    """Modalities from whose images a mask is made."""
     splits: tuple[str, ...] = ("train", "test")
-    """Splits to make masks for; the report covers them."""
+    """Splits to make masks for, which the report covers."""
     method: Literal["sam2", "sam3", "classical"] = "sam2"
-    """SAM 2 or SAM 3, which need --weights; or a fallback by colour and place, which needs no weights."""
+    """Method: SAM 2 or SAM 3, which need --weights, or a fallback by colour and place without weights."""
     weights: Path | None = None
     """Local folder with SAM 2 or SAM 3 and its processor; nothing is downloaded."""
     prompt: str = "composite"
-    """Prompt of SAM 2 for the object: nearly the whole image as a "box", its centre as a "point", or both,
-    "composite". For SAM 3, the name of the thing, or several with commas: person; "car, truck, bus"."""
+    """Prompt of SAM 2 for the object: nearly the whole image as a "box", its centre as a "point", or both
+    ("composite"). Prompt of SAM 3: the name of the thing, such as person, or several names, "car, truck, bus"."""
     several: Several = "middle"
-    """Choice among several things that SAM 3 finds: the one nearest the middle, or the largest."""
+    """Choice among several things that SAM 3 finds: the thing nearest the middle, or the largest thing."""
     nothing: Nothing = "empty"
-    """Mask where SAM 3 finds nothing: empty, which the report names; the whole image; or stop with an error."""
+    """Policy if SAM 3 finds nothing: an empty mask, which the report lists; a mask of the whole image; or an error."""
     least: float = 0.5
-    """Score from which SAM 3 has found a thing."""
+    """Lowest score, 0 to 1, at which a thing of SAM 3 counts as found."""
     margin: float = 0.05
-    """Share of the sides that the box leaves out at each end."""
+    """Margin of the box of SAM 2 at each end, as a share of the side, 0 to 0.5."""
     object_size: float = 0.5
-    """Object size that the fallback expects: 0.5 fills the image, 0.2 is small in the middle."""
+    """Object size that the fallback expects: 0.5 for an object that fills the image, 0.2 for a small one."""
     source: str = VOTE
-    """"vote" of all modalities, or the one whose mask is taken; the others then only tell whether they agree."""
+    """Source of the mask: "vote" of all modalities, or one modality; the others then only measure the agreement."""
     out: Path | None = None
-    """Folder to write to instead of the data set; the masks of the data set are then compared with the new ones."""
+    """Folder to write to instead of the data set; masks of the data set are then compared with the new masks."""
     folder: str = "mask"
-    """"mask", common to all modalities, or "mask_<MODALITY>", for one."""
+    """Folder of the masks: "mask", common to all modalities, or "mask_<MODALITY>" for one modality."""
     overwrite: Literal["none", "own", "all"] = "none"
-    """Masks to make again: those made by this command, or also those that were given, which are then lost."""
+    """Existing masks to make again: none, those made by this command ("own"), or all; replaced masks are lost."""
     missing_modality: Literal["error", "absent"] = "error"
-    """Policy for an item without an image in some modality: stop, or let its other images vote."""
+    """Policy for an item that lacks a modality: stop, or let its other images vote ("absent")."""
     damaged: Literal["error", "skip"] = "error"
     """Policy for files that cannot be decoded: stop, or leave their items out with a warning that names the files."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    """Counts that become black and white in images of more than 8 bits, by modality, as TI 7012 9411 or TI image."""
+    """Counts that become black and white in images of more than 8 bits, by modality: TI 7012 9411, or TI image."""
     batch_size: int = 8
-    """Items at a time; each has an image per modality."""
+    """Number of items at a time, each with an image per modality."""
     device: str = "auto"
-    """Device of the model; "auto" takes CUDA when there is one."""
+    """Device of the model; "auto" takes CUDA if torch finds it, otherwise the CPU."""
     sheet: int = 40
-    """Doubtful masks to show in the picture, the most doubtful first."""
+    """Number of doubtful masks in the figure, the most doubtful first."""
 
 
 class Task(NamedTuple):
-    """The mask of one item.
+    """Task of making or keeping the mask of one item.
 
     Attributes:
-        item: what it shows.
-        split: it belongs to.
-        path: of the mask; where it was given, of that file.
-        state: "made" in this run; "kept", made by this command before; "given", by somebody else.
+        item: item of the mask.
+        split: split of the item.
+        path: path of the mask; of a given mask, the path of its file.
+        state: "made" in this run; "kept", made by this command before; "given", from another source.
     """
 
     item: Item
@@ -94,7 +94,7 @@ class Task(NamedTuple):
 
 
 def check(settings: Settings) -> None:
-    """Raise ValueError for settings that contradict one another or leave their range."""
+    """Refuse settings that contradict each other or are out of range, by ValueError."""
     sources, folders = (VOTE, *settings.modalities), ("mask", *(f"mask_{name}" for name in settings.modalities))
     for name, value, options in (("source", settings.source, sources), ("folder", settings.folder, folders)):
         if value not in options:
@@ -106,11 +106,11 @@ def check(settings: Settings) -> None:
             f"method {settings.method} needs --weights, a local folder with {of}; or pass --method classical"
         )
     if settings.method == "classical" and settings.weights is not None:
-        raise ValueError("weights are of SAM 2 and would be ignored; drop --weights, or --method classical")
+        raise ValueError("weights are for SAM 2 and would be ignored; leave out --weights or --method classical")
     if settings.method == "sam2" and settings.prompt not in get_args(Prompt):
         raise ValueError(
-            f"prompt must be one of {', '.join(get_args(Prompt))} for SAM 2; received {settings.prompt!r}; a name of a "
-            "thing is for --method sam3"
+            f"prompt must be one of {', '.join(get_args(Prompt))} for SAM 2; received {settings.prompt!r}; names of "
+            "things are for --method sam3"
         )
     if settings.method == "sam3" and settings.prompt in get_args(Prompt):
         raise ValueError("method sam3 needs --prompt, the name of the thing, such as person, or 'car, truck, bus'")
@@ -123,7 +123,7 @@ def check(settings: Settings) -> None:
 
 
 def build(settings: Settings) -> tuple[Segmenter, str]:
-    """The function that makes the masks, and its full name, which every mask and every report carries."""
+    """Return the function that makes masks, and its full name, which every mask and report stores."""
     device = choose_device(settings.device)
     if settings.weights is None:
         segmenter = Classical(object_size=settings.object_size, device=device)
@@ -139,12 +139,12 @@ def build(settings: Settings) -> tuple[Segmenter, str]:
 
 
 def plan(settings: Settings, method: str) -> list[Task]:
-    """All items of all splits, each with what is to happen to its mask.
+    """List the items of all splits, each with the task for its mask.
 
     Raises:
-        FileNotFoundError: when a split or a modality is not there.
-        ValueError: when files are damaged or missing; when the modality to take is missing; when masks there are
-            would be mixed with others, or hide the new ones.
+        FileNotFoundError: when a split or a modality does not exist.
+        ValueError: when files are damaged or missing; when an item lacks the modality of `source`; when existing masks
+            were made by another method, or would hide the new masks.
     """
     tasks, strangers = [], []
     for split in settings.splits:
@@ -188,7 +188,7 @@ def _plan_item(item: Item, split: str, settings: Settings) -> tuple[Task, Note |
     if note is None and settings.overwrite != "all":
         return Task(item, split, there, "given"), None
     if there != path:
-        raise ValueError(f"{there} would stand beside {path.name}, two masks of one item; move it away first")
+        raise ValueError(f"{there} and {path.name} would be two masks of one item; move {there.name} away first")
     return Task(item, split, path, "kept" if settings.overwrite == "none" else "made"), note
 
 
@@ -204,7 +204,7 @@ def _refuse_missing_source(items: list[Item], settings: Settings) -> None:
 
 
 def run(tasks: Sequence[Task], segmenter: Segmenter, method: str, settings: Settings) -> None:
-    """Make and write what is to be made, a batch of items at a time."""
+    """Make and write the masks to be made, a batch of items at a time."""
     todo = [task for task in tasks if task.state == "made"]
     with tqdm(total=len(todo), desc="masks", unit="item", disable=not todo) as progress:
         for start in range(0, len(todo), settings.batch_size):
@@ -217,7 +217,7 @@ def run(tasks: Sequence[Task], segmenter: Segmenter, method: str, settings: Sett
 
 
 def make(items: Sequence[Item], segmenter: Segmenter, settings: Settings) -> Iterator[tuple[Mask, Quality]]:
-    """One mask per item, at the size of the image that it is taken from, or of the first one there is."""
+    """Yield one mask per item, at the size of its source image, or for a vote of the item's first image."""
     bounds: list[Range | None] = [settings.ranges.get(name) for name in settings.modalities]
     images = [
         [None if source is None else read_image(source, one) for source, one in zip(item.images, bounds, strict=True)]
@@ -237,7 +237,7 @@ def make(items: Sequence[Item], segmenter: Segmenter, settings: Settings) -> Ite
 
 
 def _look(segmenter: Segmenter, images: Sequence[Image.Image]) -> list[tuple[Probability, int | None]]:
-    """Maps, each with the number of things that were found where the method counts them."""
+    """Return maps, each with the number of found things, or None if the method does not count things."""
     if isinstance(segmenter, Sam3):
         return list(segmenter.look(images))
     return [(probability, None) for probability in segmenter(images)]

@@ -1,4 +1,4 @@
-"""Quality of a mask without a true mask to compare with, and reasons to doubt it."""
+"""Quality of a mask without ground truth, and reasons to doubt the mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ MOST_BORDER = 0.5
 LEAST_AGREEMENT = 0.5
 LEAST_STABILITY = 0.33
 MOST_REMOVED = 0.25
-SURE = 0.73  # the probability at a logit of 1; SAM's own stability score compares masks at logits of 1 and -1
+SURE = 0.73  # probability at a logit of 1; the stability score of SAM compares masks at logits of 1 and -1
 UNSURE = 0.27
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Shares in [0, 1]; None where it is not known: of masks made elsewhere only area and border are.
+    """Quality of a mask, as shares in [0, 1]; None if unknown. Of masks made elsewhere only area and border are known.
 
     Attributes:
-        area: of the image that is foreground.
-        border: of the image's outermost pixels that are foreground.
-        agreement: mean intersection over union between the cleaned masks of all pairs of modalities; None with one.
-        stability: area that stays foreground when a probability of 0.73 is asked for, over that with 0.27.
-        removed: of the foreground before cleaning that was not in the largest region.
-        found: number of things that a method found which looks for them by name, one per modality that is there.
+        area: share of the image that is foreground.
+        border: share of the image's outermost pixels that are foreground.
+        agreement: mean intersection over union between the cleaned masks of all pairs of modalities; None for one.
+        stability: foreground area at a threshold of 0.73, divided by the area at 0.27.
+        removed: share of the foreground before cleaning that was outside the largest region.
+        found: number of things found by name, one number per present modality; None for a method without names.
     """
 
     area: float
@@ -46,13 +46,13 @@ def measure(mask: Mask) -> Quality:
 def measure_made(
     mask: Mask, probabilities: Probability, raw: Mask, used: Probability, found: Sequence[int] | None = None
 ) -> Quality:
-    """Everything about a mask that has just been made.
+    """Measure a mask that has just been made.
 
     Args:
         mask: the cleaned mask.
-        probabilities: of all modalities (modalities, height, width).
-        raw: the mask before it was cleaned.
-        used: the probability map that `raw` comes from: the mean over the modalities, or that of one.
+        probabilities: probability maps of all modalities, (modalities, height, width).
+        raw: mask before cleaning.
+        used: probability map behind `raw`: the mean over the modalities, or the map of one modality.
         found: see `Quality`.
     """
     shown = measure(mask)
@@ -68,7 +68,7 @@ def measure_made(
 
 
 def find_doubts(quality: Quality) -> dict[str, float]:
-    """Find reasons to doubt a mask, and their strength in (0, 1]; nothing when it is not.
+    """Find reasons to doubt a mask, and their strength in (0, 1]; {} if there is no doubt.
 
     >>> find_doubts(Quality(area=0.3, border=0.1, agreement=0.25))
     {'modalities disagree': 0.75}

@@ -13,9 +13,9 @@ Probability = NDArray[np.floating]
 
 
 def vote(probabilities: Float[np.ndarray, "modalities height width"]) -> Bool[np.ndarray, "height width"]:
-    """A pixel is foreground when its probability, averaged over the modalities, exceeds one half.
+    """Vote: a pixel is foreground when its mean probability over the modalities exceeds one half.
 
-    Every modality has the same say, in proportion to how sure it is. With certain ones it is the majority.
+    A modality counts by its certainty. If all modalities are certain, the majority decides.
 
     >>> vote(np.array([[[0.9, 0.9]], [[0.6, 0.6]], [[0.2, 0.0]]]))
     array([[ True, False]])
@@ -24,10 +24,10 @@ def vote(probabilities: Float[np.ndarray, "modalities height width"]) -> Bool[np
 
 
 def clean(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """The largest region, without holes; of regions of one size the first from the top.
+    """Keep the largest region and fill its holes; of regions of equal size keep the first from the top.
 
-    Pixels that share a side are of one region. A hole is background that does not reach the border of the image
-    through such neighbours.
+    Pixels that share a side belong to one region. A hole is background that does not reach the border of the image
+    through shared sides.
     """
     from scipy import ndimage
 
@@ -40,13 +40,13 @@ def clean(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height wi
 
 
 def intersection_over_union(one: Bool[np.ndarray, "height width"], other: Bool[np.ndarray, "height width"]) -> float:
-    """In [0, 1]; two empty masks are the same, which is 1."""
+    """Compute the intersection over union in [0, 1]; 1 for two empty masks."""
     union = (one | other).sum()
     return float((one & other).sum() / union) if union else 1.0
 
 
 def stretch(probability: Probability, size: tuple[int, int]) -> Probability:
-    """A probability map at another height and width; modalities may differ in size, not in what they show."""
+    """Resize a probability map; modalities may differ in size, but must show the same view."""
     if probability.shape == size:
         return probability
     image = Image.fromarray(probability.astype(np.float32))
@@ -54,20 +54,20 @@ def stretch(probability: Probability, size: tuple[int, int]) -> Probability:
 
 
 def stretch_mask(mask: Mask, size: tuple[int, int]) -> Mask:
-    """A mask at another height and width, by the nearest pixel."""
+    """Resize a mask by the nearest pixel."""
     if mask.shape == size:
         return mask
     return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def frame_border(mask: Mask) -> Mask:
-    """The outermost pixels, each once."""
+    """Return the outermost pixels, each once."""
     outermost = np.ones_like(mask)
     outermost[1:-1, 1:-1] = False
     return mask[outermost]
 
 
 def mean_overlap(masks: Sequence[Mask]) -> float | None:
-    """Mean intersection over union of all pairs; None without a pair."""
+    """Compute the mean intersection over union of all pairs; None without a pair."""
     pairs = [(one, other) for index, one in enumerate(masks) for other in masks[:index]]
     return float(np.mean([intersection_over_union(*pair) for pair in pairs])) if pairs else None

@@ -20,15 +20,15 @@ from stmi_layers.training.images import read_mask
 
 
 class Entry(NamedTuple):
-    """One mask, as it lies on disk.
+    """One mask on disk.
 
     Attributes:
-        task: what it is of, and where.
-        method: how it was made, "given" when it does not say.
-        quality: its measurements.
+        task: item and path of the mask.
+        method: name of the method; "given" if the mask has no note.
+        quality: measurements of the mask.
         doubts: reasons and strengths, see `find_doubts`.
-        overlap: intersection over union with the masks given in the data set, their mean where modalities have their
-            own; None when there is none to compare with.
+        overlap: intersection over union with the given mask of the data set, as a mean over masks per modality; None
+            without a given mask.
     """
 
     task: Task
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 def read_entries(tasks: Sequence[Task], settings: Settings) -> list[Entry]:
-    """The masks of all items, whether made now or before."""
+    """Read the masks of all items, whether made now or before."""
     progress = tqdm(tasks, desc="reading masks", unit="item", leave=False, disable=len(tasks) < 1000)
     return [_read(task, settings) for task in progress]
 
@@ -67,7 +67,7 @@ def rank_doubtful(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def summarise(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Counts and means of a split."""
+    """Compute counts and means of a split."""
     states: Counter[State] = Counter(entry.task.state for entry in entries)
     reasons = Counter(reason for entry in entries for reason in entry.doubts)
     overlaps = [entry.overlap for entry in entries if entry.overlap is not None]
@@ -96,7 +96,7 @@ def _mean_known(values: Sequence[float | None]) -> float | None:
 
 
 def write_report(path: Path, entries: Sequence[Entry], settings: Settings, method: str) -> dict[str, Any]:
-    """Write the report, and return it as it is read from the file."""
+    """Write the report, and return it as read back from the file."""
     splits = {split: [entry for entry in entries if entry.task.split == split] for split in settings.splits}
     content = {
         "method": method,
@@ -137,7 +137,7 @@ def _as_json(entry: Entry, settings: Settings) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report's summary as text, under the name of the method."""
+    """Format the report's summary as text, under the name of the method."""
     columns = ("items", "made", "kept", "given", "mean area", "mean agreement", "touching the border", "doubtful")
     rows = [["split", *columns, "IoU mean", "median"]]
     for split, summary in report["splits"].items():

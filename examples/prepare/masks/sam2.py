@@ -1,7 +1,7 @@
-"""SAM 2 from a local folder, asked once per image for the object in the middle.
+"""SAM 2 from a local folder, prompted once per image for the object in the middle.
 
-Images of a re-identification set are crops: the object is known to be there, only its outline is not. So the prompt
-is the same for every image, in its own proportions: nearly the whole image as a box, its centre as a point, or both.
+Images of a re-identification set are crops: the object is known to be there, but not its outline. So every image gets
+the same prompt, relative to its size: nearly the whole image as a box, its centre as a point, or both.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ Prompt = Literal["box", "point", "composite"]
 
 
 def build_prompt(size: tuple[int, int], prompt: Prompt, margin: float) -> dict[str, Any]:
-    """The prompt for an image, in its own pixels.
+    """Build the prompt for an image, in pixels of the image.
 
     Args:
-        size: width and height.
+        size: width and height in pixels.
         prompt: "box", the image without its margin; "point", its centre; "composite", both.
         margin: share of width and height left out on each side of the box, in [0, 0.5).
 
@@ -44,19 +44,19 @@ def build_prompt(size: tuple[int, int], prompt: Prompt, margin: float) -> dict[s
 class Sam2:
     """Foreground probabilities from SAM 2. Needs the `hf` extra.
 
-    A point alone is ambiguous, the shirt or the person: of the masks that SAM 2 offers then, the one that it expects
-    to overlap best is taken. With a box it is asked for one mask.
+    A point alone is ambiguous (the shirt or the person?), so SAM 2 returns several masks, and the mask with the highest
+    predicted overlap is taken. With a box SAM 2 returns one mask.
 
     Args:
         weights: folder with the model and its processor, as `save_pretrained` writes them or the model hub offers
             them. Nothing is downloaded.
         prompt: see `build_prompt`.
         margin: see `build_prompt`.
-        device: where to compute.
+        device: device of the computation.
 
     Raises:
-        FileNotFoundError: when the folder, or a file that it needs, is missing.
-        ValueError: when it holds another model, weights are missing, or `margin` is out of its range.
+        FileNotFoundError: when the folder, or a file in it, is missing.
+        ValueError: when the folder holds another model, weights are missing, or `margin` is out of range.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Sam2:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> list[Probability]:
-        """One map per image, at its own size."""
+        """Return one map per image, at the size of the image."""
         pictures = [image.convert("RGB") for image in images]
         each = [build_prompt(picture.size, self.prompt, self.margin) for picture in pictures]
         prompts = {name: [one[name] for one in each] for name in each[0]}
@@ -91,18 +91,18 @@ class Sam2:
 
 
 def load(weights: Path) -> tuple[Any, Any]:
-    """Model and processor from a folder, complete or not at all.
+    """Load model and processor from a folder, or refuse an incomplete folder.
 
     Raises:
-        FileNotFoundError: when the folder, or a file that it needs, is missing.
-        ValueError: when it holds another model, or weights are missing.
+        FileNotFoundError: when the folder, or a file in it, is missing.
+        ValueError: when the folder holds another model, or weights are missing.
     """
     if not (weights / "config.json").is_file():
         raise FileNotFoundError(f"weights must be a local folder with SAM 2 and its config.json; received {weights}")
     import_torchvision()  # the processor needs it
     from transformers import AutoConfig, Sam2Model, Sam2Processor
 
-    # Neither the network nor code in the folder, whatever its files name.
+    # Neither the network nor code in the folder is used, whatever its files name.
     closed: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         kind = AutoConfig.from_pretrained(weights, **closed).model_type

@@ -1,6 +1,6 @@
-"""SAM 3 from a local folder, asked for a thing by its name: crops with several objects, or none, are told apart.
+"""SAM 3 from a local folder, prompted by the name of a thing: it tells crops with several things or none.
 
-The published weights come under a licence of their own, Meta's SAM License, not under that of this repository.
+The published weights have a separate licence, Meta's SAM License, not that of this repository.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,23 +18,23 @@ from stmi_layers.training._torchvision import import_torchvision
 
 Several = Literal["largest", "middle"]
 Nothing = Literal["empty", "whole", "error"]
-SAME = 0.5  # intersection over union from which two masks are of one thing
+SAME = 0.5  # intersection over union from which two masks count as one thing
 
 
 class Sam3:
-    """Foreground probabilities of the thing that is named. Needs the `hf` extra.
+    """Foreground probabilities of a named thing, from SAM 3. Needs the `hf` extra.
 
     Args:
         weights: folder with the model and its processor, as `save_pretrained` writes them. Nothing is downloaded.
-        prompt: name of the thing: person, yellow bus ...; or several with commas, which cost a pass each.
-        several: where there are several: the one with the largest mask, or the one whose box is nearest the middle.
-        nothing: where there is none: no foreground, which the report names as empty; all of the image; or stop.
-        least: score from which a thing counts as found.
-        device: where to compute.
+        prompt: name of the thing: person, yellow bus ...; or several names with commas, each of which costs a pass.
+        several: choice among several found things: the largest mask, or the box nearest the middle.
+        nothing: policy if nothing is found: an empty mask, a mask of the whole image, or an error.
+        least: lowest score, 0 to 1, at which a thing counts as found.
+        device: device of the computation.
 
     Raises:
-        FileNotFoundError: when the folder, or a file that it needs, is missing.
-        ValueError: when it holds another model, weights are missing, or an option is out of its range.
+        FileNotFoundError: when the folder, or a file in it, is missing.
+        ValueError: when the folder holds another model, weights are missing, or an option is out of range.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Sam3:
         )
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Probability]:
-        """One map per image, at its own size."""
+        """Return one map per image, at the size of the image."""
         return [probability for probability, _ in self.look(images)]
 
     @torch.no_grad()
     def look(self, images: Sequence[Image.Image]) -> Iterator[tuple[Probability, int]]:
-        """One map per image, at its own size, and the number of things that were found in it."""
+        """Yield one map per image, at the size of the image, and the number of things found in the image."""
         pictures = [image.convert("RGB") for image in images]
         answers = zip(*(self._ask(pictures, word) for word in self.words), strict=True)
         scores, masks, boxes = (torch.cat(parts, dim=1) for parts in answers)
@@ -77,7 +77,7 @@ class Sam3:
             yield self._choose(image, found, mask, box), len(found)
 
     def _ask(self, pictures: list[Image.Image], word: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, masks and boxes of all things that could be one of the name."""
+        """Return scores, masks and boxes of all candidates for a name."""
         inputs = self.processor(images=pictures, text=[word] * len(pictures), return_tensors="pt")
         answer = self.model(**inputs.to(self.device))
         scores = answer.pred_logits.float().sigmoid()
@@ -86,7 +86,7 @@ class Sam3:
         return scores, answer.pred_masks.float().sigmoid(), answer.pred_boxes.float()
 
     def _choose(self, image: Image.Image, found: Tensor, masks: Tensor, boxes: Tensor) -> Probability:
-        """The map of one of the things that were found."""
+        """Return the map of one of the found things."""
         if len(found) == 0:
             if self.nothing == "error":
                 raise ValueError(f"an image of {image.size} pixels shows no {self.prompt!r}; pass nothing='empty'")
@@ -103,12 +103,12 @@ class Sam3:
 
 
 def distinct(scores: Tensor, masks: Tensor, least: float) -> Tensor:
-    """Indices of the things with a score from `least` on, best first, each thing once, whatever names it goes by.
+    """Return the indices of things with a score of at least `least`, best first, each thing once across names.
 
     Args:
         scores: in [0, 1], (things).
         masks: probabilities (things height width).
-        least: least score.
+        least: lowest score.
     """
     shapes = masks.flatten(1) > 0.5
     kept: list[int] = []
@@ -121,18 +121,18 @@ def distinct(scores: Tensor, masks: Tensor, least: float) -> Tensor:
 
 
 def load(weights: Path) -> tuple[Any, Any]:
-    """Model and processor from a folder, complete or not at all.
+    """Load model and processor from a folder, or refuse an incomplete folder.
 
     Raises:
-        FileNotFoundError: when the folder, or a file that it needs, is missing.
-        ValueError: when it holds another model, or weights are missing.
+        FileNotFoundError: when the folder, or a file in it, is missing.
+        ValueError: when the folder holds another model, or weights are missing.
     """
     if not (weights / "config.json").is_file():
         raise FileNotFoundError(f"weights must be a local folder with SAM 3 and its config.json; received {weights}")
     import_torchvision()  # the processor needs it
     from transformers import AutoConfig, Sam3Model, Sam3Processor
 
-    # Neither the network nor code in the folder, whatever its files name.
+    # Neither the network nor code in the folder is used, whatever its files name.
     closed: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         kind = AutoConfig.from_pretrained(weights, **closed).model_type
@@ -146,5 +146,5 @@ def load(weights: Path) -> tuple[Any, Any]:
     model, found = loaded
     missing = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
     if missing:
-        raise ValueError(f"{weights} lacks {len(missing)} weights of SAM 3, or has them otherwise: {missing[:5]}")
+        raise ValueError(f"{weights} lacks {len(missing)} weights of SAM 3, or has other shapes: {missing[:5]}")
     return model, processor

@@ -1,4 +1,4 @@
-"""A picture of the doubtful masks, the most doubtful first, with the reasons."""
+"""Figure of doubtful masks, the most doubtful first, with the reasons."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ OUTLINE = (255, 214, 10)
 
 
 def draw_sheet(path: Path, entries: Sequence[Entry], title: str, settings: Settings) -> Path:
-    """Draw each entry as its images with the outline of the mask, and below them the foreground alone."""
+    """Draw each entry as its images with the outline of the mask, and below them the images with a dark background."""
     lines = 1 + max(len(entry.doubts) for entry in entries)
     bounds: list[Range | None] = [settings.ranges.get(name) for name in settings.modalities]
     cells = [_draw_cell(entry, bounds, LINE * lines + GAP) for entry in entries]
@@ -61,5 +61,5 @@ def _draw_cell(entry: Entry, bounds: Sequence[Range | None], top: int) -> Image.
 
 
 def _edge(mask: Mask) -> Mask:
-    """Foreground pixels with a background neighbour."""
+    """Return the foreground pixels with a background neighbour."""
     return mask & ~erode(torch.from_numpy(mask), 1, diagonals=False).numpy()

@@ -1,7 +1,7 @@
 """Parts of the synthetic set: silhouettes, surface materials and the marks that carry an identity.
 
-Silhouettes and surfaces are shared by many identities; only the tags tell them apart. The near-infrared albedo of a
-surface is set independently of its colour, as that of real pigments is.
+Silhouettes and surfaces are shared by many identities; only the tags tell identities apart. The near-infrared albedo of
+a surface is independent of its colour, as for real pigments.
 """
 
 from typing import NamedTuple
@@ -10,11 +10,11 @@ import numpy as np
 
 Polygon = tuple[tuple[float, float], ...]
 
-TAG_SIDE = 0.22  # of the geometric mean of a figure's width and height
+TAG_SIDE = 0.22  # side of a tag, as a share of the geometric mean of a figure's width and height
 
 
 class Material(NamedTuple):
-    """Material of a flat surface; warmth is kelvin above the air, everything else a fraction in [0, 1]."""
+    """Material of a flat surface; warmth is in kelvin above the air, all other values are in [0, 1]."""
 
     red: float
     green: float
@@ -27,8 +27,8 @@ class Material(NamedTuple):
 class Body(NamedTuple):
     """A silhouette that many identities share: parts back to front, and the places where a tag can sit.
 
-    Coordinates run over the unit box, y downwards, front at x = 1. `phrase` is how a caption words it, with the paint
-    in braces.
+    Coordinates run over the unit box, y downwards, front at x = 1. `phrase` is the text of a caption, with the paint in
+    braces.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Body(NamedTuple):
 
 
 class Tag(NamedTuple):
-    """The small patch that carries an identity: an index into HUES, one into INKS and one into HEATS."""
+    """Small patch that carries an identity: indices into HUES, INKS and HEATS."""
 
     hue: int
     ink: int

@@ -1,4 +1,4 @@
-"""Captions of the synthetic set: some attributes of a view in words, with unknown and wrong ones on request."""
+"""Captions of the synthetic set: attributes of a view in words, some of them missing or wrong on request."""
 
 import itertools
 from typing import NamedTuple
@@ -13,7 +13,7 @@ NUMBER_WORDS = ("no", "one", "two", "three")
 
 
 class Caption(NamedTuple):
-    """A sentence, and the attributes it leaves out or names wrongly."""
+    """Caption of a view, and the attributes that it leaves out or names wrongly."""
 
     text: str
     missing: list[str]
@@ -21,7 +21,7 @@ class Caption(NamedTuple):
 
 
 def describe(settings: Settings, identity: Identity, view: View, rng: Generator) -> Caption:
-    """Word some attributes of a view: body, paint, heading, light, number of tags and their hues."""
+    """Describe attributes of a view in words: body, paint, heading, light, number of tags and their hues."""
     bodies, hues = BODIES[settings.kind], list(HUES)
     worn = sorted({hues[tag.hue] for tag in identity.tags})
     truth = {

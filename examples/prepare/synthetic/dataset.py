@@ -1,17 +1,17 @@
-"""The synthetic set: three modalities with masks and captions, rendered for users without data.
+"""Synthetic set: three modalities with masks and captions, rendered for users without data.
 
     python -m examples.prepare.synthetic --out data/synthetic --seed 0
 
-Vehicles (or persons) in RGB, near infrared and thermal infrared, written as a plain folder set. Identities differ in
-small tags alone: a tag has one factor per band, each factor is shared by many identities, and the places and the number
-of tags change from image to image. Two kinds of identity:
+Vehicles (or persons) in RGB, near infrared and thermal infrared, written as a plain folder set. Identities differ only
+in small tags. A tag has one factor per band, each factor is shared by many identities, and the places and the number of
+tags change from image to image. There are two kinds of identities:
 
-- plain: every tag is the same (hue, ink, heat), so all three bands have to be read;
-- binding: two different tags, in groups of four identities that show the same two hues, inks and heats, and differ only
-  in which of them come together on one tag.
+- plain: all tags have the same hue, ink and heat, so that a model has to read all three bands;
+- binding: two different tags, in groups of four identities with the same two hues, inks and heats, which differ only in
+  the combination of the factors on one tag.
 
-Silhouettes are shared. Backgrounds hold parts of other identities, and follow the identity in training but not in test.
-Results on this set say whether a part of a model does its work; they never stand beside results on real data.
+Silhouettes are shared. Backgrounds hold parts of other identities, and depend on the identity in training but not in
+test. Results on this set show whether a part of a model works; they never stand beside results on real data.
 """
 
 import itertools
@@ -40,7 +40,7 @@ from examples.prepare.synthetic.sensors import expose
 from examples.prepare.synthetic.sheet import contact_sheet
 from stmi_layers.training.files import write_folder
 
-FORMAT = 2  # to be raised whenever the same settings come to render other files
+FORMAT = 2  # raise it whenever equal settings would render other files
 ABOUT = (
     "Rendered, not photographed: results on this set say whether a part of a model does its work and never stand "
     "beside results on real data. Identity is carried by tags alone; a tag has one factor per band. Positions are "
@@ -49,7 +49,7 @@ ABOUT = (
 
 
 def _write_item(folder: Path, settings: Settings, identity: Identity, index: int, view: View) -> dict[str, Any]:
-    """Write the images and masks of one item; return what the manifest says about it."""
+    """Write the images and masks of one item; return its entry of the manifest."""
     camera, take = index % settings.cameras, index // settings.cameras
     file = f"{identity.number:06d}_cam{camera + 1}_0_{take:02d}.png"
     behind, front = paint(view)
@@ -84,7 +84,7 @@ def _write_item(folder: Path, settings: Settings, identity: Identity, index: int
 
 
 def _mask_folders(settings: Settings) -> dict[str, str]:
-    """Mask folder to the band whose geometry it has."""
+    """Return the band whose geometry a mask folder has, by folder."""
     return {f"mask_{band}": band for band in BANDS} if settings.mask_per_modality else {"mask": "RGB"}
 
 
@@ -114,14 +114,14 @@ def _write_kinds(path: Path, identities: dict[str, list[Identity]], items: dict[
 
 
 def write_dataset(root: Path | str, settings: Settings | None = None, **changes: Any) -> Path:
-    """Render the set into `root`, or leave it as it is when the same set is already there.
+    """Render the set into `root`, unless `root` already holds the same set.
 
-    The folder appears at once and complete: a run that is stopped leaves nothing under this name.
+    The folder appears when it is complete: a stopped run leaves nothing under this name.
 
     Args:
-        root: the folder to create; its parent is created when needed.
-        settings: what to render; the default when None.
-        changes: fields of `Settings` to set otherwise.
+        root: folder to create; its parent is created if missing.
+        settings: settings of the set; the defaults if None.
+        changes: fields of `Settings` to change.
 
     Returns:
         `root`, with `train/`, `test/`, `text/`, `items.csv` (the kind of every item), `dataset.json` (its factors) and
@@ -146,11 +146,11 @@ def write_dataset(root: Path | str, settings: Settings | None = None, **changes:
 
 
 def _check_same(root: Path, header: dict[str, Any]) -> None:
-    """Raise FileExistsError unless `root` is the set that `header` describes."""
+    """Refuse a folder, by FileExistsError, unless it holds the set that `header` describes."""
     file = root / "dataset.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if not (isinstance(found, dict) and "settings" in found):
-        raise FileExistsError(f"{root} is not empty and is no synthetic set; give another folder or remove it")
+        raise FileExistsError(f"{root} is not empty and is not a synthetic set; give another folder or remove it")
     asked, there = ({"format": one.get("format")} | one["settings"] for one in (header, found))
     different = [f"{name} {there.get(name)!r}, not {asked[name]!r}" for name in asked if there.get(name) != asked[name]]
     if different:
@@ -190,7 +190,7 @@ def main() -> None:
     @dataclass(frozen=True)
     class Command:
         out: Path
-        """Folder of the set."""
+        """Folder of the set to write."""
         settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def write(command: Command) -> None:

@@ -1,4 +1,4 @@
-"""Identities of the synthetic set, its settings, and the views drawn of each identity."""
+"""Settings and identities of the synthetic set, and random views of each identity."""
 
 import itertools
 from collections import Counter
@@ -13,30 +13,30 @@ from examples.prepare.synthetic.bodies import ASPECT, BODIES, HEATS, HUES, INKS,
 from examples.prepare.synthetic.scenes import BANDS, LIGHTS, Figure, Pose, View, body_fill
 
 PLACES = 24
-FOREGROUND = (0.22, 0.385)  # of the frame; tags that jut out and whole pixels add a little
+FOREGROUND = (0.22, 0.385)  # share of the frame; tags beyond the silhouette and whole pixels add a little
 CORRUPTIONS = ("none", "eroded", "dilated", "holes", "false_foreground", "empty", "mixed")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the synthetic set; with the seed they decide every byte.
+    """Settings of the synthetic set; they determine every byte.
 
     Attributes:
-        seed: seed of all that is drawn at random.
-        kind: vehicles (square or wide frames suit them) or persons (tall frames).
-        size: height and width in pixels, 32 or more.
+        seed: seed of all random draws.
+        kind: vehicles (for square or wide frames) or persons (for tall frames).
+        size: height and width of an image in pixels, at least 32.
         train_identities: number of identities in `train`.
         test_identities: number of identities in `test`, none of them in `train`.
-        train_images: images per identity in `train`, dealt to the cameras in turn.
-        test_images: images per identity in `test`.
+        train_images: number of images per identity in `train`, taken by the cameras in turn.
+        test_images: number of images per identity in `test`, taken by the cameras in turn.
         cameras: number of cameras; they differ in light, viewpoint and pose.
-        binding_share: share of the identities that come in binding groups of four; rounded down.
-        background_correlation: share of the training images taken at the identity's own place; test is at random.
-        mask_corruption: how the written masks are damaged, in both splits; "mixed" draws one of the others per item.
-        mask_level: extent of the damage in [0, 1], see `corrupt_mask`.
+        binding_share: share of the identities in binding groups of four, 0 to 1; rounded down.
+        background_correlation: share of training images, 0 to 1, at the identity's own place; test places are random.
+        mask_corruption: damage of the written masks, in both splits; "mixed" draws another kind for every item.
+        mask_level: extent of the damage, 0 to 1: share of the foreground that is removed or added.
         mask_per_modality: write `mask_<MODALITY>` without parallax instead of one `mask` in the geometry of RGB.
-        caption_unknown: share of a caption's attributes that are left out.
-        caption_wrong: share of the attributes named that are named wrongly.
+        caption_unknown: share of the attributes of a caption that are left out, 0 to 1.
+        caption_wrong: share of the named attributes that are named wrongly, 0 to 1.
     """
 
     seed: int = 0
@@ -78,7 +78,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Identity:
-    """One individual: its number, silhouette, the tags it wears, its binding group and its place in training."""
+    """One identity: its number, silhouette, tags, binding group and place in training."""
 
     number: int
     body: int
@@ -88,7 +88,7 @@ class Identity:
 
 
 def _deal(rng: Generator, codes: Sequence[Any], bodies: int) -> Iterator[tuple[int, Any]]:
-    """Every (body, code) once: bodies in turn, codes in an order of their own for each body."""
+    """Yield every (body, code) once: bodies in turn, codes in a separate random order for each body."""
     orders = [rng.permutation(len(codes)) for _ in range(bodies)]
     for turn in zip(*orders, strict=True):
         yield from ((body, codes[index]) for body, index in enumerate(turn))
@@ -129,7 +129,7 @@ def make_identities(settings: Settings) -> dict[str, list[Identity]]:
 
 
 def confusable(identities: Sequence[Identity], bands: Sequence[str]) -> float:
-    """Count identities, the own one included, that look alike on average to a perfect reader of some bands' tags."""
+    """Count the identities, itself included, that look like an identity on average to a perfect reader of some bands."""
     chosen = [BANDS.index(band) for band in bands]
     looks = Counter(
         (one.body, tuple(sorted(tuple(tag[k] for k in chosen) for tag in set(one.tags)))) for one in identities
@@ -138,7 +138,7 @@ def confusable(identities: Sequence[Identity], bands: Sequence[str]) -> float:
 
 
 def _pose(rng: Generator, settings: Settings, body: Body, camera: int, share: float) -> Pose:
-    """A pose in which the body covers `share` of the frame and does not leave it."""
+    """Draw a pose in which the body covers `share` of the frame and does not leave it."""
     height, width = settings.size
     area = share * height * width / body_fill(body)
     aspect = ASPECT[settings.kind] * (1.0, 0.88, 0.94)[camera % 3] * rng.uniform(0.95, 1.05)
@@ -153,7 +153,7 @@ def _pose(rng: Generator, settings: Settings, body: Body, camera: int, share: fl
 
 
 def _wear(rng: Generator, body: Body, tags: Sequence[Tag]) -> tuple[tuple[tuple[float, float], Tag], ...]:
-    """One to three tags at random anchors, every different tag at least once."""
+    """Draw one to three tags at random anchors, every different tag at least once."""
     number = int(rng.integers(len(tags), 4))
     worn = [*tags, *(tags[int(rng.integers(len(tags)))] for _ in range(number - len(tags)))]
     anchors = rng.permutation(len(body.anchors))[:number]
@@ -163,7 +163,7 @@ def _wear(rng: Generator, body: Body, tags: Sequence[Tag]) -> tuple[tuple[tuple[
 def _surroundings(
     rng: Generator, settings: Settings, figure: Figure, others: Sequence[Identity]
 ) -> tuple[tuple[Figure, ...], tuple[tuple[Pose, Tag], ...]]:
-    """Two of the others standing at the edges of the frame, and their tags lying about as large as the figure's own."""
+    """Draw two other identities at the edges of the frame, and their tags in the background, as large as the figure's."""
     bodies, (height, width) = BODIES[settings.kind], settings.size
     side = TAG_SIDE * (figure.pose.width * figure.pose.height) ** 0.5
     bystanders, posters = [], []
@@ -180,13 +180,13 @@ def _surroundings(
 def sample_view(
     settings: Settings, identity: Identity, index: int, others: Sequence[Identity], own_place: float
 ) -> View:
-    """Draw what the `index`-th image of an identity shows.
+    """Draw the view that the `index`-th image of an identity shows.
 
     Args:
-        settings: of the set.
-        identity: who is shown.
+        settings: settings of the set.
+        identity: identity to show.
         index: number of the image; `index % cameras` is the camera.
-        others: identities whose bodies and tags stand in the background.
+        others: identities whose bodies and tags appear in the background.
         own_place: probability that the background is the identity's own place, instead of a random one.
     """
     rng = np.random.default_rng((settings.seed, 2, identity.number, index))

@@ -1,4 +1,4 @@
-"""Masks of the synthetic set: exact ones, damaged by a stated extent."""
+"""Masks of the synthetic set: exact masks, damaged to a given extent."""
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ Mask = NDArray[np.bool_]
 
 
 def corrupt_mask(mask: Mask, kind: str, level: float, rng: Generator) -> Mask:
-    """Damage an exact mask by a stated extent.
+    """Damage an exact mask to a given extent.
 
     With n foreground pixels, `level`·n pixels change: the outermost of the figure ("eroded"), the nearest around it
     ("dilated"), blobs inside ("holes") or anywhere outside ("false_foreground"). So the intersection over union is
-    1 - level for what removes and 1 / (1 + level) for what adds. "empty" blanks the mask with probability `level`.
+    1 - level if pixels are removed and 1 / (1 + level) if pixels are added. "empty" blanks the mask with probability
+    `level`.
     """
     if kind not in CORRUPTIONS[:-1]:
         raise ValueError(f"kind must be one of {', '.join(CORRUPTIONS[:-1])}; received {kind!r}")

@@ -31,12 +31,12 @@ Array = NDArray[np.floating]
 BANDS = ("RGB", "NI", "TI")
 LIGHTS = ("day", "night", "glare")
 SUPERSAMPLING = 2
-MARGIN = 8  # pixels painted around the frame, so that a sensor displaced by parallax still sees something
+MARGIN = 8  # pixels painted around the frame, for sensors displaced by parallax
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Place of the unit box in the frame: lengths in pixels, rotation in radians; `mirrored` faces left."""
+    """Pose of the unit box in the frame: lengths in pixels, rotation in radians; a mirrored pose faces left."""
 
     centre: tuple[float, float]
     width: float
@@ -58,7 +58,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Figure:
-    """A body in a pose, with tags at points of its unit box; `activity` in [0, 1] is how warmed up it is."""
+    """A body in a pose, with tags at points of its unit box; `activity` in [0, 1] sets how warm it is."""
 
     body: Body
     pose: Pose
@@ -66,7 +66,7 @@ class Figure:
     activity: float = 0.5
 
     def tag_pose(self, anchor: tuple[float, float]) -> Pose:
-        """The square that a tag at `anchor` covers."""
+        """Return the square that a tag at `anchor` covers."""
         side = TAG_SIDE * (self.pose.width * self.pose.height) ** 0.5
         x, y = self.pose.place((anchor,))[0]
         return Pose((float(x), float(y)), side, side, self.pose.rotation)
@@ -74,14 +74,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class View:
-    """Everything that one item shows: the figure, what stands around it, the light and the sensors' displacement.
+    """Content of one item: the figure, its surroundings, the light and the displacement of the sensors.
 
     Attributes:
         size: height and width of the frame in pixels.
         bystanders: figures of other identities in the background.
         posters: tags of other identities on background surfaces.
         place: seed and number of the place in the background.
-        shift: displacement of the place in pixels, from one photograph of it to the next.
+        shift: displacement of the place in pixels, which differs between photographs.
         light: one of LIGHTS.
         air: temperature in kelvin.
         parallax: per band, displacement (x, y) of the figure in whole pixels; the background moves half as far.
@@ -105,14 +105,14 @@ def _box(left: float, top: float, right: float, bottom: float, lean: float = 0.0
 
 
 class Layer(NamedTuple):
-    """Painted polygons: an index into `materials` per subpixel, 0 where nothing was painted."""
+    """Painted polygons: an index into `materials` per subpixel, 0 if not painted."""
 
     labels: NDArray[np.int32]
     materials: Array
 
 
 class _Painter:
-    """Paints polygons back to front."""
+    """Painter of polygons, back to front."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         height, width = ((side + 2 * MARGIN) * SUPERSAMPLING for side in size)
@@ -151,7 +151,7 @@ def _random_material(rng: Generator, grey: tuple[float, float] = (0.1, 0.55)) ->
 
 
 def _paint_place(painter: _Painter, view: View) -> None:
-    """Sky, ground and buildings of the place, then clutter that only this view has; fractions of the frame."""
+    """Paint sky, ground and buildings of the place, then clutter of this view, in fractions of the frame."""
     rng = np.random.default_rng((101, *view.place))
     horizon = rng.uniform(0.4, 0.6)
     polygons = [
@@ -189,26 +189,26 @@ def paint(view: View) -> tuple[Layer, Layer]:
 
 
 def crop(labels: NDArray[np.int32], size: tuple[int, int], displacement: tuple[float, float]) -> NDArray[np.int32]:
-    """The part of a painted layer that a displaced sensor sees."""
+    """Return the part of a painted layer that a displaced sensor sees."""
     left, top = (round((MARGIN - step) * SUPERSAMPLING) for step in displacement)
     return labels[top : top + size[0] * SUPERSAMPLING, left : left + size[1] * SUPERSAMPLING]
 
 
 def downsample(field: Array) -> Array:
-    """Means over the supersampled pixels."""
+    """Average over the supersampled pixels."""
     height, width = (side // SUPERSAMPLING for side in field.shape[:2])
     return field.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, *field.shape[2:]).mean((1, 3))
 
 
 def figure_mask(view: View, front: Layer, band: str) -> NDArray[np.bool_]:
-    """The exact silhouette in the frame of one sensor: True where at least half of the pixel is figure."""
+    """Return the exact silhouette in the frame of a sensor: True where the figure covers at least half of a pixel."""
     covered = crop(front.labels, view.size, view.parallax[band]) > 0
     return downsample(covered.astype(np.float32)) >= 0.5
 
 
 @cache
 def body_fill(body: Body) -> float:
-    """The share of its unit box that a silhouette covers."""
+    """Compute the share of its unit box that a silhouette covers."""
     painter = _Painter((200, 200))
     painter.paint_figure(Figure(body, Pose((100, 100), 180, 180), ()))
     return float((painter.finish().labels > 0).sum() / (180 * SUPERSAMPLING) ** 2)

@@ -1,4 +1,4 @@
-"""Three sensors that look at a painted scene from slightly different places.
+"""Three sensors that see a painted scene from slightly different places.
 
 - RGB sees the visible albedo times the light, which is day, night or glare;
 - NI sees the near-infrared albedo by the sun, or by its own illuminator at night;
@@ -14,7 +14,7 @@ from PIL import Image
 
 from examples.prepare.synthetic.scenes import Array, Layer, View, crop, downsample
 
-SKY = -18.0  # kelvins above the air that a surface reflects where it does not emit
+SKY = -18.0  # temperature of the reflected sky, in kelvin above the air
 
 
 def _blur(image: Array, sigma: float) -> Array:
@@ -29,7 +29,7 @@ def _blur(image: Array, sigma: float) -> Array:
 
 
 def smooth_field(rng: Generator, size: tuple[int, int], cells: int = 6) -> Array:
-    """Noise of unit variance that changes over about a `cells`-th of the frame."""
+    """Draw noise of unit variance that changes over about a `cells`-th of the frame."""
     coarse = Image.fromarray(rng.normal(size=(cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
@@ -45,7 +45,7 @@ def _spot(rng: Generator, size: tuple[int, int], radius: float) -> Array:
 
 
 def _develop(signal: Array, rng: Generator, *, gain: float, read_noise: float, sigma: float) -> NDArray[np.uint8]:
-    """Optics, photon and read noise, automatic gain up to `gain`, tone curve."""
+    """Apply optics, photon and read noise, automatic gain up to `gain`, and a tone curve."""
     signal = _blur(signal, sigma)
     noise = np.sqrt(read_noise**2 + 6e-4 * np.clip(signal, 0, None)) * rng.normal(size=signal.shape)
     exposed = (signal + noise) * min(gain, 0.32 / max(float(signal.mean()), 1e-6))

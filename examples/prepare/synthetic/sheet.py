@@ -1,4 +1,4 @@
-"""A picture of a synthetic set."""
+"""Contact sheet of a synthetic set."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,9 @@ from stmi_layers.training.images import read_image
 
 
 def contact_sheet(root: Path | str, *, split: str = "test", rows: int = 8) -> Path:
-    """Picture some identities of a set into `root/contact_sheet.png`: plain ones, then a binding group.
+    """Draw identities of a set into `root/contact_sheet.png`: plain identities, then a binding group.
 
-    Rows are identities, columns are cameras, and within each the three bands and the mask.
+    Rows are identities; columns are cameras, each with three bands and the mask.
     """
     root = Path(root)
     manifest = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
