@@ -1,5 +1,5 @@
-"""Time and memory of the layers, against what they replace: `python -m benchmarks`."""
+"""Time and memory of the layers, compared with what they replace: `python -m benchmarks`."""
 
 import os
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces each of its starts otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints a line at every start

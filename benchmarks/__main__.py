@@ -1,7 +1,7 @@
-"""Time the layers against what they replace, and compare with the targets.
+"""Time the layers against what they replace, and compare the results with the targets.
 
-It writes `runs/benchmarks-cpu.json`, with `--docs` also the tables and plots that docs/benchmarks.md shows, and with
-`--check` it fails when a target is missed.
+The results go to `runs/benchmarks-DEVICE.json`; `--docs` also writes the tables and plots of docs/benchmarks.md. With
+`--check` the command fails when a target is missed.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def spelled(words: list[str]) -> str:
-    """The command as a page shows it: without the file of this machine that it writes."""
+    """Return the command for a page: without `--out`, which names a file of this machine."""
     kept = list(words)
     for place, word in reversed(list(enumerate(words))):
         if word == "--out" or word.startswith("--out="):
@@ -99,16 +99,16 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=TOPICS, help="measure these topics alone")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="of torch, where a row asks for no number of its own")
-    helped = "time of the processor, not of the clock: for one thread, on a machine that is busy with other programs"
+    parser.add_argument("--only", nargs="+", choices=TOPICS, help="topics to measure; all by default")
+    parser.add_argument("--device", default="cpu", help="device: cpu (default) or cuda")
+    parser.add_argument("--threads", type=int, help="number of torch threads for rows that do not fix it; torch's choice by default")
+    helped = "measure processor time instead of wall-clock time: for one thread, on a machine that is busy otherwise"
     parser.add_argument("--processor-time", action="store_true", help=helped)
-    parser.add_argument("--seconds", type=float, default=1.0, help="after this time a comparison begins no new turn")
-    parser.add_argument("--turns", type=int, default=30, help="of a comparison, at most")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time in seconds after which a comparison begins no new turn; 1 by default")
+    parser.add_argument("--turns", type=int, default=30, help="largest number of turns of a comparison; 30 by default")
     parser.add_argument("--out", type=Path, help="JSON file; runs/benchmarks-DEVICE.json by default")
-    parser.add_argument("--docs", action="store_true", help="write what was measured into docs/tables and docs/assets")
-    parser.add_argument("--check", action="store_true", help="exit with 1 and name the rows when a target is missed")
+    parser.add_argument("--docs", action="store_true", help="write the results into docs/tables and docs/assets")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 and name the rows if a target is missed")
     options = parser.parse_args()
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch finds no GPU")
@@ -116,7 +116,7 @@ def parse() -> argparse.Namespace:
 
 
 def as_record(topic: str, comparison: Comparison, measured: dict[str, Measured]) -> dict:
-    """Record of a comparison for the JSON file."""
+    """Return the record of a comparison for the JSON file."""
     ours, against = measured["ours"], measured[comparison.against]
     targets = [
         {"quantity": target.quantity, "limit": target.limit, "measured": target.measured(ours, against)}

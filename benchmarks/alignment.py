@@ -13,7 +13,7 @@ DIM, MODALITIES, TEMPERATURE = 512, 3, 0.07
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """The loss with one anchor and with all in turn, at two sizes of a batch."""
+    """Compare the loss with one anchor and with all anchors in turn, at two batch sizes."""
     for batch in (64, 128):
         features = inputs(batch).to(device)
         for name, anchors in (("one anchor", (0,)), ("all anchors", tuple(range(MODALITIES)))):
@@ -30,7 +30,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
 
 
 def inputs(batch: int) -> Tensor:
-    """Features of a model under way: modalities with a cosine of about 0.99."""
+    """Draw features as in the middle of training: modalities with a cosine of about 0.99."""
     generator = torch.Generator().manual_seed(0)
     common, own = (torch.randn(batch, count, DIM, generator=generator) for count in (1, MODALITIES))
     return common + 0.1 * own
@@ -54,7 +54,7 @@ def ours(features: Tensor, temperature: Tensor, anchors: tuple[int, ...]) -> Ten
 
 
 def as_written(features: Tensor, temperature: Tensor, anchors: tuple[int, ...]) -> Tensor:
-    """Gram matrices of all pairs, their determinants, and two cross-entropies."""
+    """Compute Gram matrices of all pairs, their determinants, and two cross-entropies."""
     features = F.normalize(features, dim=-1)
     target = torch.arange(features.shape[0], device=features.device)
     losses = []

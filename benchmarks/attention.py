@@ -17,7 +17,7 @@ Attend = Callable[..., Tensor]
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """Comparisons with targets, and sweeps over the number of tokens and over the share of the foreground."""
+    """Yield comparisons with targets, and sweeps over the number of tokens and the share of the foreground."""
     dtypes = [torch.float32, torch.bfloat16] if device == "cpu" else [torch.bfloat16, torch.float16]
     sizes = SIZES if device == "cpu" else {129: 512, 577: 64, 1025: 32, 2305: 16, 4096: 8}
     threads = [None, 1] if device == "cpu" else [None]
@@ -28,7 +28,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
                     continue  # without a target
                 problem = Problem(device, tokens, batch, dtype, backward, share=1 / 3)
                 for count in threads:
-                    # One thread, or half precision: without the equations as written, which would take minutes more.
+                    # The equations as written are left out for one thread and half precision, where they would take minutes more.
                     yield _comparison(problem, count, written=count is None and dtype is dtypes[0])
     for share in SHARES:
         for backward in (False, True):
@@ -74,7 +74,7 @@ def _targets(device: str, dtype: torch.dtype, backward: bool) -> tuple[Target, .
 
 
 class Problem:
-    """Query, key, value and a mask; the ways to attend, with one signature."""
+    """Query, key, value and a mask, and the ways to attend, all with one signature."""
 
     def __init__(self, device: str, tokens: int, batch: int, dtype: torch.dtype, backward: bool, share: float) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -86,7 +86,7 @@ class Problem:
         self.device, self.tokens, self.dtype, self.backward, self.share = device, tokens, dtype, backward, share
         for vector in self.vectors:
             vector.requires_grad_(backward)
-        self.exact = functools.cache(self._exact)  # several contenders are held against the same result
+        self.exact = functools.cache(self._exact)  # several contenders are compared with the same result
 
     def contender(self, attend: Attend, exact: Attend, turns: int | None = None) -> Contender:
         return Contender(
@@ -94,7 +94,7 @@ class Problem:
             functools.partial(self.exact, exact),
             tolerance=2e-2 if self.dtype.itemsize == 2 else 1e-4,
             turns=turns,
-            warm_up=self.device != "cpu" or self.tokens < 1000 or attend == self.compiled,  # the others are slow
+            warm_up=self.device != "cpu" or self.tokens < 1000 or attend == self.compiled,  # other contenders are slow
         )
 
     def _run(self, attend: Attend, vectors: list[Tensor], upstream: Tensor) -> Outputs:
@@ -112,11 +112,11 @@ class Problem:
         return (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 
     def ours(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend as an installation does."""
+        """Attend by the default implementation."""
         return modulated_attention(query, key, value, self.foreground, *self.strengths)
 
     def widened(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend as on a GPU."""
+        """Attend by the implementation for GPUs."""
         return modulated_attention(query, key, value, self.foreground, *self.strengths, implementation="widened")
 
     def written(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -136,12 +136,12 @@ def as_written(
     *,
     implementation: str = "as written",
 ) -> Tensor:
-    """Eq. 3-8, every matrix stored; `implementation` is there to stand in for `modulated_attention`."""
+    """Compute eq. 3-8 with every matrix stored; `implementation` only matches the signature of `modulated_attention`."""
     logits = query @ key.transpose(-2, -1)
     return (modulate_logits(logits, foreground, alpha, beta) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 
 
 @functools.cache
 def as_written_compiled() -> Attend:
-    """Made with the first call, because importing the compiler takes seconds."""
+    """Compile at the first call, because importing the compiler takes seconds."""
     return torch.compile(as_written, dynamic=True)

@@ -1,4 +1,4 @@
-"""Vision transformers of timm with SFM, from images and masks to tokens, against the same networks without."""
+"""Vision transformers of timm with SFM, from images and masks to tokens, against the same networks without SFM."""
 
 import copy
 import functools
@@ -16,13 +16,13 @@ from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers.backbones import TokenBackbone, modulate
 
 SIZE = (256, 128)
-# Forward of one image, forward of eight, training step of eight.
+# Limits: forward pass of one image, forward pass of eight, training step of eight.
 LIMITS = {"vit_small_patch16_224": (1.04, 1.03, 1.03), "vit_base_patch16_224": (1.02, 1.01, 1.01)}
 NAMES = {"vit_small_patch16_224": "ViT-S/16", "vit_base_patch16_224": "ViT-B/16"}
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """Forward passes and training steps."""
+    """Compare forward passes and training steps."""
     for architecture, (single, forward, step) in LIMITS.items():
         pair = Pair(architecture, device)
         for batch, limit in ((1, single), (8, forward)):
@@ -57,7 +57,7 @@ class Pair:
             self.name: lambda: self.plain(images),
             "ours": lambda: _joined(self.ours(images, masks)),
         }
-        # The features of forward passes are checked; the step computes the same ones.
+        # The features of forward passes are checked; the training step computes the same features.
         expected = functools.cache(lambda: self._expected(images, masks)) if run is Pair.forward else None
         contenders = {
             name: Contender(partial(run, self, call), expected if name == "ours" else None)
@@ -66,10 +66,10 @@ class Pair:
         return Comparison(f"SFM {self.name} at 256 x 128, {what}", contenders, (Target("time", limit),), threads)
 
     def _expected(self, images: Tensor, masks: Tensor) -> Outputs:
-        """Return the tokens when attention computes its equations as they are written."""
+        """Return the tokens when attention computes its equations as written."""
 
         def attention(*arguments: Tensor, scale: float) -> Tensor:
-            return as_written(*arguments)  # which has the same scale
+            return as_written(*arguments)  # it has the same scale
 
         with mock.patch("stmi_layers.backbones.mixin.modulated_attention", attention):
             return self.forward(lambda: _joined(self.modules["ours"](images, masks)))

@@ -1,4 +1,4 @@
-"""Checks at run time: what they add to one call of a layer, forward, on tensors too small to take time."""
+"""Cost of run-time checks in one forward call of a layer, on tensors too small to take time."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,7 +12,7 @@ DIM, LIMIT = 16, 30
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """One call of each layer of STMI, with one sample."""
+    """Compare one call of each layer of STMI, with one sample."""
     for name, call in layers(device).items():
         yield Comparison(
             name=f"`{name}`",
@@ -23,7 +23,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
 
 
 def layers(device: str) -> dict[str, Callable[[], Outputs]]:
-    """Calls of width 16."""
+    """Return calls of layers of width 16."""
     generator = torch.Generator().manual_seed(0)
     tokens, semantic, classes = (
         torch.randn(shape, generator=generator).to(device) for shape in ((1, 5, DIM), (1, 3, 4, DIM), (1, 3, DIM))
@@ -52,7 +52,7 @@ def without_gradient(call: Callable[[], torch.Tensor]) -> Callable[[], Outputs]:
 
 
 def unchecked(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
-    """The same call as it is inside a checked layer."""
+    """Return the same call without checks, as inside a checked layer."""
 
     def run() -> Outputs:
         _typing._thread.inside = True

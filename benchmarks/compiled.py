@@ -1,4 +1,4 @@
-"""The smaller vision transformer compiled by inductor with SFM, against the same network compiled without; two threads.
+"""The smaller vision transformer compiled by inductor, with SFM against without SFM; two threads.
 
 Inductor needs a C++ compiler.
 """
@@ -12,7 +12,7 @@ LIMITS = {1: 1.04, 8: 1.02}
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """Forward passes."""
+    """Compare forward passes."""
     for batch, limit in LIMITS.items():
         pair = Pair("vit_small_patch16_224", device, compiled=True)
         yield pair.comparison(f"compiled, forward, batch {batch}", batch, Pair.forward, limit, threads=2)

@@ -1,4 +1,4 @@
-"""The data set and the training loop, against plain Pillow and against the products of model, loss and optimizer."""
+"""The data set and the training loop, against plain Pillow, and against only model, loss and optimizer."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ IDENTITIES, PER_IDENTITY = 8, 4
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """One sample, the cache, two workers, and the loop."""
+    """Compare samples, the cache, two workers, and the loop."""
     with TemporaryDirectory() as folder:
         items = write_items(Path(folder))
         yield from samples(items[:16])
@@ -51,7 +51,7 @@ def write_items(folder: Path) -> list[Item]:
 
 
 def samples(items: list[Item]) -> Iterator[Comparison]:
-    """All items once, so that no file is read twice in a row."""
+    """Compare reading of all items, each once, so that no file is read twice in a row."""
     augment = Schedule(erasing=0.5).augmentation()
     ways = {
         "decoded": (MultiModalDataset(items, SIZE, masks="none"), 1.1),
@@ -69,7 +69,7 @@ def samples(items: list[Item]) -> Iterator[Comparison]:
 
 
 def plain(items: list[Item]) -> Outputs:
-    """What a short loader does, without masks."""
+    """Load images as a short loader does, without masks."""
     height, width = SIZE
     found = []
     for item in items:
@@ -83,7 +83,7 @@ def plain(items: list[Item]) -> Outputs:
 
 
 def cache(items: list[Item]) -> Comparison:
-    """Memory that stays when every sample was read once."""
+    """Compare the memory of the cache after every sample was read once."""
     pixels = len(items) * (len(MODALITIES) * 3 + 1) * SIZE[0] * SIZE[1] / MEBIBYTE  # items share a mask
     held: list[MultiModalDataset] = []
 
@@ -104,9 +104,10 @@ def cache(items: list[Item]) -> Comparison:
 
 
 def workers(items: list[Item]) -> Comparison:
-    """Epochs after the first of two workers that outlive them; 0.85 of twice the speed is 0.59 of the time.
+    """Compare later epochs of two persistent workers with one process.
 
-    The floor reads the same samples in two workers, and hands over how many there were.
+    The target of 0.59 of the time is 85 % of twice the speed. The floor reads the same samples in two workers, but
+    returns only their number.
     """
     dataset = MultiModalDataset(items * 4, SIZE)
     lasting: dict[str, Any] = {"num_workers": 2, "persistent_workers": True}
@@ -122,14 +123,14 @@ def workers(items: list[Item]) -> Comparison:
 
 
 def loop(items: list[Item], out: Path, device: str) -> Comparison:
-    """Return an epoch of the training of `make demo`, images and all, against the same batches made beforehand."""
+    """Compare an epoch of the training of `make demo`, with its images, with the same batches made beforehand."""
     training = Training(items, out, device)
     contenders = {"model, loss and optimizer": Contender(training.products), "ours": Contender(training.epoch)}
     return Comparison("training of the demo, an epoch", contenders, (Target("time", 1.1),), threads=1)
 
 
 class Training:
-    """The model of `make demo` and its first epoch; the learning rate is 0, so that every epoch computes the same."""
+    """Model of `make demo` and its first epoch; the learning rate is 0, so that all epochs compute the same."""
 
     def __init__(self, items: list[Item], out: Path, device: str) -> None:
         schedule = Schedule(identities_per_batch=IDENTITIES, images_per_identity=PER_IDENTITY)
@@ -148,7 +149,7 @@ class Training:
         self.rest = schedule, torch.device(device), out
 
     def products(self) -> Outputs:
-        """Run model, loss and optimizer on batches that are there."""
+        """Run model, loss and optimizer on existing batches."""
         for batch in self.batches:
             loss = torch.stack(list(self.step(batch).values())).sum()
             self.run.optimizer.zero_grad()
@@ -157,6 +158,6 @@ class Training:
         return (torch.ones(1),)
 
     def epoch(self) -> Outputs:
-        """Run the loop that commands run."""
+        """Run the loop of the commands."""
         train_epoch(self.run, self.step, self.loader, *self.rest, quiet=True)
         return (torch.ones(1),)

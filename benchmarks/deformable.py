@@ -15,7 +15,7 @@ BATCH, MODALITIES, DIM, GRID, REACH = 8, 3, 512, (16, 8), (6.25, 8.75)
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """One network for all modalities, and one for each."""
+    """Compare one network for all modalities, and one network per modality."""
     for offsets in ("shared", "diagonal"):
         problem = Problem(device, offsets)
         yield Comparison(
@@ -31,7 +31,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
 
 
 class Problem:
-    """Queries, maps, and a readout whose parameters both contenders use; few samples leave the picture."""
+    """Queries, maps, and a readout whose parameters both contenders use; few sampling places leave the map."""
 
     def __init__(self, device: str, offsets: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -65,7 +65,7 @@ def _options(readout: DeformableReadout) -> dict:
 
 
 def as_written(readout: DeformableReadout):
-    """The formulas, a convolution for every convolution, on maps (batch dim height width)."""
+    """Return the formulas with their convolutions, on maps (batch dim height width)."""
 
     def call(queries: Tensor, patches: Tensor) -> Tensor:
         maps = [tokens.transpose(1, 2).unflatten(2, readout.grid) for tokens in patches.unbind(1)]
@@ -87,7 +87,7 @@ def as_written(readout: DeformableReadout):
 
 
 def _places(readout: DeformableReadout, network: Any, maps: Tensor) -> Tensor:
-    """Positions that one network samples, (batch rows columns 2) in the units of `grid_sample`."""
+    """Compute the positions that one network samples, (batch rows columns 2) in the units of `grid_sample`."""
     project, window, point = network.project, network.window, network.point
     hidden = F.gelu(F.conv2d(maps, project.weight[..., None, None], project.bias))
     raw = F.conv2d(F.gelu(window(hidden)), point.weight[..., None, None]).tanh()

@@ -1,4 +1,4 @@
-"""Readouts with a few learned queries and small experts (DeMo, NEXT), against their formulas as they are written."""
+"""Readouts with a few learned queries and small experts (DeMo, NEXT), against their formulas as written."""
 
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -15,7 +15,7 @@ SUBSETS = [chosen for size in range(1, MODALITIES + 1) for chosen in combination
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """The readout of all subsets alone, DeMo's whole head, its experts, and the readout of four experts."""
+    """Compare the readout of all subsets, DeMo's whole head, its experts, and the readout of four experts."""
     problems: dict[str, tuple[Problem, float]] = {
         "subset readout": (Problem(device, Readout(), WrittenReadout), 0.12),
         "DeMo: reduction, subset readout, gated experts": (Problem(device, Demo(), WrittenDemo), 0.15),
@@ -35,7 +35,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
 
 
 class Readout(nn.Module):
-    """Our readout of all subsets; `inputs` are what every head of this file takes."""
+    """Our readout of all subsets; `shapes` are the shapes of the inputs of a head."""
 
     shapes = ((BATCH, MODALITIES, DIM), (BATCH, MODALITIES, PATCHES, DIM))
 
@@ -86,7 +86,7 @@ class Aggregation(nn.Module):
 
 
 class WrittenReadout(nn.Module):
-    """Hierarchical decoupling with a module of torch per subset."""
+    """Hierarchical decoupling with one torch module per subset."""
 
     def __init__(self, ours: nn.Module) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class WrittenExperts(nn.Module):
 
 
 class WrittenDemo(nn.Module):
-    """Reduction, decoupling and experts as they are written."""
+    """Reduction, decoupling and experts as written."""
 
     def __init__(self, ours: nn.Module) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class QuickGELU(nn.Module):
 
 
 class Problem:
-    """One of our heads, the same as written with equal parameters, and inputs for both."""
+    """One of our heads, the same head as written with equal parameters, and inputs for both."""
 
     def __init__(self, device: str, ours: nn.Module, written: Callable[[nn.Module], nn.Module]) -> None:
         self.layer = ours.to(device)
@@ -203,7 +203,7 @@ class Problem:
 
     @staticmethod
     def _run(layer: nn.Module, inputs: list[Tensor], upstream: Tensor) -> Outputs:
-        """Result and gradients of the inputs; those of the parameters, which differ in shape, are computed, too."""
+        """Return result and gradients of the inputs; gradients of the parameters, of other shapes, are only computed."""
         leaves = [item.detach().requires_grad_() for item in inputs]
         result = layer(*leaves)
         gradients = torch.autograd.grad(result, [*leaves, *layer.parameters()], upstream)

@@ -1,4 +1,4 @@
-"""Matrix products of a call, alone: the time that remains when everything else is free."""
+"""Matrix products of a call without the rest: the lower bound of its time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ PRODUCTS = (
 
 
 class _Recording(TorchDispatchMode):
-    """Keeps the products that run inside the block, with their operands."""
+    """Recorder of the products that run inside the block, with their operands."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ BATCH, DIM = 64, 768
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """The 15 nodes of three modalities with five semantic tokens each, and 27 for comparison."""
+    """Compare 15 nodes (three modalities with five semantic tokens each), and 27 nodes."""
     for nodes, targets in ((15, (Target("time", 0.05),)), (27, ())):
         problem = Problem(device, nodes)
         yield Comparison(
@@ -58,13 +58,13 @@ class Problem:
         return hypergraph_conv(nodes, self.incidence)
 
     def written(self, nodes: Tensor) -> Tensor:
-        """Nodes to hyperedges and back, in means (eq. 15)."""
+        """Average nodes into hyperedges, and hyperedges into nodes (eq. 15)."""
         incidence = self.incidence.to(nodes.dtype)
         edges = incidence.transpose(1, 2) @ nodes / incidence.sum(dim=1)[:, :, None]
         return incidence @ edges / incidence.sum(dim=2)[:, :, None]
 
     def library(self, nodes: Tensor) -> Tensor:
-        """All samples as one hypergraph; its index is built every time, for the incidence changes with the tokens."""
+        """Aggregate all samples as one hypergraph, whose index is built anew because the incidence depends on the tokens."""
         batch, count, dim = nodes.shape
         sample, node, edge = self.incidence.nonzero(as_tuple=True)
         index = torch.stack([sample * count + node, sample * count + edge])

@@ -1,9 +1,9 @@
-"""Exact search and re-ranking at full size: CPU seconds and peak memory, every call in a process of its own.
+"""Exact search and re-ranking at full size: CPU seconds and peak memory, every call in a separate process.
 
     git worktree add build/earlier 38c4d77
     python -m benchmarks.large --earlier build/earlier --docs
 
-One thread, Linux. The processes run one after the other, in turn; without `--earlier` no other build is measured.
+One thread, Linux. The processes run one after the other, in turns; without `--earlier` only this build is measured.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SEARCH, RERANKING = (
     f"exact search, {QUERIES} x {GALLERY} x {DIM}, k = {NEAREST}",
     f"reranked_metrics, {RERANKED[0]} + {RERANKED[1]} x {DIM}",
 )
-# A tensor of 1 MiB goes back to the system as soon as it is freed: the peak is then what is held at one time.
+# Tensors from 1 MiB on are returned to the system when they are freed, so that the peak is the memory held at one time.
 SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 HEAD = ("what", "ours", "target", "spread", "CPU seconds", "MiB", "memory", "same result", "against")
 
@@ -41,7 +41,7 @@ Call = Callable[[], Tensor]
 
 
 class Found(NamedTuple):
-    """One call: CPU seconds, most memory beyond that of the inputs, and a digest of the result."""
+    """Result of one call: CPU seconds, peak memory beyond that of the inputs, and a digest of the result."""
 
     seconds: float
     mebibytes: float
@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Two tasks to compare, and the most that ours should take."""
+    """Two tasks to compare, and the limit of our time as a ratio."""
 
     name: str
     ours: str
@@ -74,7 +74,7 @@ def reranking_inputs() -> tuple[Tensor, ...]:
 
 
 def flat(query: Tensor, gallery: Tensor) -> Call:
-    """Search with faiss; building the index counts as memory, not as time."""
+    """Search with faiss; building the index counts as memory, but not as time."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -96,7 +96,7 @@ def rerank(query: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tenso
 
 
 def product(query: Tensor, gallery: Tensor, *_: Tensor) -> Call:
-    """Compare all entries with all, which finding neighbours needs."""
+    """Multiply all entries with all, which any search for neighbours needs."""
     features = torch.cat((query, gallery))
     return lambda: torch.stack([(rows @ features.T).sum() for rows in features.split(64)])
 
@@ -142,15 +142,15 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.large", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--earlier", type=Path, help="checkout of an earlier commit, whose re-ranking is compared")
-    parser.add_argument("--turns", type=int, default=3, help="calls of each task")
-    parser.add_argument("--docs", action="store_true", help="write the table that docs/benchmarks.md shows")
-    parser.add_argument("--task", choices=TASKS, help="run this one here, and print what it took")
+    parser.add_argument("--earlier", type=Path, help="checkout of an earlier commit, to compare its re-ranking")
+    parser.add_argument("--turns", type=int, default=3, help="number of calls of each task; 3 by default")
+    parser.add_argument("--docs", action="store_true", help="write the table of docs/benchmarks.md")
+    parser.add_argument("--task", choices=TASKS, help="run only this task, in this process, and print its measurements")
     return parser.parse_args()
 
 
 def start(task: str, tree: Path) -> Found:
-    """Run a task in a process of its own, with the package of the checkout `tree`."""
+    """Run a task in a separate process, with the package of the checkout `tree`."""
     environment = os.environ | SETTINGS | {"PYTHONPATH": str(tree.resolve() / "src")}
     line = [sys.executable, "-m", "benchmarks.large", "--task", task]
     done = subprocess.run(line, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
@@ -174,7 +174,7 @@ def measure(task: str) -> Found:
 
 
 def resident() -> float:
-    """Memory of this process now, in MiB."""
+    """Return the present memory of this process, in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -185,7 +185,7 @@ def commit(tree: Path) -> str:
 
 
 def cells_of(row: Row, found: dict[str, list[Found]]) -> list[str]:
-    """Cells of one row: ratios of CPU time and of memory, and whether every call gave the same bits."""
+    """Return the cells of one row: ratios of CPU time and of memory, and whether all calls gave the same bits."""
     ours, against = found[row.ours], found[row.against]
     ratios = sorted(one.seconds / other.seconds for one, other in zip(ours, against, strict=True))
     ratio = statistics.median(ratios)

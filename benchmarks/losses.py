@@ -14,7 +14,7 @@ DIM, MARGIN, PER_IDENTITY = 768, 0.3, 4
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """A usual batch, and larger ones."""
+    """Compare a usual batch size, and larger batches."""
     for batch, limit in ((64, 0.55), (512, 0.3), (1024, 0.3)):
         features = torch.randn(batch, DIM, generator=torch.Generator().manual_seed(0)).to(device)
         labels = torch.arange(batch, device=device) // PER_IDENTITY
@@ -43,7 +43,7 @@ def ours(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def as_written(features: Tensor, labels: Tensor) -> Tensor:
-    """Distances of all pairs, then the extrema of every row."""
+    """Compute distances of all pairs, then the extrema of every row."""
     distance = torch.cdist(features, features)
     same = labels[:, None] == labels[None, :]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)

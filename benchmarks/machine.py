@@ -1,4 +1,4 @@
-"""Description of the machine that measured a figure."""
+"""Description of the machine of a measurement."""
 
 import platform
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 
 def describe(device: str) -> dict[str, str | int]:
-    """Processor, threads and versions; nothing that names the computer."""
+    """Describe processor, threads and versions, without the name of the computer."""
     found: dict[str, str | int] = {
         "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(device),
         "processor": processor(),
@@ -22,7 +22,7 @@ def describe(device: str) -> dict[str, str | int]:
 
 
 def processor() -> str:
-    """Name of the processor as far as the system tells it, and its vector instructions as torch uses them."""
+    """Return the name of the processor, if the system tells it, and the vector instructions that torch uses."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -15,7 +15,7 @@ BATCH, MODALITIES, PATCHES, KEPT, DIM, HEADS, LAYERS = 8, 3, 128, 40, 512, 8, 12
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """A training step with 40 of 128 patches kept, and the rollout of one modality through twelve layers."""
+    """Compare a training step with 40 of 128 patches kept, and the rollout of one modality through twelve layers."""
     problem = Aggregation(device)
     yield Comparison(
         name=f"masked aggregation, {KEPT} of {PATCHES} kept, forward and backward",
@@ -47,7 +47,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
 
 
 class Aggregation:
-    """Tokens of which the same number is kept in every sample, the global token always."""
+    """Tokens of which equally many are kept in every sample, including the global token."""
 
     def __init__(self, device: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ class Aggregation:
 
 
 def written_aggregation(layer: MaskedAggregation, tokens: Tensor, keep: Tensor) -> Tensor:
-    """All tokens, multiplied by the mask wherever it matters."""
+    """Compute all tokens, multiplied by the mask wherever it matters."""
     given = (tokens * keep[..., None]).unbind(1)
     kept = keep.unbind(1)
     done = [written_block(*items) for items in zip(layer.blocks, given, kept, strict=True)]

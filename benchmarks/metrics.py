@@ -10,11 +10,11 @@ from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import reid_metrics
 
 QUERIES, GALLERY, DIM, IDENTITIES, CAMERAS = 3368, 15913, 512, 750, 6
-FEW = 200  # queries that the loop ranks: all of them would take it a minute
+FEW = 200  # queries that the loop ranks; all queries would take a minute
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """The whole gallery, for features of a trained model (mAP about 0.8) and for random ones."""
+    """Compare on the whole gallery, for features as of a trained model (mAP about 0.8) and for random features."""
     for name, noise, targets in (
         ("", 0.06, (Target("time", 1.3), Target("MiB", 64))),
         (", random features", 10.0, ()),
@@ -73,7 +73,7 @@ class Problem:
         return (self._loop(self.query.double(), self.gallery.double()),)
 
     def _loop(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """From the definition: sort the gallery of every query, drop, and average the precision at each positive."""
+        """Follow the definition: sort the gallery of every query, drop entries, average the precision at each positive."""
         found = []
         for feature, identity, camera in zip(query, self.query_ids, self.query_cameras, strict=True):
             order = (gallery - feature).norm(dim=1).argsort(stable=True)

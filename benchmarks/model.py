@@ -1,4 +1,4 @@
-"""Whole networks: ViT-B/16 with and without SFM, and all of STMI against the three plain passes it is built on."""
+"""Whole networks: ViT-B/16 with and without SFM, and STMI against the three plain ViT passes that it contains."""
 
 import copy
 import functools
@@ -23,7 +23,7 @@ SIZE, DIM, HEADS, MODALITIES, IDENTITIES = (256, 128), 768, 12, 3, 171
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """A training step of the backbone, then forward pass and training step of the whole."""
+    """Compare a training step of the backbone, then forward pass and training step of STMI."""
     problem = Problem(device, samples=2 if device == "cpu" else 64)
     expected = functools.cache(problem.training_step(with_attention(as_written, problem.modulated)).call)
     contenders = {"ViT": problem.training_step(problem.plain)}
@@ -34,7 +34,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
     expected = functools.cache(problem.forward(with_attention(as_written, problem.whole)).call)
     limits = {"forward": 1.02, "training step": 1.02 if device == "cpu" else 1.06}
     for name, wrap in (("forward", problem.forward), ("training step", problem.training_step)):
-        # The features of the forward pass are checked; the step takes the loss of the same.
+        # The features of the forward pass are checked; the training step computes the loss of the same features.
         contenders = {
             "three ViT passes": wrap(problem.plain),
             "ours": wrap(problem.whole, expected if wrap == problem.forward else None),
@@ -45,7 +45,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
 
 
 def with_attention(attention: Callable[..., Tensor], features: Features) -> Features:
-    """The same features from a backbone with another attention."""
+    """Return the same features from a backbone with another attention."""
 
     def run() -> list[Tensor]:
         with mock.patch("stmi_layers.attention.modulated_attention", attention):
@@ -66,7 +66,7 @@ class STMI(nn.Module):
         self.readout = GlobalCrossAttention(DIM)
 
     def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """G and U, (batch modalities dim)."""
+        """Return G and U, (batch modalities dim)."""
         patches, classes = self.backbone(images, masks)
         semantic = [read(tokens) for read, tokens in zip(self.reallocations, patches.unbind(dim=1), strict=True)]
         tokens = self.interaction(torch.stack(semantic, dim=1))
@@ -78,7 +78,7 @@ class Problem:
 
     def __init__(self, device: str, samples: int) -> None:
         torch.manual_seed(0)
-        self.warm_up = device != "cpu"  # on CPU nothing is compiled, and a call takes seconds
+        self.warm_up = device != "cpu"  # on a CPU nothing is compiled, and a call takes seconds
         self.images = torch.randn(samples, MODALITIES, 3, *SIZE, device=device)
         self.masks = torch.zeros(samples, MODALITIES, *SIZE, dtype=torch.bool, device=device)
         self.masks[..., 32:224, 32:96] = True
@@ -88,7 +88,7 @@ class Problem:
         self.backbone = backbone.to(device)
         self.stmi = STMI(self.backbone).to(device)
         self.losses = nn.ModuleList(ReIDLoss(MODALITIES * DIM, IDENTITIES) for _ in range(2)).to(device)
-        # Gradients add up in tensors that are there before: they belong to the model, not to the step.
+        # Gradients are allocated beforehand, because they belong to the model, not to the step.
         for parameter in (*self.stmi.parameters(), *self.losses.parameters()):
             parameter.grad = torch.zeros_like(parameter)
 
@@ -114,7 +114,7 @@ class Problem:
         return Contender(functools.partial(self._step, features), expected, turns=turns, warm_up=self.warm_up)
 
     def _step(self, features: Features) -> Outputs:
-        """Forward, loss and backward; an optimizer would cost all of them the same."""
+        """Run forward, loss and backward; an optimizer would cost all contenders the same."""
         found = features()
         pairs = zip(self.losses, found, strict=False)
         loss = torch.stack([criterion(feature.flatten(1), self.labels) for criterion, feature in pairs]).sum()

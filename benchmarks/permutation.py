@@ -16,7 +16,7 @@ BATCH, MODALITIES, PATCHES, DIM, HEADS = 8, 3, 128, 512, 8
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """One training step of each part, and the fill of a test set in which a quarter of the samples lack a modality."""
+    """Compare a training step of each part, and the filling of a batch in which a quarter lacks a modality."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(BATCH, MODALITIES, PATCHES + 1, DIM, generator=generator).to(device)
     upstream = torch.randn(BATCH, MODALITIES, DIM, generator=generator).to(device)
@@ -79,7 +79,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
 
 
 def written_permutation(layer: TokenPermutation, class_tokens: Tensor, maps: Tensor) -> Tensor:
-    """M x M calls, each of which normalises and projects the patches it reads."""
+    """Make M x M calls, each of which normalises and projects the patches that it reads."""
     classes, patches = class_tokens.unbind(1), maps.unbind(1)
     for shift, stage in zip((1, 2, 0), layer.stages, strict=True):
         classes = [rotate(stage, classes[m], patches[(m + shift) % MODALITIES]) for m in range(MODALITIES)]
@@ -110,7 +110,7 @@ def written_loss(layer: CrossModalReconstruction, tokens: Tensor) -> Tensor:
 
 
 def written_fill(layer: CrossModalReconstruction, tokens: Tensor, present: Tensor) -> Tensor:
-    """Every pair for every sample; the absent places get the mean over what is present."""
+    """Compute every pair for every sample; an absent modality gets the mean over present modalities."""
     given = list(tokens.unbind(1))
     made = [torch.zeros_like(part) for part in given]
     for m, k, chain in pairs(layer):

@@ -14,7 +14,7 @@ COLOURS = {
     "as written": "#d2553a",
     "as written, compiled": "#d99a1e",
 }
-INKS = {"light": "#303030", "dark": "#d6d6d6"}  # of text and axes on the pages of either theme
+INKS = {"light": "#303030", "dark": "#d6d6d6"}  # colours of text and axes, by theme of the page
 PASSES = ("forward", "forward and backward")
 QUANTITIES = {"milliseconds": "ms per call", "mebibytes": "MiB above the inputs"}
 CAPTIONS = {
@@ -25,7 +25,7 @@ LABELS = {"tokens": "tokens N", "share": "share of foreground tokens"}
 
 
 def write(results: Sequence[dict], folder: Path, kind: str) -> dict[str, str]:
-    """Draw both figures for both themes; file names, marked with the theme they are for, and captions."""
+    """Draw both figures for both themes; return captions by file name, which is marked with its theme."""
     folder.mkdir(parents=True, exist_ok=True)
     swept = [result for result in results if result["sweep"]]
     usual = swept[0]["sweep"]["share"]
@@ -40,7 +40,7 @@ def write(results: Sequence[dict], folder: Path, kind: str) -> dict[str, str]:
 
 
 def styled(ink: str) -> AbstractContextManager[None]:
-    """Draw in one ink inside the block; parts of an SVG have the same names in every drawing."""
+    """Draw text and axes in one colour inside the block; ids in an SVG are the same in every drawing."""
     inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
     return plt.rc_context({"font.size": 9, "svg.hashsalt": "stmi-layers", **inked})
 

@@ -1,4 +1,4 @@
-"""Where the time goes: a forward pass of ViT-S/16 with SFM, and an epoch of the training of `make demo`.
+"""Time by part: of a forward pass of ViT-S/16 with SFM, and of an epoch of the training of `make demo`.
 
 python -m benchmarks.profiles   # draw both into docs/assets/benchmarks
 """
@@ -24,7 +24,7 @@ from benchmarks.runner import threads
 
 CALLS = 20
 ARCHITECTURE = "vit_small_patch16_224"
-# Kinds of operators, by what their names contain; the first that fits.
+# Kinds of operators, by parts of their names; the first kind that fits is taken.
 KINDS = {
     "linear layers": ("addmm", "linear"),
     "attention": ("scaled_dot", "stmi", "bmm", "amax", "amin", "exp", "addcmul", "sub", "div", "sum", "mul"),
@@ -38,7 +38,7 @@ Shares = dict[str, float]
 
 
 def draw(docs: Path) -> None:
-    """Measure and draw both, for either theme."""
+    """Measure and draw both profiles for both themes."""
     folder = docs / "assets" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     with threads(1):
@@ -49,7 +49,7 @@ def draw(docs: Path) -> None:
 
 
 def forward() -> dict[str, Shares]:
-    """Milliseconds of one image by kind of operator, without SFM and with it."""
+    """Measure the milliseconds of one image by kind of operator, without SFM and with SFM."""
     pair = Pair(ARCHITECTURE, "cpu")
     comparison = pair.comparison("", 1, Pair.forward, 1.0, threads=1)
     calls = {"plain": comparison.contenders[NAMES[ARCHITECTURE]].call, "with SFM": comparison.contenders["ours"].call}
@@ -69,7 +69,7 @@ def _by_kind(call: Callable[[], Any]) -> Shares:
 
 
 def epoch() -> Shares:
-    """Milliseconds of an epoch by part."""
+    """Measure the milliseconds of an epoch by part."""
     with TemporaryDirectory() as folder:
         training = data.Training(data.write_items(Path(folder)), Path(folder), "cpu")
         training.epoch()

@@ -10,7 +10,7 @@ from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import absorbed_cross_attention
 
 DIM, HEADS = 768, 8
-# Queries, tokens and the target of the issue; the rows without one show where projecting the tokens takes over.
+# Queries, tokens and target; rows without target show where projecting the tokens becomes faster.
 SHAPES: dict[tuple[int, int], float | None] = {
     (5, 128): 0.2,
     (5, 576): 0.13,
@@ -22,7 +22,7 @@ SHAPES: dict[tuple[int, int], float | None] = {
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """STR at two image sizes, the readout of three modalities, and more queries up to the change of the order."""
+    """Compare STR at two image sizes, the readout of three modalities, and more queries up to the change of method."""
     for (queries, tokens), limit in SHAPES.items():
         batch = (1 if device == "cpu" else 8) * max(1, 2048 // tokens)
         problem = Problem(device, batch, queries, tokens)

@@ -8,14 +8,14 @@ UNITS = {"time": "time", "memory": "memory", "error": "error", "MiB": "MiB above
 
 
 def line(result: dict) -> str:
-    """One comparison on one line."""
+    """Format one comparison on one line."""
     ours = result["contenders"]["ours"]
     others = (f"{name} {values['milliseconds']:.4g} ms" for name, values in result["contenders"].items())
     return f"{result['name']}: {ours['ratio']:.3f} of {result['against']} ({', '.join(others)})"
 
 
 def table(results: Sequence[dict]) -> str:
-    """Markdown: one row per comparison, times as ratios to what the last column names; a missed target is bold."""
+    """Format a Markdown table: a row per comparison, times relative to the last column; missed targets are bold."""
     others = dict.fromkeys(
         name for result in results for name in result["contenders"] if name not in ("ours", result["against"])
     )
@@ -53,7 +53,7 @@ def _memory_ratio(ours: dict, against: dict) -> float | None:
 
 
 def _figure(measured: dict, *, limit: bool = True) -> str:
-    """The figure, bold where it misses its target, and the target where there is one."""
+    """Format a measurement, bold if it misses its target, with the target if there is one."""
     if measured["measured"] is None:
         return ""
     unit = f" {measured['quantity']}" if measured.get("quantity") in ("MiB", "µs") else ""
@@ -69,7 +69,7 @@ def reached(target: dict) -> bool:
 
 
 def missed(results: Sequence[dict]) -> list[str]:
-    """The rows that miss their target."""
+    """Describe the rows that miss their target."""
     return [
         f"{result['name']}, {UNITS[target['quantity']]}: {target['measured']:.3f}, target {target['limit']:g}"
         for result in results
@@ -79,7 +79,7 @@ def missed(results: Sequence[dict]) -> list[str]:
 
 
 def write_docs(found: dict, device: str, docs: Path) -> None:
-    """Write the table of every topic that was measured into docs/tables, and with that of attention its plots."""
+    """Write the table of every measured topic into docs/tables, and for attention also the plots."""
     from benchmarks import plots
 
     kind = "cpu" if device == "cpu" else "cuda"
@@ -95,6 +95,6 @@ def write_docs(found: dict, device: str, docs: Path) -> None:
 
 
 def origin(found: dict) -> str:
-    """Origin of the figures: the command and the machine."""
+    """Describe the origin of measurements: the command and the machine."""
     machine = "; ".join(f"{name} {value}" for name, value in found["machine"].items())
     return f"`{found['command']}`, {machine}."

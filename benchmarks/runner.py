@@ -1,4 +1,4 @@
-"""Several ways to compute something, checked, and then timed in turn so that a busy moment hits all of them alike."""
+"""Comparison of several ways to compute something: checked, then timed in turns, so that load hits all alike."""
 
 import statistics
 import time
@@ -22,12 +22,12 @@ class Contender:
     """One way to compute something.
 
     Args:
-        call: computes it, and returns what is checked.
-        expected: the right result; None for a floor, which computes less.
-        tolerance: greatest relative error of a result, as a ratio of Euclidean norms.
-        turns: how often it is timed at most; slow references need no more than a few.
+        call: function that computes the results and returns those to check.
+        expected: function that returns the right results; None for a floor, which computes less.
+        tolerance: largest relative error of a result, as a ratio of Euclidean norms.
+        turns: largest number of timed turns; slow references need only a few.
         warm_up: whether to call it once beforehand; a first call may compile or fill caches.
-        mebibytes: measures its memory in another way than by what torch holds during a call.
+        mebibytes: function that measures the memory in MiB, instead of the memory that torch holds during a call.
     """
 
     call: Callable[[], Outputs]
@@ -42,15 +42,15 @@ class Contender:
 class Target:
     """Limit of the contender "ours": at most `limit`.
 
-    `quantity` is "time", "memory" or "error", each a ratio to the contender `against`; "MiB", which is absolute; or
-    "µs", by which a call is longer than one of `against`.
+    `quantity` is "time", "memory" or "error", each as a ratio to the contender `against`; "MiB", which is absolute; or
+    "µs", the additional time of a call compared with `against`.
     """
 
     quantity: str
     limit: float
 
     def measured(self, ours: "Measured", against: "Measured") -> float:
-        """The figure to compare with the limit."""
+        """Return the measurement to compare with the limit."""
         match self.quantity:
             case "time":
                 return ours.ratio
@@ -63,13 +63,13 @@ class Target:
             case "error" if ours.error is not None and against.error is not None:
                 return ours.error / against.error
         raise ValueError(
-            f"a target has a quantity of time, memory, MiB, µs or error, both contenders checked; got {self}"
+            f"a target has a quantity of time, memory, MiB, µs or error, both contenders checked; received {self}"
         )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contenders, the first being `against`, and the targets of the one called "ours"; `sweep` is read by the plots."""
+    """Contenders, the first of which is `against`, and the targets of "ours"; plots read `sweep`."""
 
     name: str
     contenders: Mapping[str, Contender]
@@ -84,7 +84,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Measured:
-    """One contender: median milliseconds, time as a ratio to `against` (quartiles of the turns), MiB, error."""
+    """Result of one contender: median milliseconds, time relative to `against` (quartiles of turns), MiB, error."""
 
     milliseconds: float
     ratio: float
@@ -100,14 +100,14 @@ def run(
     """Check, then measure every contender.
 
     Args:
-        comparison: what is compared.
-        device: where its tensors are.
-        seconds: no further turn begins after this time...
-        turns: ...or after this many turns; at least three are done.
-        clock: what a turn is timed by; `time.process_time` leaves out the times in which other programs ran.
+        comparison: comparison to run.
+        device: device of its tensors.
+        seconds: time in seconds after which no further turn begins; at least three turns are done.
+        turns: largest number of turns.
+        clock: clock of a turn; `time.process_time` leaves out the time in which other programs run.
 
     Raises:
-        AssertionError: when a contender computes something else than it should.
+        AssertionError: when a contender computes a wrong result.
     """
     with threads(comparison.threads):
         first = {name: first_call(name, contender, device) for name, contender in comparison.contenders.items()}
@@ -143,10 +143,10 @@ def first_call(name: str, contender: Contender, device: str) -> FirstCall:
 
 
 def relative_error(outputs: Outputs, expected: Outputs) -> float:
-    """Relative error of the worst result; a fast wrong answer is not worth timing."""
+    """Return the relative error of the worst result; a fast wrong answer is not worth timing."""
     pairs = zip(outputs, expected, strict=True)
     errors = [(actual.double() - exact).norm() / exact.norm() for actual, exact in pairs]
-    return torch.stack(errors).max().item()  # of torch, which does not overlook NaN
+    return torch.stack(errors).max().item()  # torch's max does not overlook NaN
 
 
 def interleave(
@@ -157,7 +157,7 @@ def interleave(
     turns: int,
     clock: Clock,
 ) -> dict[str, list[float]]:
-    """Seconds per call of every turn, in which all contenders take part one after the other."""
+    """Return the seconds per call of every turn, in which all contenders run one after the other."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     began = time.perf_counter()
     for turn in range(turns):
@@ -165,7 +165,7 @@ def interleave(
             break
         for name, contender in contenders.items():
             if contender.turns is None or turn < contender.turns:
-                # The call before the timed ones puts caches and allocator back into the contender's own state.
+                # The call before the timed calls brings caches and allocator into the contender's own state.
                 if repeats[name] > 1:
                     contender.call()
                 times[name].append(_timed(contender.call, repeats[name], device, clock))
@@ -182,14 +182,14 @@ def _timed(call: Callable[[], object], repeats: int, device: str, clock: Clock) 
 
 
 def _summary(times: list[float], base: list[float], first: FirstCall) -> Measured:
-    # Slow contenders take part in the first turns alone.
+    # Slow contenders take part only in the first turns.
     ratios = [own / other for own, other in zip(times, base, strict=False)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return Measured(1000 * statistics.median(times), middle, low, high, first.mebibytes, first.error)
 
 
 def peak_memory(call: Callable[[], Outputs], device: str) -> tuple[Outputs, float, float]:
-    """Result of the call, its peak memory in MiB beyond what torch held before, and its seconds."""
+    """Return the result of a call, its peak memory in MiB beyond what torch held before, and its seconds."""
     if device != "cpu":
         synchronize(device)
         began = time.perf_counter()
@@ -210,7 +210,7 @@ def peak_memory(call: Callable[[], Outputs], device: str) -> tuple[Outputs, floa
 
 
 def _allocations(recorded: profile) -> list[int]:
-    """Bytes taken (above 0) and given back (below 0), in order; the profiler shows them nowhere else."""
+    """Return bytes allocated (above 0) and freed (below 0), in order; only this part of the profiler shows them."""
     profiler: Any = recorded.profiler
     events = profiler.kineto_results.events()
     ordered = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())

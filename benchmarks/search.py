@@ -16,7 +16,7 @@ RERANKED = 1000, 10_000, 700  # queries, gallery entries, identities
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """Search, where faiss is installed, and re-ranking."""
+    """Compare search, if faiss is installed, and re-ranking."""
     generator = torch.Generator().manual_seed(0)
     if device == "cpu" and find_spec("faiss"):
         yield search(*(torch.randn(count, DIM, generator=generator) for count in (QUERIES, GALLERY)))
@@ -28,7 +28,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
 
 
 def search(query: Tensor, gallery: Tensor) -> Comparison:
-    """Both return indices and squared distances, nearest first."""
+    """Compare searches that return squared distances, nearest first."""
     import faiss
 
     index = faiss.IndexFlatL2(DIM)
@@ -54,7 +54,7 @@ def search(query: Tensor, gallery: Tensor) -> Comparison:
 
 
 def reranking(features: Tensor, ids: Tensor, queries: int) -> Comparison:
-    """Every entry is a query of its own when its neighbours are looked for: that product is the floor."""
+    """Compare re-ranking with the product of all pairs: every entry looks for its neighbours, so this is the floor."""
 
     def product() -> Outputs:
         return (torch.stack([(rows @ features.T).sum() for rows in features.split(64)]).sum(),)

@@ -15,7 +15,7 @@ MODALITIES, PATCHES, DIM, HEADS = 3, 128, 512, 8
 
 
 def comparisons(device: str) -> Iterator[Comparison]:
-    """The gates alone, and selection and interaction together, forward and backward."""
+    """Compare the gates, and selection with interaction, forward and backward."""
     batch = 8 if device == "cpu" else 64
     for keep in (80, 64):
         written = AsWritten(keep).to(device)
@@ -57,7 +57,7 @@ def gates(layer: "AsWritten | Ours", patches: Tensor, class_tokens: Tensor) -> C
 
 
 def trained(layer: "AsWritten | Ours", patches: Tensor, class_tokens: Tensor) -> Callable[[], Outputs]:
-    """The result, and the gradients of patches, class tokens and everything that gets one."""
+    """Return a call that computes the result, and all gradients; it returns those of patches and class tokens."""
     upstream = torch.randn(class_tokens.shape, generator=torch.Generator().manual_seed(1)).to(class_tokens)
     leaves = [patches.detach().requires_grad_(), class_tokens.detach().requires_grad_(), *layer.parameters()]
 
@@ -70,7 +70,7 @@ def trained(layer: "AsWritten | Ours", patches: Tensor, class_tokens: Tensor) ->
 
 
 def exactly(layer: "AsWritten | Ours", patches: Tensor, class_tokens: Tensor) -> Callable[[], Outputs]:
-    """The formula of the layer in float64: patches that are not selected are zeroed, or hidden from the attention."""
+    """Return the formula of the layer in float64, with unselected patches zeroed or hidden from the attention."""
 
     def call() -> Outputs:
         written = layer.written if isinstance(layer, Ours) else layer
@@ -98,7 +98,7 @@ class Ours(nn.Module):
 
 
 class AsWritten(nn.Module):
-    """Equations 5-18 one after the other, with a loop over the samples to build the masks."""
+    """Equations 5-18 in sequence, with a loop over the samples that builds the masks."""
 
     def __init__(self, keep: int, hide: bool = False) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class AsWritten(nn.Module):
         self.norm_attention, self.norm_ffn = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
 
     def share_with(self, layer: Ours) -> None:
-        """Give `layer` these parameters."""
+        """Copy these parameters to `layer`."""
         state = {name.removeprefix("attention."): value for name, value in self.state_dict().items()}
         for part in (layer.selection, layer.interaction):
             part.load_state_dict({name: state[name] for name in part.state_dict()})

@@ -1,4 +1,4 @@
-"""Scores of the queries of a kind: the metrics of every value of a column, against the whole gallery."""
+"""Scores of groups of queries: the metrics for every value of a column, against the whole gallery."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,16 +15,16 @@ Scores = dict[str, dict[str, ReIDMetrics]]
 
 
 def score_groups(descriptors: Mapping[str, Tensor], items: Sequence[Item], protocol: Protocol, name: str) -> Scores:
-    """Score the queries of each value of a column apart; every query ranks the gallery of the whole split.
+    """Score the queries of each value of a column separately; every query ranks the gallery of the whole split.
 
     Args:
         descriptors: one row per item, by any names.
-        items: those of the split.
+        items: items of the split.
         protocol: what a query may match.
-        name: a column of the set, such as one of `items.csv`.
+        name: name of a column of the set, such as a column of `items.csv`.
 
     Returns:
-        Metrics of the descriptors by the values of the column, which are sorted.
+        Metrics of the descriptors by sorted values of the column.
 
     Raises:
         ValueError: when a query has no value in that column.
@@ -47,5 +47,5 @@ def _with_role(item: Item, asks: bool, answers: bool) -> Item:
 
 
 def numbers_of(metrics: Mapping[str, ReIDMetrics]) -> dict[str, dict[str, float]]:
-    """Numbers of each descriptor by name, as metrics.json holds them."""
+    """Return the numbers of each descriptor by name, as metrics.json holds them."""
     return {name: as_numbers(value) for name, value in metrics.items()}

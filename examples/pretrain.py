@@ -53,7 +53,7 @@ class Arguments:
     learning_rate: float = 2e-3
     """Highest learning rate; the rate rises for a tenth of the training, then falls along a cosine."""
     validation: float = 0.0
-    """Share of the training identities to leave out: the same identities that `examples.train --validation` holds out."""
+    """Share of the training identities to leave out, the same that `examples.train --validation` holds out."""
     seed: int = 0
     """Seed of weights, order of images, masked patches and flips."""
     threads: int = 0

@@ -71,7 +71,7 @@ class Computer:
     threads: int = 0
     """Number of CPU threads; 0 leaves the choice to torch."""
     method: str | None = None
-    """Name of your own package, if the checkpoint holds its method. The package is imported: a file cannot choose it."""
+    """Name of your own package, if the checkpoint holds its method. It is imported, so a file cannot choose it."""
 
     def __post_init__(self) -> None:
         if self.method is not None:

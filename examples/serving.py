@@ -1,4 +1,4 @@
-"""A model as a function of tensors alone, and random inputs for it."""
+"""Model as a function of tensors only, and random inputs for it."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ class Serving(nn.Module):
     """A model that takes tensors and returns descriptors of length 1, the headline first.
 
     Args:
-        model: keeps the contract of training.
-        run: its settings; they say whether it was trained with masks, and whether it embeds cameras.
+        model: a `ReIDModel`.
+        run: settings of its run, which tell whether it was trained with masks and embeds cameras.
         texts: take encoded captions as inputs.
 
     Attributes:
@@ -39,7 +39,7 @@ class Serving(nn.Module):
         self.outputs = [model.headline, *(name for name in model.widths if name != model.headline)]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Descriptors by the order of `outputs`."""
+        """Return descriptors in the order of `outputs`."""
         given = dict(zip(self.inputs, inputs, strict=True))
         images = given["images"]
         count = images.shape[0]
@@ -52,7 +52,7 @@ class Serving(nn.Module):
         cameras = given.get("cameras", nowhere)
         batch = Batch(
             images=images,
-            # torch.export's files take any dtype without a word, and 255 is no Bool in them.
+            # Files of torch.export silently take any dtype, so that masks may arrive as 0 and 255.
             masks=given["masks"] != 0 if "masks" in given else None,
             present=given["present"] != 0,
             labels=nowhere,
@@ -69,12 +69,12 @@ class Serving(nn.Module):
 
 
 def examples_of(serving: Serving, facts: Facts) -> list[Example]:
-    """Batches of 3, 1, 2 and 5 random samples; in all but the second, some modalities are absent."""
+    """Return batches of 3, 1, 2 and 5 random samples; in all but the second, some modalities are absent."""
     return [example_of(serving, facts, count, seed) for seed, count in enumerate((3, 1, 2, 5))]
 
 
 def example_of(serving: Serving, facts: Facts, count: int, seed: int) -> Example:
-    """Random samples: the first has all modalities, others lack some; some masks are empty, and some full."""
+    """Draw random samples: the first has all modalities, others lack some; some masks are empty, and some full."""
     generator = torch.Generator().manual_seed(seed)
     shape = (count, len(facts.modalities))
     height, width = facts.image_size

@@ -1,12 +1,12 @@
 """Images to describe: a set in any layout, a manifest, a folder of images, or single files.
 
-| what is given | what is read |
+| given | items that are read |
 |---|---|
 | a set in a layout that the trainer reads, or its manifest | its items, with their identities, cameras and masks |
 | the folder of one of its splits | the items of that split |
 | a folder with folders RGB, NI, TI ... | images of equal paths in them are one item; masks in `mask` or `mask_RGB` |
 | a folder of images | each image is an item of one modality |
-| `RGB=a.jpg TI=b.png` | one item; a modality that comes again begins the next |
+| `RGB=a.jpg TI=b.png` | one item; a repeated modality begins the next item |
 | `a.jpg b.jpg` | each is an item of one modality |
 """
 
@@ -30,18 +30,18 @@ DEEPEST = 64  # levels of folders below a folder of images
 def list_sources(
     images: Sequence[str], modalities: Sequence[str], *, modality: str | None, split: str, captions: bool
 ) -> Iterator[Item]:
-    """Items of what the command line names, with a place for each modality of the model.
+    """List the items that the command line names, with a place for each modality of the model.
 
     Args:
         images: folder, manifest or files, see above.
-        modalities: those of the model, in its order.
-        modality: that of images whose place does not tell it.
+        modalities: modalities of the model, in its order.
+        modality: modality of images whose folder does not name a modality.
         split: split of a set, or "all".
-        captions: read the captions of a set, where it has some.
+        captions: read the captions of a set, if it has captions.
 
     Raises:
-        FileNotFoundError: when a file is not there, or a folder holds no image.
-        ValueError: when the modality of images is unknown, or none of the model's.
+        FileNotFoundError: when a file does not exist, or a folder holds no image.
+        ValueError: when the modality of images is unknown, or the model lacks it.
     """
     if modality is not None and modality not in modalities:
         raise ValueError(f"modality must be one of the model, {', '.join(modalities)}; received {modality!r}")
@@ -61,7 +61,7 @@ def list_sources(
 
 
 def _is_set(folder: Path, modalities: Sequence[str]) -> bool:
-    """Tell whether a folder is a set with a modality of the model: folders of photographs may look like another one."""
+    """Tell whether a folder is a set with a modality of the model; other folders of images may look like a set."""
     try:
         found = find_set(folder, modalities)
     except FileNotFoundError:
@@ -74,13 +74,13 @@ def _is_split(folder: Path, modalities: Sequence[str]) -> bool:
         found = find_set(folder.resolve().parent, modalities)
     except (FileNotFoundError, ValueError):
         return False
-    # Any folder with folders of modalities would be a split of its parent: there its name has to be that of one.
+    # Any folder with folders of modalities could be a split of its parent, so its name has to be that of a split.
     is_one = found.layout != FOLDERS.name or is_split(folder.name)
     return is_one and folder.name in found.splits and found.base == folder.resolve().parent
 
 
 def _is_labelled(folder: Path, modalities: Sequence[str]) -> bool:
-    """Tell whether the names of a split follow its layout: a folder of photographs in modalities looks like one."""
+    """Tell whether the names of a split follow its layout; a folder of images by modality may look like a split."""
     try:
         there = [name for name in modalities if (folder / name).is_dir()]
         return not there or bool(
@@ -113,7 +113,7 @@ def _of_set(root: Path, modalities: Sequence[str], split: str, captions: bool) -
 
 
 def spread(item: Item, there: Sequence[str], modalities: Sequence[str]) -> Item:
-    """The item with a place for each modality of the model, None where it has no image."""
+    """Return the item with a place for each modality of the model, None where it has no image."""
     images = dict(zip(there, item.images, strict=True))
     masks = dict(zip(there, item.masks, strict=True))
     captions = item.captions
@@ -139,7 +139,7 @@ def _replace(
 
 
 def _of_modality_folders(root: Path, modalities: Sequence[str]) -> Iterator[Item]:
-    """Items of images that have the same path in the folders of several modalities."""
+    """List items of images that have the same path in the folders of several modalities."""
     files = {name: _by_stem(root / name) for name in modalities if (root / name).is_dir()}
     shared = _by_stem(root / "mask", arrays=True)
     masks = {name: shared | _by_stem(root / f"mask_{name}", arrays=True) for name in files}
@@ -153,10 +153,10 @@ def _of_modality_folders(root: Path, modalities: Sequence[str]) -> Iterator[Item
 
 
 def _by_stem(folder: Path, *, arrays: bool = False) -> dict[str, Path]:
-    """Images below a folder by their relative path without suffix; files that are passed over are warned of.
+    """List images below a folder by relative path without suffix; warn about other files.
 
     Raises:
-        ValueError: when several files of a folder differ in nothing but their suffix.
+        ValueError: when several files of a folder differ only in their suffix.
     """
     places = all_folders(folder, depth=DEEPEST)
     if found := passed_over(places):

@@ -1,4 +1,4 @@
-"""Train a method on a set of images and evaluate it: `python -m examples.train METHOD --data DIR --out runs/NAME`.
+"""Train and evaluate a method on a set of images: `python -m examples.train METHOD --data DIR --out runs/NAME`.
 
 A run that is killed continues with `--resume`; on a CPU it ends with the same weights as an uninterrupted run.
 On several GPUs, or several machines: `torchrun --nproc-per-node 2 -m examples.train METHOD ...`.
@@ -37,13 +37,13 @@ class Options:
     """Place of the run."""
 
     out: Path
-    """Folder of the run: checkpoint, metrics, logs and pictures go there."""
+    """Folder of the run, for checkpoint, metrics, logs and figures."""
     resume: bool = False
-    """Continue the run in `out`; with a warning, start it if there is none."""
+    """Continue the run in `out`; without a run there, warn and start a new one."""
 
 
 def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics]:
-    """Train, checkpoint after every epoch, evaluate, and write results and pictures into `out`.
+    """Train, write a checkpoint after every epoch, evaluate, and write results and figures into `out`.
 
     Raises:
         FileExistsError: when `out` holds a run already and `resume` is False.
@@ -76,7 +76,7 @@ def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics
         )
     if loaded and rank() == 0:
         write_text(out / "weights.txt", loaded + "\n")
-    # Images are read once more, because the loop keeps none and no descriptors.
+    # Images are read again, because the loop keeps neither images nor descriptors.
     device = next(model.parameters()).device
     descriptors = describe(model, test, device=device, workers=run.machine.workers, amp=run.machine.amp)
     if rank() == 0:
@@ -85,9 +85,9 @@ def train(run: Run, out: Path, *, resume: bool = False) -> dict[str, ReIDMetrics
 
 
 def load_splits(run: Run) -> tuple[MultiModalDataset, MultiModalDataset]:
-    """The training split of a run, and the split that it is scored on: the test split, or the validation identities.
+    """Load the training split of a run, and the split that scores it: the test split, or the validation identities.
 
-    An evaluation keeps no images, and neither do workers, each of which would keep its own.
+    Images are not cached for evaluation, or with workers, because every worker would keep a copy.
     """
     cache = run.machine.cache and not run.machine.workers
     augment, seed = run.schedule.augmentation(), run.schedule.seed
@@ -96,7 +96,7 @@ def load_splits(run: Run) -> tuple[MultiModalDataset, MultiModalDataset]:
 
 
 def build_model(run: Run, facts: Facts, *, pretrained: bool = True) -> tuple[Any, str]:
-    """The model before its first epoch, and what became of pretrained weights; equal settings give equal weights."""
+    """Build the model before its first epoch; return it with a report on pretrained weights. Deterministic."""
     torch.manual_seed(run.schedule.seed)
     model = run.build(facts)
     return model, fill_towers(run.tower, model) if pretrained and run.tower is not None else ""
@@ -104,7 +104,7 @@ def build_model(run: Run, facts: Facts, *, pretrained: bool = True) -> tuple[Any
 
 @contextmanager
 def tensorboard(out: Path) -> Iterator[Any]:
-    """A function that logs the entry of an epoch for TensorBoard."""
+    """Yield a function that logs the entry of an epoch for TensorBoard."""
     writers: list[Any] = []
 
     def log(entry: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ def tensorboard(out: Path) -> Iterator[Any]:
         try:
             for writer in writers:
                 writer.close()
-        except OSError as error:  # its thread has found the disk full
+        except OSError as error:  # the disk is full
             raise cannot_write(out / "tensorboard", error) from error
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: how it learned, what it retrieves, and what the model looks at."""
+"""Figures of a run: learning curves, retrieval results, feature maps and attention maps."""
 
 from examples.figures.curves import curves as curves
 from examples.figures.retrieval import ranked_lists as ranked_lists

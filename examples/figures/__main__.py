@@ -1,6 +1,6 @@
-"""Draw what a trained model sees and finds: `python -m examples.figures --checkpoint runs/NAME/checkpoint.pt`.
+"""Draw figures of a trained model: `python -m examples.figures --checkpoint runs/NAME/checkpoint.pt`.
 
-Every figure is written as PNG and as SVG. Those that the model has no part for are left out, with the reason.
+Every figure is written as PNG and as SVG. Figures of parts that the model lacks are left out, with the reason.
 """
 
 from collections.abc import Sequence
@@ -30,21 +30,21 @@ class Arguments:
     checkpoint: Path
     """The checkpoint.pt of a run."""
     other_checkpoints: tuple[Path, ...] = ()
-    """Checkpoints of other variants on the same test items, to draw their features side by side."""
+    """Checkpoints of other variants on the same test items, whose features are drawn beside those of `checkpoint`."""
     out: Path | None = None
     """Folder of the figures; `figures` beside the checkpoint by default."""
     items: tuple[str, ...] = ()
-    """Names of the test items to look into; by default `count` of them, evenly spread."""
+    """Names of the test items for attention maps; by default `count` items, evenly spread."""
     count: int = 2
-    """Number of items to look into, where no names are given."""
+    """Number of test items for attention maps, if `items` is not given."""
     max_points: int = 1000
-    """Items on the maps of features at most, evenly spread over the test split."""
+    """Largest number of items on the maps of features, evenly spread over the test split."""
     data: tyro.conf.OmitArgPrefixes[OtherData] = field(default_factory=OtherData)
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
 
 
 def main(arguments: Arguments) -> list[Path]:
-    """Draw everything; the files written."""
+    """Draw all figures and return the written files."""
     trained = restore(arguments.checkpoint, arguments.data.changes(), machine=arguments.machine.machine())
     indices = _choose(trained, arguments)
     out = arguments.out or arguments.checkpoint.parent / "figures"
@@ -75,7 +75,7 @@ def main(arguments: Arguments) -> list[Path]:
 
 
 def look_inside(trained: Trained, indices: Sequence[int]) -> tuple[dict[str, Figure], dict[str, str]]:
-    """Draw what the tower and the method's own modules do with some items; name the figures left out, with reasons."""
+    """Draw the tower's attention and the method's figures of items; return figures, and reasons for missing ones."""
     batch = collate([trained.dataset[index] for index in indices]).to(trained.device)
     shown, modalities = pictures(trained.dataset, indices), trained.run.data.modalities
     figures, left_out = {}, {}
@@ -92,7 +92,7 @@ def look_inside(trained: Trained, indices: Sequence[int]) -> tuple[dict[str, Fig
 
 
 def describe_panels(trained: Trained) -> tuple[dict[str, Tensor], str, Tensor]:
-    """Features by a title that says how well they retrieve, the name of the headline descriptor, and its features."""
+    """Return features by a title with their mAP, the name of the headline descriptor, and its features."""
     descriptors, chosen = describe_test(trained)
     metrics = score(descriptors, trained.dataset.items, trained.protocol)
     panels = {f"{name}, mAP {100 * metrics[name].mAP:.1f} %": value for name, value in descriptors.items()}
@@ -100,7 +100,7 @@ def describe_panels(trained: Trained) -> tuple[dict[str, Tensor], str, Tensor]:
 
 
 def compare_variants(trained: Trained, arguments: Arguments) -> dict[str, Tensor]:
-    """The headline features of every checkpoint by its title, this one last.
+    """Return the headline features of every checkpoint by title; the main checkpoint is the last.
 
     Raises:
         ValueError: when a checkpoint is tested on other items.
@@ -122,7 +122,7 @@ def compare_variants(trained: Trained, arguments: Arguments) -> dict[str, Tensor
 
 
 def _choose(trained: Trained, arguments: Arguments) -> list[int]:
-    """The items to look into, as places in the dataset."""
+    """Choose the items for attention maps, as indices into the dataset."""
     places = {item.name: place for place, item in enumerate(trained.dataset.items)}
     if unknown := [name for name in arguments.items if name not in places]:
         raise ValueError(

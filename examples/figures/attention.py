@@ -1,4 +1,4 @@
-"""Attention maps over the images of every modality, the mask outlined."""
+"""Attention maps over the images of every modality, with the mask outlined."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,13 +16,13 @@ from examples.figures.style import show_absent, show_image, show_weights, spread
 from stmi_layers import token_foreground
 from stmi_layers.training import MultiModalDataset
 
-BLOCKS = 4  # shown at most, spread evenly from the first to the last
-WIDE = 1.15  # inches of a square image
+BLOCKS = 4  # largest number of shown blocks, spread evenly from the first to the last
+WIDE = 1.15  # side of a square image in inches
 EVEN = 4  # the scale of a map reaches at least this many times even attention, so that near-even maps look even
 
 
 class Picture(NamedTuple):
-    """An item to look at: images (modalities height width 3), masks, and which modalities are there."""
+    """Item for display: images (modalities height width 3), masks, and which modalities are present."""
 
     name: str
     images: NDArray[np.uint8]
@@ -31,7 +31,7 @@ class Picture(NamedTuple):
 
 
 def pictures(dataset: MultiModalDataset, indices: Sequence[int]) -> list[Picture]:
-    """The items at these places of a dataset."""
+    """Return items of a dataset by index."""
     items = [dataset.items[index] for index in indices]
     return [
         Picture(item.name, *dataset.picture(index), [image is not None for image in item.images])
@@ -42,13 +42,13 @@ def pictures(dataset: MultiModalDataset, indices: Sequence[int]) -> list[Picture
 def draw_class_token(
     looks: ClassToken, shown: Sequence[Picture], modalities: Sequence[str], threshold: float
 ) -> Figure:
-    """The class token's attention in every block, without and with the mask; `threshold` is that of the foreground."""
+    """Draw the class token's attention per block, without and with masks; `threshold` decides on foreground."""
     states = sorted(looks.weights)
     blocks = spread(looks.weights[False].shape[2], BLOCKS)
     columns = [(block, state) for block in blocks for state in states]
     title = "Attention of the class token, mean over heads"
     if True in states:
-        title += "\nbelow each map: the share of it that falls on the mask"
+        title += "\nbelow each map: the share of the attention that falls on the mask"
     figure, rows = rows_of(shown, modalities, 1 + len(columns), title)
     for place, (item, modality, axes) in enumerate(rows):
         picture = shown[item]
@@ -80,7 +80,7 @@ def _heading(looks: ClassToken, block: int, state: bool, states: Sequence[bool])
 def rows_of(
     shown: Sequence[Picture], modalities: Sequence[str], columns: int, title: str
 ) -> tuple[Figure, list[tuple[int, int, Sequence[Axes]]]]:
-    """A row per item and modality, its image drawn first: (item, modality, axes of the row)."""
+    """Lay out a row per item and modality, with its image first: (item, modality, axes of the row)."""
     height, width = shown[0].masks.shape[1:]
     cell = (WIDE * min(1.0, width / height), WIDE * min(1.0, height / width))
     count = len(shown) * len(modalities)
@@ -110,7 +110,7 @@ def show_map(
     grid: tuple[int, int],
     of_scale: Sequence[Tensor],
 ) -> None:
-    """Weights of the patches over the faded image, on the scale that all of `of_scale` share."""
+    """Draw the weights of the patches over the faded image, on the common scale of all maps in `of_scale`."""
     show_image(axis, picture.images[modality], picture.masks[modality], faded=True)
     most = max(EVEN / len(weights), *(one.max().item() for one in of_scale))
     show_weights(axis, weights.reshape(grid).numpy(), picture.masks.shape[1:], most)

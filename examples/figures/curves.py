@@ -1,4 +1,4 @@
-"""Curves of a run: loss and learning rate, retrieval, and what the model watches."""
+"""Curves of a run: loss and learning rate, mAP, and watched numbers of the model."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -10,9 +10,9 @@ from examples.figures.style import COLORS, QUERY
 
 
 def curves(history: Sequence[dict[str, Any]]) -> Figure:
-    """Loss and learning rate, mAP of every descriptor, and each family of watched numbers, over the epochs.
+    """Draw loss and learning rate, mAP of every descriptor, and each family of watched numbers over the epochs.
 
-    A family is what stands before the "/" in the name of a watched number, or the whole name.
+    The family of a watched number is the part of its name before the "/", or the whole name.
     """
     families = list(dict.fromkeys(name.partition("/")[0] for entry in history for name in entry.get("watch", {})))
     # Alpha and beta of the same blocks share a panel.
@@ -23,17 +23,17 @@ def curves(history: Sequence[dict[str, Any]]) -> Figure:
     learning, retrieval, *watched = figure.subplots(1, count)
     epochs = [entry["epoch"] for entry in history]
     learning.plot(epochs, [entry["loss"] for entry in history], "o-", markersize=3, color=QUERY)
-    learning.set(title="training loss (line) and learning rate (dashes)", xlabel="epoch", ylabel="loss")
+    learning.set(title="training loss (line) and learning rate (dashed)", xlabel="epoch", ylabel="loss")
     rate = learning.twinx()
     rate.plot(epochs, [entry["learning_rate"] for entry in history], color="#999999", linestyle="--")
     rate.set(ylabel="learning rate", ylim=(0, None))
 
     scored = [entry for entry in history if "mAP" in entry]
-    look = "o-" if len(scored) > 2 else "o"  # two evaluations are no curve
+    look = "o-" if len(scored) > 2 else "o"  # two points make no curve
     for name, color in zip(scored[-1]["mAP"] if scored else (), cycle(COLORS), strict=False):
         values = [entry["mAP"].get(name) for entry in scored]
         retrieval.plot([entry["epoch"] for entry in scored], values, look, markersize=4, color=color, label=name)
-    retrieval.set(title="mAP on the test split, by descriptor", xlabel="epoch", ylim=(0, 1))
+    retrieval.set(title="mAP on the scored split, by descriptor", xlabel="epoch", ylabel="mAP", ylim=(0, 1))
     if scored:
         retrieval.legend(loc="best")
     for axis, panel in zip(watched, panels, strict=True):
@@ -42,7 +42,7 @@ def curves(history: Sequence[dict[str, Any]]) -> Figure:
 
 
 def draw_watched(axis: Any, history: Sequence[dict[str, Any]], families: Sequence[str]) -> None:
-    """Watched numbers of some families: a colour each, pale for the first of its numbers, labelled once."""
+    """Draw the watched numbers of some families, each in one colour, pale for the first number, with one label."""
     single = len(families) == 1
     for family, color in zip(families, cycle((COLORS[2], COLORS[3])), strict=False):
         names = list(dict.fromkeys(key for entry in history for key in entry["watch"]))

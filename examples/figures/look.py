@@ -1,4 +1,4 @@
-"""Attention of the class token of a tower, with and without the masks."""
+"""Attention of the class token of a tower, with and without masks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ class ClassToken:
 
     Attributes:
         grid: rows and columns of patches.
-        weights: by whether the masks were on, (items modalities blocks patches), the mean over heads; NaN where a
+        weights: by whether masks were used, (items modalities blocks patches), the mean over heads; NaN where a
             modality is absent.
         strengths: alpha and beta of every block, the mean over heads; None in a block without SFM.
     """
@@ -29,11 +29,11 @@ class ClassToken:
 
 @torch.no_grad()
 def look(backbone: Any, batch: Batch) -> ClassToken | str:
-    """Run a tower in evaluation mode on some items, with and without their masks; or the reason why it cannot be seen.
+    """Run a tower in evaluation mode with and without masks; return its attention, or the reason why it has none.
 
     Args:
         backbone: a `Backbone`.
-        batch: on its device.
+        batch: batch on the device of the tower.
     """
     layers, reason = _layers(backbone)
     if reason is not None:
@@ -44,8 +44,8 @@ def look(backbone: Any, batch: Batch) -> ClassToken | str:
 
 
 def _layers(backbone: Any) -> tuple[list[Any], str | None]:
-    """The self-attentions to draw, or none and the reason."""
-    tokens = getattr(backbone, "tokens", None)  # of a pretrained tower
+    """Return the self-attentions to draw, or [] and the reason."""
+    tokens = getattr(backbone, "tokens", None)  # only a pretrained tower has them
     if tokens is not None and not tokens.tower.class_token:
         return [], "the backbone has no class token, its global token is pooled from the patches"
     every = [layer for layer in backbone.modules() if hasattr(layer, "alpha")]
@@ -63,7 +63,7 @@ def _strengths(layer: Any) -> tuple[float, float] | None:
 
 
 def _weights(backbone: Any, batch: Batch, layers: list[nn.Module]) -> Tensor:
-    """Attention of the first token to the patches, (items modalities blocks patches)."""
+    """Return the attention of the first token to the patches, (items modalities blocks patches)."""
     with recording(layers) as calls:
         tower_tokens(backbone, batch)
     patches = backbone.grid[0] * backbone.grid[1]

@@ -1,4 +1,4 @@
-"""Maps of the feature space in two dimensions, by t-SNE and by principal components, coloured by identity."""
+"""Maps of features in two dimensions, by t-SNE and by principal components, coloured by identity."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -12,21 +12,21 @@ from torch import Tensor
 from examples.figures.style import COLORS, PALE, spread
 from examples.optional import import_library
 
-# More cannot be told apart; further identities are pale.
+# More styles could not be told apart; further identities are pale.
 STYLES = [(color, marker) for marker, color in product("o^s", COLORS)]
-LEAST = 4  # items, below which t-SNE has nothing to arrange
+LEAST = 4  # smallest number of items for t-SNE
 
 
 def draw_maps(
     panels: Mapping[str, Tensor], identities: Sequence[int | str | None], *, title: str, seed: int = 0
 ) -> Figure:
-    """A column per panel: t-SNE above, principal components below.
+    """Draw a column per panel: t-SNE above, principal components below.
 
     Args:
-        panels: features (items dim) by what stands above them.
-        identities: of the items.
-        title: above the figure; what was coloured and the perplexity are added to it.
-        seed: of t-SNE.
+        panels: features (items dim) by title of the panel.
+        identities: identities of the items.
+        title: title above the figure; numbers of items and colours, and the perplexity, are added.
+        seed: seed of t-SNE.
     """
     count = len(identities)
     methods = ["t-SNE", "PCA"] if count >= LEAST else ["PCA"]
@@ -59,33 +59,33 @@ def draw_maps(
 
 
 def perplexity(count: int) -> float:
-    """Perplexity of t-SNE: 30, or a third of the other items where there are few; below the number of items."""
+    """Return the perplexity of t-SNE: 30, or a third of the other items if there are few."""
     return min(30.0, (count - 1) / 3)
 
 
 def tsne(features: NDArray[np.float64], *, seed: int) -> NDArray[np.float64]:
-    """Two coordinates per row; rows close in the features are close here, distances beyond neighbours mean little."""
+    """Return two coordinates per row: neighbours stay close, but larger distances mean little."""
     manifold = import_library("sklearn.manifold", "examples")
     if features.shape[1] < 2 or np.ptp(features, axis=0).max() == 0:
-        return np.zeros((len(features), 2))  # all equal: there is nothing to arrange
+        return np.zeros((len(features), 2))  # all rows are equal
     start = principal_components(features)[0]
     start = 1e-4 * start / max(float(start[:, 0].std()), 1e-12)
     return manifold.TSNE(perplexity=perplexity(len(features)), init=start, random_state=seed).fit_transform(features)
 
 
 def principal_components(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coordinates (items 2) along the two directions of most variance, and the share of the variance each has."""
+    """Return coordinates (items 2) along the two directions of largest variance, and their shares of the variance."""
     centred = features - features.mean(axis=0)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
     variance = np.pad(sizes**2, (0, 2))
     points = np.pad(left * sizes, ((0, 0), (0, 2)))[:, :2]
-    # A direction and its opposite are one: the coordinate of largest size is positive, wherever this runs.
+    # The sign of a direction is arbitrary: the coordinate of largest size is made positive on every machine.
     points *= np.where(points[np.abs(points).argmax(axis=0), [0, 1]] < 0, -1, 1)
     return points, variance[:2] / max(variance.sum(), 1e-300)
 
 
 def choose_styles(identities: Sequence[int | str | None]) -> dict[int | str | None, tuple[str, str]]:
-    """Colour and shape of as many identities as there are, spread evenly over all."""
+    """Return colour and shape for identities spread evenly over all, as many as there are styles."""
     every = sorted(set(identities), key=lambda one: (isinstance(one, str), one is None, one or 0))
     return {every[place]: style for place, style in zip(spread(len(every), len(STYLES)), STYLES, strict=False)}
 

@@ -1,4 +1,4 @@
-"""Ranked lists: queries and their best matches."""
+"""Ranked lists: queries with their best matches."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from stmi_layers.training.protocol import column as value_of
 
 
 def ranked_lists(dataset: MultiModalDataset, descriptor: Tensor, name: str, protocol: Protocol) -> Figure:
-    """Six queries, evenly spread over all of them, with the five best matches of each."""
+    """Draw six evenly spread queries, each with its five best matches."""
     shown, matches = protocol.best_matches(descriptor, dataset.items, queries=6, k=5)
     items = [dataset.items[index] for index in shown.tolist()]
     captions = [f"id {item.identity}, {protocol.drop} {value_of(item, protocol.drop)}" for item in items]
@@ -22,14 +22,14 @@ def ranked_lists(dataset: MultiModalDataset, descriptor: Tensor, name: str, prot
 def draw_lists(
     dataset: MultiModalDataset, queries: list[int], matches: Tensor, *, title: str, captions: list[str]
 ) -> Figure:
-    """Queries in the first column, their best matches after it, framed by whether the identity is right.
+    """Draw queries in the first column, then their best matches, with a frame that tells right from wrong identities.
 
     Args:
         dataset: the test items, without augmentation.
         queries: dataset indices of the queries to show.
         matches: dataset indices of the best matches per query, best first; -1 where there are fewer.
-        title: above the picture.
-        captions: a line beside each query.
+        title: title above the figure.
+        captions: a line above each query.
     """
     rows, columns = len(queries), matches.shape[1] + 1
     height, width = dataset.size

@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> dict[str, ReIDMetrics]:
     features = {
         "chance": torch.randn(len(items), 64, generator=torch.Generator().manual_seed(arguments.seed)),
         "mask": masks.float(),
-        # The mask is grown, so that no edge of the figure is left in the background, despite parallax between the bands.
+        # The mask is grown, so that no edge of the figure is left in the background, despite parallax.
         "background": images * ~dilate(masks, 5),
         "figure": images * masks,
         "pixels": images,

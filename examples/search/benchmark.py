@@ -115,7 +115,7 @@ def measure(arguments: Arguments, kind: str) -> dict[str, Any]:
 
 
 class Memory:
-    """Peak of this process's own memory in MB; mapped files are not counted, because they can be dropped at any time."""
+    """Peak of this process's own memory in MB, without mapped files, which can be dropped at any time."""
 
     def __init__(self) -> None:
         self._most = 0.0

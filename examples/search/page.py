@@ -1,4 +1,4 @@
-"""A page of queries and their matches: one file, with all pictures in it, that loads nothing from anywhere."""
+"""HTML page of queries and their matches: one file that contains all images and loads nothing."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from stmi_layers.training.record import Item
 HEIGHT = 144
 OUTLINE = (255, 214, 10)
 VERDICTS = {True: "right", False: "wrong", None: "unknown"}
-# An image per modality, None where it is missing, and the masks that are outlined on them.
+# An image per modality, None where it is missing, and the masks to outline on the images.
 Picture = tuple[list[Image.Image | None], list[NDArray[np.bool_] | None]]
 Draw = Callable[[Item], Picture]
 
@@ -34,12 +34,12 @@ def write_page(
     """Write the page.
 
     Args:
-        path: the file.
-        queries: what was asked.
-        matches: what was found for each of them.
-        modalities: names of the images of an item.
-        draw: gives the pictures of an item.
-        note: a line below the title.
+        path: file to write.
+        queries: items of the queries.
+        matches: matches of every query.
+        modalities: names of the modalities of an item.
+        draw: function that returns the images and masks of an item.
+        note: line below the title.
     """
     cameras = sorted({match.item.camera for some in matches for match in some if match.item.camera is not None})
     sections = [
@@ -108,6 +108,6 @@ def _data(image: Image.Image, mask: NDArray[np.bool_] | None) -> str:
 
 
 def edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Foreground pixels with a background neighbour."""
+    """Return the foreground pixels with a background neighbour."""
     around = np.pad(mask, 1, mode="edge")
     return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])

@@ -1,4 +1,4 @@
-"""Pictures of items for the page: the images as they are, and the masks that the model was given."""
+"""Images of items for the page, and the masks that the model was given."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from stmi_layers.training.record import Item, Source
 
 
 def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str) -> Draw:
-    """A function that reads the pictures of an item.
+    """Return a function that reads the images and masks of an item.
 
     Args:
         ranges: counts that become black and white in deep images, by modality.
-        modalities: names of the images of an item.
-        masks: those that the model was given. "classical" ones are made again, and those in files are read; others
-            are not outlined.
+        modalities: names of the modalities of an item.
+        masks: masks that the model was given. "classical" masks are made again, and masks in files are read; other
+            masks are not outlined.
     """
     bounds = [ranges.get(name) for name in modalities]
 
@@ -40,17 +40,17 @@ def pictures(ranges: Mapping[str, Any], modalities: Sequence[str], masks: str) -
 
 
 def _read(source: Source | None, bounds: Any) -> Image.Image | None:
-    """An image; grey where its file is gone, because the page outlives the files."""
+    """Read an image; grey if its file is gone since the extraction."""
     if source is None:
         return None
     try:
         return read_image(source, bounds)
-    except Exception:  # whatever a file that is damaged by now makes of a decoder
+    except Exception:  # whatever a damaged file does to a decoder
         return Image.new("RGB", (64, 64), (128, 128, 128))
 
 
 def _outline(path: Path | None) -> NDArray[np.bool_] | None:
-    """A mask; None where its file is gone."""
+    """Read a mask; None if its file is gone."""
     try:
         return None if path is None else read_mask(path)
     except Exception:

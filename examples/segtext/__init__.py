@@ -1,1 +1,1 @@
-"""Retrieval by image, text and mask at once, from the layers that are read out of FusionSegReID / PS-ReID."""
+"""Retrieval by image, text and mask at once, from layers in our reading of FusionSegReID / PS-ReID."""

@@ -1,13 +1,13 @@
-"""Retrieval by image, caption and mask, from parts read out of FusionSegReID / PS-ReID, read from top to bottom.
+"""Retrieval by image, caption and mask, in our reading of FusionSegReID / PS-ReID, read from top to bottom.
 
-Adapters, one per role, carry the tokens of a tower and the captions into one space. An image is read at several scales
-under a mask (F), a caption is T, and a linear map finds the mask in the patches. In training, images and captions of an
-identity are aligned, an identity token of the query, image or caption, has to find that of its target, which is tied to
-the patches under the mask, and the mask is learned. Identity and triplet loss, on F and T, are those of `Objective` of
+Adapters, one per role, map the tokens of a tower and the captions into one space. F is an image read at several scales
+under a mask, T is a caption, and a linear layer predicts the mask from the patches. Training aligns images and captions
+of an identity. The identity token of a query, image or caption, has to find the token of its target, which is tied to
+the patches under the mask. The mask is learned, too. F and T have the identity and triplet losses of `Objective` in
 `stmi_layers.training`.
 
-The formulas of the paper (<https://arxiv.org/abs/2503.21595>) are not public: these are our reading of its summary. Its
-language model and its mask decoder are left out, and queries and targets are images of one kind here.
+The formulas of the paper (<https://arxiv.org/abs/2503.21595>) are not public: ours are a reading of its summary. Its
+language model and its mask decoder are left out, and queries and targets are images of one kind.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from stmi_layers.training import Batch, Facts, Outputs, joined, whole_batch, who
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "SegText":
-    """The model of the settings, with random weights; it reads captions where the training split has some."""
+    """Build the model of the settings, with random weights; it reads captions if the training split has captions."""
     backbone, text_encoder = build_tower(tower, facts), None
     if facts.words and settings.text_encoder == "words":
         text_encoder = CaptionEncoder(facts.words, backbone.dim, num_heads=settings.num_heads)
@@ -50,11 +50,11 @@ class SegText(nn.Module):
     """Retrieval by image, caption and mask around a tower: a `ReIDModel`.
 
     Args:
-        backbone: an image tower, a `Backbone`. Masks steer it when it has SFM; the predicted mask is then no discovery.
-        pooling: reads an image under its mask.
+        backbone: an image tower, a `Backbone`. With SFM masks steer it, and predicting the mask is trivial.
+        pooling: layer that reads an image under its mask.
         text_encoder: encoder of the captions, or None for a model without captions.
         guide: mask under which an image is read: "given", "predicted" or "none".
-        temperature: of the identity tokens, and the initial one of the alignment.
+        temperature: temperature of the identity tokens, and initial temperature of the alignment.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class SegText(nn.Module):
         self.headline = "F"
 
     def forward(self, batch: Batch) -> Outputs:
-        """F and T of a batch, T 0 without caption, and in training the terms."""
+        """Return F and T of a batch (T is 0 without caption), and in training the terms."""
         patches, class_tokens = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
         there = batch.present
         if there is None:
@@ -99,7 +99,7 @@ class SegText(nn.Module):
         return Outputs({"F": image, "T": caption}, terms, rows={"T": batch.has_text})
 
     def shares(self, batch: Batch, patches: Tensor) -> Tensor | None:
-        """Share of each patch that the given mask covers, (batch modalities patches)."""
+        """Return the share of each patch that the given mask covers, (batch modalities patches)."""
         if batch.masks is None:
             return None
         rows, columns = self.backbone.grid
@@ -107,7 +107,7 @@ class SegText(nn.Module):
         return reduce(masks, "b m (r y) (c x) -> b m (r c)", "mean", r=rows, c=columns)
 
     def caption(self, batch: Batch) -> Tensor | None:
-        """Features of the captions (batch dim), 0 where one is missing; None for a model without captions."""
+        """Return features of the captions (batch dim), 0 if missing; None for a model without captions."""
         if self.text_encoder is None or self.of_captions is None:
             return None
         if batch.texts is None:
@@ -119,7 +119,7 @@ class SegText(nn.Module):
     def identity_terms(
         self, image: Tensor, query: Tensor, caption: Tensor | None, there: Tensor, batch: Batch
     ) -> dict[str, Tensor]:
-        """Images with captions, and queries with targets, of all processes: all pairs of an identity are right."""
+        """Align images with captions, and queries with targets, of all processes: all pairs of an identity match."""
         labels, target = whole_batch(batch.labels), whole_batch(image)
         queries, known = query[:, None], there.any(dim=1, keepdim=True)  # (b k d), (b k): image, and caption
         terms = {}
@@ -136,7 +136,7 @@ class SegText(nn.Module):
     def mask_terms(
         self, image: Tensor, targets: Tensor, logits: Tensor, shares: Tensor | None, there: Tensor
     ) -> dict[str, Tensor]:
-        """F tied to the patches under the mask, and the mask itself; both are 0 for a set without masks."""
+        """Tie F to the patches under the mask, and learn the mask; both terms are 0 for a set without masks."""
         if shares is None:
             nothing = 0 * logits.sum()
             return {"coupling": nothing, "mask": nothing}
@@ -150,29 +150,29 @@ class SegText(nn.Module):
         }
 
     def segment(self, batch: Batch) -> Tensor:
-        """Predicted probability of foreground, (batch modalities rows columns)."""
+        """Predict the probability of foreground, (batch modalities rows columns)."""
         logits = self.decoder(tower_tokens(self.backbone, batch)[0])[..., 0]  # (b m n)
         return rearrange(logits.sigmoid(), "b m (r c) -> b m r c", r=self.backbone.grid[0])
 
     def encode(self, captions: Sequence[tuple[str, ...]]) -> Tensor | None:
-        """Captions for the text encoder, those of several modalities joined; None for a model without one."""
+        """Encode captions, joined over modalities; None for a model without text encoder."""
         return None if self.text_encoder is None else self.text_encoder.encode([joined(each) for each in captions])
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """New modules, the tower, the strengths of SFM in it, and the scalars: temperature, and weights of the mask."""
+        """Return new modules, the tower, its strengths of SFM, and the scalars: temperature and weights of the mask."""
         groups = parameter_groups(self, backbone=trunk_of(self.backbone))
         scalars = [self.pooling.log_beta, *([] if self.alignment is None else self.alignment.parameters())]
         new = [parameter for parameter in groups["rest"] if all(parameter is not scalar for scalar in scalars)]
         return {"new": new, "backbone": groups["backbone"], "strengths": groups["strengths"], "scalars": scalars}
 
     def watch(self) -> dict[str, float]:
-        """Temperature, weight of the mask in the reading, the mean over heads, and alpha and beta of SFM."""
+        """Return temperature, weight of the mask (mean over heads), and alpha and beta of SFM."""
         temperature = {} if self.alignment is None else {"temperature": self.alignment.log_temperature.exp().item()}
         weight = self.pooling.log_beta.exp().mean().item()
         return {**temperature, "mask_weight": weight, **watch_strengths(self.backbone)}
 
 
 def mean_of_present(tokens: Tensor, there: Tensor) -> Tensor:
-    """Mean of (batch modalities dim) over the modalities that are there, 0 without any."""
+    """Return the mean of (batch modalities dim) over present modalities, 0 without any."""
     kept = torch.where(there[..., None], tokens, 0.0).sum(dim=1)
     return kept / there.sum(dim=1, keepdim=True).clamp(min=1)

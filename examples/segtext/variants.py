@@ -1,20 +1,20 @@
-"""Variants of retrieval by image, caption and mask that `compare` can compare, and presets, each a question."""
+"""Variants of retrieval by image, caption and mask for `compare`, and presets: questions that variants answer."""
 
 from typing import Any
 
 from examples.preset import MISSING, SCORES, Preset, Row, watched
 
-USUAL = ("baseline", "full")  # compared where nothing else is asked
+USUAL = ("baseline", "full")  # compared by default
 
 
 def without(*terms: str) -> dict[str, Any]:
-    """Settings that leave terms out."""
+    """Return settings that leave terms out."""
     return {f"term_weights.{term}": 0.0 for term in terms}
 
 
 NO_MASKS, NO_TEXT = {"guide": "none", **without("coupling", "mask")}, {"captions": "off"}
 
-# A variant replaces these settings of the command line. Variants that come to the same run share it.
+# Settings that a variant replaces on the command line. Variants with equal settings share a run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": NO_MASKS | NO_TEXT,
     "masks": NO_TEXT,
@@ -60,9 +60,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "content": Preset(
         "Content",
-        "Is it what captions and masks say that helps?",
+        "Is it the content of captions and masks that helps?",
         (
-            Row("as they are", "full"),
+            Row("unchanged", "full"),
             Row("shuffled captions", "captions-shuffled"),
             Row("shuffled masks", "masks-shuffled"),
         ),

@@ -1,4 +1,5 @@
 """Signal: model, settings, recipes, and the names of released checkpoints.
 
-Not `examples/signal`: a script of this folder that Python starts by its path would import it for the standard module.
+The folder is not called `signal`: a script in `examples` that is started by its path would import it instead of the
+standard module.
 """

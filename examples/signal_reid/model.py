@@ -1,9 +1,9 @@
-"""Signal: one tower, then SIM, and the two alignments GAM and LAM beside it, read from top to bottom.
+"""Signal: one tower, then SIM, with the two alignments GAM and LAM, read from top to bottom.
 
 SIM lets the class token of every modality select patches of all modalities and read them (eq. 5-18); the joined result
-is F. GAM draws the modalities together as wholes (eq. 19-22), LAM at a few positions of their maps (eq. 23-26): terms
-of the objective, which cost nothing at test time. Identity and triplet loss, on F and on the class tokens G, are those
-of `Objective` of `stmi_layers.training`. The descriptor is G and F together.
+is F. GAM aligns the modalities as wholes (eq. 19-22), LAM at a few positions of their maps (eq. 23-26). Both are terms
+of the objective and cost nothing at test time. F and the class tokens G have the identity and triplet losses of
+`Objective` in `stmi_layers.training`. The descriptor is G and F together.
 
 Paper: "Signal: Selective Interaction and Global-Local Alignment for Multi-Modal Object Re-Identification", AAAI 2026,
 <https://arxiv.org/abs/2511.17965>.
@@ -26,7 +26,7 @@ from stmi_layers.training import Batch, Facts, Outputs, whole_batch, whole_mean
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "Signal":
-    """The model of the settings, with random weights."""
+    """Build the model of the settings, with random weights."""
     return Signal(
         build_tower(tower, facts),
         facts.modalities,
@@ -48,18 +48,18 @@ class Signal(nn.Module):
     """Signal around a tower: a `ReIDModel` that reads no captions.
 
     Args:
-        backbone: an image tower, a `Backbone`. Masks steer it when it listens to them.
+        backbone: an image tower, a `Backbone`; masks steer it when it has SFM.
         modalities: names of the modalities.
-        interaction: SIM; False leaves the class tokens as they are.
+        interaction: whether SIM is used; False leaves the class tokens as they are.
         keep: share of the patches that a class token selects per modality.
         learned_selection: give the selection a gradient.
-        unselected: patches that are not selected are "hidden" from the attention, or read as zero vectors, "zeroed".
+        unselected: treatment of other patches: "hidden" from the attention, or read as zero vectors ("zeroed").
         num_heads: heads of SIM; divides the width of the tower.
         anchor: modality that GAM exchanges between samples.
-        negatives: samples that GAM tells apart, those of other identities or all.
-        window: rows and columns of patches per position of LAM.
-        points: reading of the positions of LAM.
-        offset_channels: offsets per position of LAM.
+        negatives: negatives of GAM: samples of other identities, or all other samples.
+        window: side of the window of patches per position of LAM.
+        points: rule for positions of LAM at the border of the map.
+        offset_channels: number of offsets per position of LAM.
         supervision: G as one feature, or a feature per modality.
     """
 
@@ -95,7 +95,7 @@ class Signal(nn.Module):
         self.headline = "all" if len(self.widths) > 1 else next(iter(self.widths))
 
     def forward(self, batch: Batch) -> Outputs:
-        """G and F of a batch, 0 where a modality is absent, and in training the terms GAM and LAM."""
+        """Return G and F of a batch, 0 where a modality is absent, and in training the terms GAM and LAM."""
         present = batch.present  # (b m) or None
         patches, class_tokens = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
         outputs = class_token_features(class_tokens, present, self.class_token_names)
@@ -108,11 +108,11 @@ class Signal(nn.Module):
         return outputs._replace(features={**outputs.features, "F": fused.flatten(1)})
 
     def alignment_terms(self, patches: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """GAM, which compares all samples, and LAM, the mean over all pairs of modalities, both of all processes."""
+        """Compute GAM, which compares all samples, and LAM, a mean over pairs of modalities, over all processes."""
         there = batch.present
         if there is None:
             there = torch.ones_like(patches[..., 0, 0], dtype=torch.bool)
-        # GAM looks at the mean patch alone: of other processes it needs one vector per image, in at least float32.
+        # GAM reads only the mean patch: of other processes it needs one vector per image, in at least float32.
         wide = torch.promote_types(patches.dtype, torch.float32)
         means = whole_batch(patches.mean(dim=2, keepdim=True, dtype=wide))  # (b m 1 d)
         labels = whole_batch(batch.labels) if self.negatives == "others" else None
@@ -124,11 +124,11 @@ class Signal(nn.Module):
         }
 
     def encode(self, captions: Sequence[tuple[str, ...]]) -> Tensor | None:
-        """Nothing: captions are not read."""
+        """Return None, because captions are not read."""
         return None
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """New modules, the tower, the strengths of SFM in it, and the temperature of GAM."""
+        """Return new modules, the tower, the strengths of SFM in the tower, and the temperature of GAM."""
         groups = parameter_groups(self, backbone=trunk_of(self.backbone))
         temperature = [*self.global_alignment.parameters()]
         new = [parameter for parameter in groups["rest"] if parameter is not temperature[0]]
@@ -140,5 +140,5 @@ class Signal(nn.Module):
         }
 
     def watch(self) -> dict[str, float]:
-        """Temperature of GAM, and alpha and beta of every block with SFM."""
+        """Return the temperature of GAM, and alpha and beta of every block with SFM."""
         return {"temperature": self.global_alignment.temperature.item(), **watch_strengths(self.backbone)}

@@ -1,11 +1,11 @@
-"""Recipes of Signal: defaults from scratch, the paper's three benchmarks, and the readings of its research code.
+"""Recipes of Signal: defaults from scratch, the three benchmarks, and the same with the choices of its research code.
 
-"Research code" stands for values that the paper may give as well: only the code could be read in full.
+Values are marked "research code" even if the paper may give them too, because we could read only the code in full.
 """
 
 from examples.recipe import Recipe, ours, research_code
 
-# For a small tower from scratch on a small set: what a run without recipe stands on.
+# Defaults of a run without recipe: a small tower from scratch on a small set.
 DEFAULT: Recipe = {
     "masks": ours("none", "the method has no use for them; with masks, SFM steers its tower"),
     "rates.backbone": ours(2e-3, "a tower from scratch learns as fast as the rest"),
@@ -17,12 +17,12 @@ DEFAULT: Recipe = {
 
 PIXELS = 10 / (256 * 128) ** 0.5
 
-# What no setting here does: the code gives biases twice the rate, and flips and crops each modality by itself.
+# Differences that no setting covers: the code gives biases twice the rate, and flips and crops each modality alone.
 MODEL: Recipe = {
-    # What goes in.
+    # Inputs.
     "modalities": research_code(("RGB", "NI", "TI"), "the three of every benchmark"),
     "masks": research_code("none", "the method has no use for them"),
-    "captions": research_code("off", "the method reads none"),
+    "captions": research_code("off", "the method reads no captions"),
     # The tower.
     "backbone": research_code("open_clip", "the image tower of CLIP, shared by the modalities and trained"),
     "architecture": research_code("ViT-B-16-quickgelu", "OpenAI's ViT-B/16"),
@@ -32,10 +32,10 @@ MODEL: Recipe = {
     # SIM.
     "interaction": research_code(True, "selection and interaction"),
     "num_heads": research_code(8, "64 of the 512 per head"),
-    "learned_selection": ours(True, "in the code what is selected across modalities stays random"),
-    "unselected": ours("hidden", "zero vectors that are read take their share of the attention"),
+    "learned_selection": ours(True, "in the code the selection across modalities stays random"),
+    "unselected": ours("hidden", "zero vectors would take a share of the attention"),
     # GAM and LAM.
-    "anchor": ours("every", "the paper calls GAM free of anchors; in the code it is the first modality"),
+    "anchor": ours("every", "the paper calls GAM free of anchors; the anchor of the code is the first modality"),
     "negatives": ours("others", "in the code images of one identity are negatives of each other"),
     "window": research_code(4, "kernel and stride"),
     "points": ours("inside", "in the code part of the map is out of reach, and the outer positions never move"),
@@ -44,18 +44,18 @@ MODEL: Recipe = {
     "identity_weight": research_code(0.25, "against 1 of the triplet loss, with soft margin"),
     "smoothing": research_code(0.1, "of the labels"),
     # Augmentation.
-    "flip": research_code(0.5, "there each modality by itself, here all alike"),
+    "flip": research_code(0.5, "the code flips each modality on its own, we flip all alike"),
     "padding": research_code(PIXELS, "10 pixels"),
-    "erasing": research_code(0.5, "of every modality by itself"),
+    "erasing": research_code(0.5, "for every modality on its own"),
     # Optimisation.
     "optimizer": research_code("adam", "with the usual moments"),
-    "rates.backbone": research_code(5e-6, "the whole tower; here its rate rises in the warm-up, there it falls"),
+    "rates.backbone": research_code(5e-6, "the whole tower; in the warm-up our rate rises, that of the code falls"),
     "rates.temperature": ours(3.5e-4, "that of new modules"),
-    "rates.strengths": ours(1e-3, "there are none without SFM; for runs with masks"),
+    "rates.strengths": ours(1e-3, "only for runs with masks: without SFM there are no strengths"),
     "weight_decay": research_code(1e-4, "of weights and biases alike"),
     "no_decay": ours(("strengths", "temperature"), "a decay would pull both to values that mean nothing"),
     "clip_norm": research_code(None, "no clipping"),
-    # What makes a run and not its result.
+    # Settings of the run that hardly change its result.
     "seed": ours(0, "the code has 1234"),
     "amp": ours(True, "bfloat16 on a GPU, where the code has float16"),
     "workers": ours(4, "a GPU waits for decoding otherwise; the result is the same"),
@@ -105,10 +105,10 @@ MSVR310: Recipe = {
     "images_per_identity": research_code(4, "64 triplets a batch"),
     "learning_rate": ours(3.5e-4, "at the 5e-6 of the code SIM and LAM stay where they start"),
     "epochs": research_code(50, "passes"),
-    "warmup_epochs": research_code(0.0, "none; there the rate falls to a tenth at 20 and at 40"),
+    "warmup_epochs": research_code(0.0, "none; the rate of the code falls to a tenth at epochs 20 and 40"),
 }
 
-# The readings of the code, on every benchmark.
+# Choices of the code that our recipes change, on every benchmark.
 READINGS: Recipe = {
     "learned_selection": research_code(False, "its scores have no gradient"),
     "unselected": research_code("zeroed", "zero vectors stay in the attention"),

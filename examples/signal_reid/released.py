@@ -1,4 +1,4 @@
-"""Parameters of the released Signal checkpoints under the names of the layers here."""
+"""Conversion of Signal's released parameters to the names of our layers."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from examples.towers.releases.heads import class_token_heads
 from examples.towers.releases.tensors import Carried, Release
 from examples.towers.releases.towers import take_tower, tower_settings
 
-# Endings of released names, and what they are called in a model that holds `selection` (TokenSelection), `interaction`
+# Endings of released names, and the names in a model that holds `selection` (TokenSelection), `interaction`
 # (SelectiveInteraction), `global_alignment` (GramAlignment) and `local_alignment` (LocalAlignment).
 RENAMED = (
     (r"token_selection\.W_q\.(weight|bias)", r"selection.query.\1"),
@@ -27,7 +27,7 @@ SAMPLERS = ("DAS_r", "DAS_n", "DAS_t")  # RGB, NIR, TIR
 
 
 def released_state(state: dict[str, Tensor], *, min_temperature: float = 0.01) -> dict[str, Tensor]:
-    """Rename the parameters of selection, interaction and both alignments, whatever stands before their names.
+    """Rename the parameters of selection, interaction and both alignments, whatever the prefix of their names.
 
     Tower, batch norms and classifiers are left out. Set the layers to the released reading:
     `TokenSelection(straight_through=False)`, `SelectiveInteraction(unselected="zeroed")`, `GramAlignment(anchor=0)` and
@@ -35,7 +35,7 @@ def released_state(state: dict[str, Tensor], *, min_temperature: float = 0.01) -
 
     Args:
         state: names and parameters of a released checkpoint, or of one of its modules.
-        min_temperature: of the `GramAlignment` that gets the temperature.
+        min_temperature: lowest temperature of the `GramAlignment` that gets the parameter.
 
     Raises:
         ValueError: when the temperature is not above `min_temperature`, or a sampler lacks a parameter.
@@ -73,7 +73,7 @@ def carry(release: Release, own: Settings) -> Carried:
 
 
 def released_sampler(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of one sampler, and merge `proj_q` and the first convolution, which follow one another."""
+    """Rename the parameters of one sampler, and merge `proj_q` with the first convolution, which follows it."""
     names = ("proj_q.weight", "proj_q.bias", "conv_offset.0.weight", "conv_offset.0.bias")
     windows = ("conv_offset.2.weight", "conv_offset.2.bias", "conv_offset.4.weight")
     if missing := [name for name in (*names, *windows) if name not in state]:

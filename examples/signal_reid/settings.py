@@ -1,6 +1,6 @@
-"""Settings of Signal: what is its own, beside data, schedule, machine and tower.
+"""Settings of Signal beyond data, schedule, machine and tower.
 
-Weights of the two alignments are `term_weights` of the schedule, by the names GAM and LAM; 0 does without one.
+Weights of the two alignments are `term_weights` of the schedule, by the names GAM and LAM; 0 turns a term off.
 """
 
 from dataclasses import dataclass
@@ -13,27 +13,27 @@ from stmi_layers.interaction import Unselected
 
 @dataclass(frozen=True)
 class Settings:
-    """Signal: what follows the tower."""
+    """Signal: modules after the tower."""
 
     interaction: bool = True
-    """SIM, selection and interaction; without it the descriptor is G, the class tokens."""
+    """Use SIM (selection and interaction); without it the descriptor is G, the class tokens."""
     keep: float = 0.5
-    """Share of the patches that a class token selects per modality; all modalities together keep more."""
+    """Share of the patches that a class token selects per modality, 0 to 1; all class tokens together keep more."""
     learned_selection: bool = True
-    """Learn what a class token selects in other modalities; otherwise it stays what the random start makes it."""
+    """Learn the selection of a class token in other modalities; otherwise the selection stays as it was initialised."""
     unselected: Unselected = "hidden"
-    """Patches that are not selected leave the attention, or are read as zero vectors."""
+    """Patches that are not selected: hidden from the attention, or read as zero vectors ("zeroed")."""
     num_heads: int = 8
-    """Attention heads of SIM."""
+    """Number of attention heads of SIM."""
     anchor: Literal["every", "first"] = "every"
-    """Modality that GAM exchanges between samples: each in turn, or the first alone."""
+    """Modality that GAM exchanges between samples: every modality in turn, or only the first."""
     negatives: Literal["others", "all"] = "others"
-    """Samples that GAM tells apart: those of other identities, or all."""
+    """Negatives of GAM: samples of other identities, or all other samples."""
     window: int = 4
-    """Rows and columns of patches per position at which LAM compares the modalities."""
+    """Side, in patches, of the window of a position at which LAM compares the modalities."""
     points: Points = "inside"
-    """Positions of LAM: always on the map, cut off at its border, or as in the research code, partly beyond it."""
+    """Positions of LAM: always inside the map, clamped at its border, or partly outside as in the research code."""
     offset_channels: Literal[1, 2] = 2
-    """Offsets per position of LAM: of row and column, or one for both."""
+    """Number of offsets per position of LAM: 2 for row and column, or 1 for both."""
     supervision: Supervision = "joined"
-    """Class tokens in the objective: joined to one feature, or a feature per modality."""
+    """Supervision of class tokens: one joined feature of all modalities, or a single feature per modality."""

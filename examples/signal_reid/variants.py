@@ -1,14 +1,14 @@
-"""Variants of Signal that `compare` can compare, and presets, each a question that a few of them answer."""
+"""Variants of Signal for `compare`, and presets: questions that some of the variants answer."""
 
 from typing import Any
 
 from examples.preset import MISSING, SFM, STRENGTHS, TIMED_SCORES, Preset, Row, watched
 
-USUAL = ("baseline", "sim", "sim+gam", "full")  # compared where nothing else is asked
+USUAL = ("baseline", "sim", "sim+gam", "full")  # compared by default
 
 NO_GAM, NO_LAM = {"term_weights.GAM": 0.0}, {"term_weights.LAM": 0.0}
 
-# A variant replaces these settings of the command line. Variants that come to the same run share it.
+# Settings that a variant replaces on the command line. Variants with equal settings share a run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"interaction": False} | NO_GAM | NO_LAM,
     "sim": NO_GAM | NO_LAM,
@@ -35,7 +35,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "readings": Preset(
         "Readings",
-        "Does it matter where the layers depart from the research code?",
+        "Does it matter where our layers differ from the research code?",
         (
             Row("ours", "full"),
             Row("unselected patches are read", "full-zeroed"),
@@ -48,7 +48,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "keep": Preset(
         "Selected patches",
-        "How large a share of the patches should a class token select?",
+        "What share of the patches should a class token select?",
         tuple(Row(f"{share:g}", f"keep-{share:g}") for share in (0.125, 0.25, 0.5, 0.75, 1.0)),
         TIMED_SCORES,
         axis="share",

@@ -1,6 +1,6 @@
 """Replacements of the hypergraph in the paper's Table 4: self-attention and an MLP over the tokens.
 
-Both take and return what `CrossModalHypergraph` does.
+Both have the arguments and results of `CrossModalHypergraph`.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class SelfAttentionInteraction(nn.Module):
-    """Every semantic token attends to those of all modalities, with a residual."""
+    """Every semantic token attends to the semantic tokens of all modalities, with a residual."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """STMI: a tower with SFM, then STR, CHI and the global readout, read from top to bottom.
 
 The tower modulates its attention by the masks (SFM, eq. 2-8). STR gathers a few semantic tokens per modality
-(eq. 9-13), CHI joins those of all modalities by a hypergraph (eq. 14-16), and the global tokens read them (eq. 17-18).
-The loss (eq. 19-20) is `Objective` of `stmi_layers.training`: identity and triplet loss on G, U and T.
+(eq. 9-13), CHI joins the tokens of all modalities by a hypergraph (eq. 14-16), and the global tokens read the semantic
+tokens (eq. 17-18). The loss (eq. 19-20) is `Objective` in `stmi_layers.training`: identity and triplet losses on G, U
+and T.
 """
 
 import copy
@@ -24,11 +25,11 @@ from stmi_layers.training import Batch, Facts, Outputs, joined
 
 
 def build(settings: Settings, facts: Facts, tower: Tower, kind: "type[STMI] | None" = None) -> "STMI":
-    """The model of the settings, with random weights; it reads captions where the training split has some.
+    """Build the model of the settings, with random weights; it reads captions if the training split has captions.
 
     Args:
-        settings: of the method.
-        facts: of the training split.
+        settings: settings of the method.
+        facts: facts of the training split.
         tower: settings of the image tower.
         kind: a class derived from `STMI` to build instead.
     """
@@ -58,18 +59,18 @@ class STMI(nn.Module):
     """STMI, or a variant of Tables 3 and 4, around a tower: a `ReIDModel`.
 
     Args:
-        backbone: an image tower, a `Backbone`; SFM is its part.
-        num_modalities: images per sample.
+        backbone: an image tower, a `Backbone`, which includes SFM.
+        num_modalities: number of images per sample.
         text_encoder: encoder of the text prior T, or None for a model without captions.
-        reallocation: STR and everything behind it; False is the baseline that retrieves with G.
+        reallocation: whether STR and all modules after it are used; False is the baseline that retrieves with G.
         fusion: interaction of the semantic tokens: the hypergraph (CHI), self-attention, an MLP over the tokens, no
             interaction ("none"), or none and a readout that stays within each modality ("concatenation").
         num_tokens: K, the semantic tokens per modality without the text prior.
         num_heads: heads of the cross- and self-attentions; divides the width of the tower.
         threshold: least cosine, or greatest distance, at which two semantic tokens share a hyperedge.
         similarity: "cosine" or "euclidean".
-        common: return C too, the mean over the modalities of what U, or G without STR, lays side by side.
-        descriptor: what is scored first; "auto" is U, or G in a model without U.
+        common: also return C, the mean over the modalities of the parts of U, or of G without STR.
+        descriptor: headline descriptor; "auto" is U, or G in a model without U.
 
     Raises:
         ValueError: when `descriptor` names a feature that the model lacks.
@@ -96,8 +97,8 @@ class STMI(nn.Module):
         self.reallocations = self.interaction = self.readout = None
         if reallocation:
             interaction = build_interaction(fusion, dim, nodes, num_heads, threshold, similarity)
-            # Equal at the start: unrelated queries and projections would put the tokens of the modalities in unrelated
-            # directions, and no hyperedge would ever reach from one modality to another.
+            # Equal initial weights: unrelated queries and projections would give the tokens of the modalities unrelated
+            # directions, and no hyperedge would ever join two modalities.
             first = SemanticTokenReallocation(dim, num_tokens, num_heads=num_heads)
             self.reallocations = nn.ModuleList(copy.deepcopy(first) for _ in range(num_modalities))
             self.interaction = interaction
@@ -113,7 +114,7 @@ class STMI(nn.Module):
         self._look = True
 
     def forward(self, batch: Batch) -> Outputs:
-        """G, U and T of a batch; the part of G and U that belongs to an absent modality is 0."""
+        """Return G, U and T of a batch; the parts of G and U of an absent modality are 0."""
         present, prior, fused = batch.present, None, None  # (b m) or None
         patches, globals_ = tower_tokens(self.backbone, batch)  # (b m n d), (b m d)
         if self.text_encoder is not None:
@@ -136,17 +137,17 @@ class STMI(nn.Module):
             features["C"] = mean_of_present(globals_ if fused is None else fused, present)  # (b d)
         if prior is None:
             return Outputs(features)
-        # A row without caption has the one vector that says so, and there is nothing to tell identities apart by.
+        # All rows without caption have the same vector, which cannot tell identities apart.
         return Outputs(features | {"T": prior}, rows={"T": batch.has_text})
 
     def semantic_tokens(self, patches: Tensor, prior: Tensor | None) -> Tensor:
-        """STR, with queries of its own in each modality (eq. 10): (batch modalities semantic dim)."""
+        """Apply STR, with separate queries for each modality (eq. 10): (batch modalities semantic dim)."""
         assert self.reallocations is not None
         per_modality = zip(self.reallocations, patches.unbind(1), strict=True)
         return torch.stack([reallocate(of_one, prior) for reallocate, of_one in per_modality], dim=1)
 
     def read(self, globals_: Tensor, tokens: Tensor, present: Tensor | None) -> Tensor:
-        """Global tokens after reading the semantic tokens of all modalities, or only of their own (eq. 17-18)."""
+        """Let global tokens read the semantic tokens of all modalities, or only of their own modality (eq. 17-18)."""
         assert self.readout is not None
         batch, _, semantic, _ = tokens.shape
         if not self.cross_modal:
@@ -156,18 +157,18 @@ class STMI(nn.Module):
         return self.readout(globals_, tokens.flatten(1, 2), keep)
 
     def encode(self, captions: Sequence[tuple[str, ...]]) -> Tensor | None:
-        """Captions for the text encoder, those of several modalities joined; None for a model without one."""
+        """Encode captions, joined over modalities; None for a model without text encoder."""
         return None if self.text_encoder is None else self.text_encoder.encode([joined(each) for each in captions])
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """New modules, the tower, and the strengths of SFM: two numbers per block, which need larger steps."""
+        """Return new modules, the tower, and the strengths of SFM: two numbers per block, which need larger steps."""
         groups = parameter_groups(self, backbone=trunk_of(self.backbone))
         return {"new": groups["rest"], "backbone": groups["backbone"], "strengths": groups["strengths"]}
 
     def watch(self) -> dict[str, float]:
-        """Alpha and beta of every block, and what CHI joins in the first batch since the mode changed.
+        """Return alpha and beta of every block, and statistics of CHI in the first batch since the mode changed.
 
-        The hypergraphs that join nothing, or everything, are the two that do nothing.
+        A hypergraph that joins nothing, or everything, has no effect.
         """
         strengths = watch_strengths(self.backbone)
         if self._seen is None or not isinstance(self.interaction, CrossModalHypergraph):
@@ -179,7 +180,7 @@ class STMI(nn.Module):
         return strengths | means | {"hypergraph/nodes": float(self.interaction.num_nodes)}
 
     def train(self, mode: bool = True) -> "STMI":
-        """Set the mode; `watch` then tells of the next batch."""
+        """Set the mode; `watch` then reports on the next batch."""
         self._look = True
         return super().train(mode)
 
@@ -189,14 +190,14 @@ class STMI(nn.Module):
 
 
 def mean_of_present(tokens: Tensor, present: Tensor | None) -> Tensor:
-    """Mean over the modalities that are there of tokens (batch modalities dim), which are 0 where they are not."""
+    """Average tokens (batch modalities dim) over present modalities; tokens of absent modalities must be 0."""
     return tokens.mean(dim=1) if present is None else tokens.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def build_interaction(
     fusion: Fusion, dim: int, nodes: int, num_heads: int, threshold: float, similarity: Literal["cosine", "euclidean"]
 ) -> nn.Module | None:
-    """CHI, or what Table 4 puts in its place; None leaves the tokens apart."""
+    """Build CHI, or its replacement in Table 4; None leaves the tokens separate."""
     if fusion == "hypergraph":
         return CrossModalHypergraph(dim, nodes, threshold=threshold, similarity=similarity)
     if fusion == "self-attention":
@@ -205,7 +206,7 @@ def build_interaction(
 
 
 def headline(descriptor: str, widths: dict[str, int]) -> str:
-    """The descriptor that is scored first: U where the model has one, unless `descriptor` chooses another."""
+    """Return the headline descriptor: U if the model has U, else G, unless `descriptor` chooses another."""
     if descriptor == "auto":
         return "U" if "U" in widths else "G"
     if (descriptor == "all" and len(widths) > 1) or set(descriptor.split("+")) <= widths.keys():

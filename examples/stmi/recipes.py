@@ -1,10 +1,10 @@
-"""Recipes of STMI: defaults from scratch, the paper's three benchmarks, and what its research code does otherwise."""
+"""Recipes of STMI: defaults from scratch, the paper's three benchmarks, and the differences of its research code."""
 
 from examples.recipe import Recipe, ours, paper, research_code
 
 IMPLEMENTATION = "implementation details"
 
-# For a small tower from scratch on a small set: what a run without recipe stands on.
+# Defaults of a run without recipe: a small tower from scratch on a small set.
 DEFAULT: Recipe = {
     "rates.backbone": ours(2e-3, "a tower from scratch learns as fast as the rest"),
     "rates.strengths": ours(1e-2, "two numbers per block, which need larger steps"),
@@ -12,18 +12,18 @@ DEFAULT: Recipe = {
 }
 
 MODEL: Recipe = {
-    # What goes in.
+    # Inputs.
     "modalities": paper(("RGB", "NI", "TI"), "the three of every benchmark"),
     "masks": paper("given", f"one SAM 2 mask per triplet; {IMPLEMENTATION}"),
-    "foreground_threshold": research_code(0.5, "half of a patch; the paper says overlap"),
+    "foreground_threshold": research_code(0.5, "half of a patch; the paper only says overlap"),
     "captions": paper("required", f"one caption per triplet; {IMPLEMENTATION}"),
     "text_encoder": paper("clip", f"CLIP's; {IMPLEMENTATION}"),
     "caption_overflow": ours("truncate", "as CLIP does; captions of 32 characters, the paper's mean, fit"),
-    "text_projection": ours(True, "behind a frozen tower alone the loss on T trains its own classifier, no more"),
+    "text_projection": ours(True, "without it the loss on T would only train its own classifier"),
     # The backbone with SFM, eq. 2-8.
     "backbone": paper("open_clip", f"a pretrained CLIP; {IMPLEMENTATION}"),
     "architecture": ours("ViT-B-16-quickgelu", "the paper gives no size; B/16 is what its peers use"),
-    "projected": ours(True, "tokens and captions in the one space of CLIP, 512 wide"),
+    "projected": ours(True, "tokens and captions share the space of CLIP, 512 wide"),
     "per_head": paper(False, "Table 5 E: a pair of strengths per layer"),
     "strength": research_code(0.1, "the mean of its random start; the paper gives none"),
     # STR and CHI, eq. 9-18.
@@ -48,7 +48,7 @@ MODEL: Recipe = {
     "rates.strengths": ours(1e-3, "at the paper's rate alpha and beta would stay where they start"),
     "no_decay": ours(("strengths",), "a decay would pull alpha and beta to plain attention"),
     "weight_decay": ours(1e-4, "usual with Adam; the paper gives none"),
-    # What makes a run and not its result.
+    # Settings of the run that hardly change its result.
     "seed": ours(0, "the paper gives none"),
     "amp": ours(True, "bfloat16 on a GPU: half the memory"),
     "workers": ours(4, "a GPU waits for decoding otherwise; the result is the same"),
@@ -90,13 +90,12 @@ MSVR310: Recipe = {
     "warmup_epochs": ours(2.0, WARMUP),
 }
 
-# Settings of the research code, as far as there are settings for them. What no setting here does: it starts alpha and
-# beta at random, flips each modality on its own and leaves the mask where it was, lets its learning rate fall in the
-# warm-up too, learns no weight per hyperedge and no bias per node (here they start at one and zero), and normalises the
-# groups of a sum that has the residual in it.
+# Differences of the research code that settings cover. Others: it starts alpha and beta at random, flips each modality
+# on its own without its mask, lowers the learning rate during the warm-up, learns no weight per hyperedge and no bias
+# per node (ours start at one and zero), and its group normalisation includes the residual.
 RESEARCH_CODE: Recipe = {
     "similarity": research_code("euclidean", "of tokens as they are"),
-    "threshold": research_code(5.0, "nothing is that close at the start: the hypergraph is the identity then"),
+    "threshold": research_code(5.0, "no tokens are that close at the start, so that the hypergraph is the identity"),
     "text_projection": research_code(False, "T is the feature of the frozen tower"),
     "identity_weight": research_code(0.25, "against 1 of the triplet loss, with soft margin"),
     "learning_rate": paper(3.5e-6, f"one rate for all learnable parameters; {IMPLEMENTATION}"),
@@ -104,7 +103,7 @@ RESEARCH_CODE: Recipe = {
     "warmup_epochs": research_code(0.0, "its rate does not rise"),
 }
 
-# It retrieves vehicles with G and T, and without U.
+# The research code retrieves vehicles with G and T, without U.
 RESEARCH_CODE_VEHICLES: Recipe = {**RESEARCH_CODE, "descriptor": research_code("G+T", "without U, on vehicles alone")}
 
 RECIPES: dict[str, Recipe] = {

@@ -1,6 +1,6 @@
-"""Parameter names of the released STMI code, mapped to those of the layers.
+"""Conversion of STMI's released parameters to the names of our layers.
 
-Each function takes the part of a released state dict that belongs to one module, without the prefix of the module.
+Each function takes the part of a released state dict of one module, without the prefix of the module.
 """
 
 import torch
@@ -10,7 +10,7 @@ State = dict[str, Tensor]
 
 
 def attention_state(state: State) -> State:
-    """Map an attention block to `SegmentationModulatedAttention`; what stands around the attention is left out."""
+    """Map an attention block to `SegmentationModulatedAttention`; parts around the attention are left out."""
     projections = {name.removeprefix("attn."): value for name, value in state.items() if name.startswith("attn.")}
     return {**projections, "alpha": state["adapter_alpha"], "beta": state["adapter_beta"]}
 
@@ -18,7 +18,7 @@ def attention_state(state: State) -> State:
 def reallocation_state(state: State, queries: Tensor) -> State:
     """Map an aggregation block to `SemanticTokenReallocation`, whose norms need an `eps` of 1e-6.
 
-    The released block has one norm for queries and patches; `queries` are a parameter beside the block there.
+    The released block has one norm for queries and patches, and its `queries` are a parameter outside the block.
     """
     both = {
         f"{norm}.{part}": state[f"norm1.{part}"] for norm in ("norm_queries", "norm_patches") for part in PARAMETERS

@@ -1,8 +1,8 @@
-"""What the semantic tokens of a trained STMI tell of the images: `python -m examples.stmi.tokens --checkpoint FILE`.
+"""Measure how semantic tokens of a trained STMI vary: `python -m examples.stmi.tokens --checkpoint FILE`.
 
-CHI compares tokens by their cosine. Where all tokens of all images are nearly one vector, that cosine says nothing of
-the images, whatever the threshold. The command measures how much varies, and how large hyperedges are with and
-without what all images have in common.
+CHI compares tokens by their cosine. If all tokens of all images are nearly one vector, the cosine says nothing about
+the images, whatever the threshold. The command measures how much tokens vary between images, and how large hyperedges
+are with and without the mean over the images.
 """
 
 import json
@@ -30,26 +30,27 @@ ITEMS = 64
 
 @dataclass(frozen=True)
 class Arguments:
-    """The tokens of a trained model on the split that its run was scored on."""
+    """Measurement of a trained model on the split that its run was scored on."""
 
     checkpoint: Path
     """The checkpoint.pt of a run of STMI."""
     untrained: bool = False
-    """Measure the model as it was before its first epoch, with the batch statistics of the split: untrained.json."""
+    """Measure the model as before its first epoch, with batch statistics of the split; write untrained.json."""
     machine: tyro.conf.OmitArgPrefixes[Computer] = field(default_factory=Computer)
 
 
 @torch.no_grad()
 def measure(model: STMI, batches: list[Batch]) -> dict[str, Any]:
-    """Numbers of the tokens of all items together.
+    """Measure the tokens of all items together.
 
     Returns:
-        `varies`: percent of the squared norm that is deviation from the mean over images, of patches at one place, of
-        class and of semantic tokens; `entropy`: that of the attention of STR in percent of a uniform one; `cosine` of
-        two semantic tokens of one modality and of two, and the same of their deviations from the mean; `edge_size`:
-        nodes in a hyperedge by threshold, of the tokens and of their deviations; `read`: percent of the variance of G
-        that what the readout adds to it has; `distance` of G, unnormed, to the farthest item of the same identity and
-        to the nearest one of another, what the triplet loss compares: their means.
+        `varies`: share of the squared norm, in percent, that is deviation from the mean over images, for patches at one
+        place, class tokens and semantic tokens; `entropy`: entropy of the attention of STR in percent of a uniform
+        attention; `cosine`: mean cosine of two semantic tokens of one modality, and of two modalities, for tokens and
+        for their deviations from the mean; `edge_size`: nodes per hyperedge by threshold, for tokens and deviations;
+        `read`: variance of what the readout adds to G, in percent of the variance of G; `distance`: mean distances of G
+        (not normalised) to the farthest item of the same identity and to the nearest item of another identity, which
+        the triplet loss compares.
     """
     seen = [_look(model, batch) for batch in batches]
     labels = torch.cat([batch.labels for batch in batches])
@@ -69,13 +70,13 @@ def measure(model: STMI, batches: list[Batch]) -> dict[str, Any]:
 
 
 def _look(model: STMI, batch: Batch) -> tuple[Tensor, ...]:
-    """Patches, class tokens, semantic tokens, weights of STR, and what the readout adds to the class tokens."""
+    """Return patches, class tokens, semantic tokens, weights of STR, and what the readout adds to the class tokens."""
     assert model.reallocations is not None
     patches, globals_ = model.backbone(batch.images, batch.masks, batch.cameras)  # (b m n d), (b m d)
     prior = None if model.text_encoder is None else model.text_encoder(batch.texts, batch.has_text)
     weights: list[Tensor] = []
 
-    # What STR is given may be more than the patches of the tower: a model of one's own can change them.
+    # The input of STR is recorded, because a derived model may change the patches of the tower.
     def keep(layer: Any, given: Any) -> None:
         weights.append(layer.attention(*given))
 
@@ -89,7 +90,7 @@ def _look(model: STMI, batch: Batch) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def untrained_model(checkpoint: Path, batches: list[Batch], machine: Machine) -> STMI:
-    """The model of a run before its first epoch; its batch norms have the statistics of the batches."""
+    """Build the model of a run before its first epoch, with batch norms of the statistics of the batches."""
     loaded = load_model(checkpoint, machine=machine)
     model = build_model(loaded.run, loaded.facts)[0].to(batches[0].images.device)
     for module in model.modules():
@@ -109,7 +110,7 @@ def _varies(values: Tensor) -> float:
 
 
 def _hardest(features: Tensor, labels: Tensor) -> list[float]:
-    """Mean distance to the farthest item of the same label, and to the nearest one of another."""
+    """Return the mean distances to the farthest item of the same label, and to the nearest item of another label."""
     # Matrix products would lose the digits of small distances between long vectors.
     distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     same = labels[:, None] == labels
@@ -118,7 +119,7 @@ def _hardest(features: Tensor, labels: Tensor) -> list[float]:
 
 
 def _cosines(tokens: Tensor) -> list[float]:
-    """Mean cosine of two tokens of one modality, and of two of different ones."""
+    """Return the mean cosine of two tokens of one modality, and of two tokens of different modalities."""
     modalities, count = tokens.shape[1:3]
     unit = F.normalize(rearrange(tokens, "b m k d -> b (m k) d"), dim=-1)
     cosine = (unit @ unit.mT).mean(0)
@@ -133,13 +134,13 @@ def _edge_size(tokens: Tensor, threshold: float) -> float:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The numbers in lines."""
+    """Format the numbers in lines."""
     varies = ", ".join(f"{name} {value:.3g} %" for name, value in found["varies"].items())
     lines = [
         f"varies between images: {varies}",
         f"entropy of STR's attention: {found['entropy']:.2f} % of uniform",
-        f"variance of what U adds to G: {found['read']:.3g} % of that of G",
-        "G is {:.3g} from the farthest item of its identity, {:.3g} from the nearest of another".format(
+        f"variance of what U adds to G: {found['read']:.3g} % of the variance of G",
+        "distance of G: {:.3g} to the farthest item of its identity, {:.3g} to the nearest of another".format(
             *found["distance"]
         ),
         f"{'':34}{'tokens':>8}{'less their mean':>17}",
@@ -160,7 +161,7 @@ def main(arguments: Arguments) -> dict[str, Any]:
     if not isinstance(model, STMI) or model.reallocations is None:
         raise ValueError(f"checkpoint must be that of STMI with STR; received one of {trained.run.method}")
     if any(image is None for item in dataset.items for image in item.images):
-        raise ValueError("items must have all modalities; received some without")
+        raise ValueError("items must have all modalities; received items that lack some")
     groups = [range(start, min(start + ITEMS, len(dataset))) for start in range(0, len(dataset), ITEMS)]
     batches = [collate([dataset[index] for index in group]).to(trained.device) for group in groups]
     if arguments.untrained:

@@ -1,4 +1,4 @@
-"""Variants of STMI that `compare` can compare, and presets, each a question that a few of them answer."""
+"""Variants of STMI for `compare`, and presets: questions that some of the variants answer."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from examples.preset import STRENGTHS, Preset, Row, watched
 
 BASELINE = {"masks": "none", "reallocation": False}
 
-USUAL = ("baseline", "sfm", "sfm+str", "full")  # compared where nothing else is asked
+USUAL = ("baseline", "sfm", "sfm+str", "full")  # compared by default
 
-# A variant replaces these settings of the command line. Variants that come to the same run share it.
+# Settings that a variant replaces on the command line. Variants with equal settings share a run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": BASELINE,
     "sfm": {"reallocation": False},
@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-# What a run of STMI says of itself. Strengths are those of the blocks in which SFM acts; the others have 0.
+# Columns of numbers that a run of STMI records. Strengths are means over the blocks in which SFM acts.
 COLUMNS = STRENGTHS | {
     "edge size": watched("hypergraph/mean_edge_size", digits=2),
     "nodes": watched("hypergraph/nodes", digits=0),
@@ -75,7 +75,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "fusion": _ask(
         "Interaction of the semantic tokens",
-        "What should the semantic tokens interact by (Table 4)?",
+        "How should the semantic tokens interact (Table 4)?",
         (
             Row("concatenation", "full-concatenation"),
             Row("no interaction", "sfm+str"),
@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "sfm": _ask(
         "Strengths of SFM",
-        "Where should SFM act, and what should share a pair of strengths (Table 5)?",
+        "Where should SFM act, and which parts should share a pair of strengths (Table 5)?",
         (
             Row("one pair for all blocks", "strengths-shared"),
             Row("early blocks", "blocks-early"),
@@ -98,7 +98,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "perturbation": _ask(
         "Perturbation",
-        "Does it help to take background for foreground at random in training (Figure 5)?",
+        "Does it help in training to treat background as foreground at random (Figure 5)?",
         _sweep("perturbation", 0.0, 0.01, 0.05, 0.1, 0.3),
         axis="probability",
         sweep=True,
@@ -113,7 +113,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "threshold": _ask(
         "Similarity threshold",
-        "From which cosine similarity on should two semantic tokens share a hyperedge?",
+        "Above which cosine similarity should two semantic tokens share a hyperedge?",
         _sweep("threshold", -1.0, 0.0, 0.5, 0.7, 0.9, 1.1),
         columns=("mAP", "R1", "mAP by G", "edge size", "nodes", "isolated %", "cross-modal %"),
         panels=(("mAP", "mAP by G"), ("edge size",), ("isolated %", "cross-modal %")),
@@ -122,7 +122,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "text": _ask(
         "Text prior",
-        "Is it what the captions say that helps?",
+        "Is it the content of the captions that helps?",
         (Row("off", "captions-off"), Row("shuffled captions", "captions-shuffled"), Row("on", "captions-on")),
         columns=("mAP", "R1", "mAP by G", "mAP by T", "mAP by all"),
         panels=(("mAP", "mAP by G", "mAP by T", "mAP by all"),),
@@ -130,7 +130,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "binding": _ask(
         "Binding identities",
-        "What does each module add where every part of an identity is shared, and where it is not?",
+        "What does each module add for identities whose parts are all shared, and for other identities?",
         tuple(Row(label, name, groups="kind") for label, name in STEPS),
         columns=("mAP", "mAP of plain", "mAP of binding"),
         panels=(("mAP of plain", "mAP of binding"),),
@@ -140,19 +140,19 @@ PRESETS: dict[str, Preset] = {
         "How well does the full model retrieve when modalities are missing at test time only?",
         (Row("", "full"),),
         columns=("mAP", "R1", "R5", "R10", "mAP by G"),
-        axis="there at test time",
+        axis="present at test time",
         subsets=True,
     ),
     "masks": _ask(
         "Mask quality at test time",
-        "How good must the masks be when the full model was trained with exact ones?",
+        "How good must the masks be when the full model was trained with exact masks?",
         (Row("exact", "full", masks="given"), *(Row(quality, "full", masks=quality) for quality in QUALITIES)),
         columns=("mAP", "R1", "R5", "R10", "mAP by G", "foreground %"),
         axis="masks at test time",
     ),
     "masks-trained": _ask(
         "Mask quality in training and at test time",
-        "How good must the masks be when the full model is trained with the same kind?",
+        "How good must the masks be when the full model is trained with the same kind of masks?",
         (Row("exact", "full"), *(Row(quality, f"masks-{quality}") for quality in QUALITIES)),
         axis="masks",
     ),

@@ -1,1 +1,1 @@
-"""STMI with changes that might let its tokens tell images apart: `python -m examples.compare examples.token_study`."""
+"""Study of changes to STMI that might let its tokens tell images apart, for `examples.compare examples.token_study`."""

@@ -1,6 +1,6 @@
-"""STMI whose tower, queries or hyperedges differ in one respect or another, and which measures its tokens.
+"""STMI with changes to its tower, queries or hyperedges, which measures its tokens.
 
-Every change is one that might let semantic tokens tell images apart. `watch` tells what became of it, by the numbers of
+Every change might let semantic tokens tell images apart. `watch` reports its effect, by the numbers of
 `examples.stmi.tokens` on the first batch of an evaluation.
 """
 
@@ -20,12 +20,12 @@ from stmi_layers import CrossModalHypergraph, SemanticTokenReallocation, similar
 from stmi_layers.cross_attention import absorbed_cross_attention
 from stmi_layers.training import Batch, Facts, Outputs
 
-# Share of a new batch in running statistics. What varies is so little that the usual 0.1 would trail behind the mean.
+# Share of a new batch in running statistics. Tokens vary so little that the usual 0.1 would lag behind the mean.
 MOMENTUM = 0.5
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "StudiedSTMI":
-    """The model of the settings, with random weights."""
+    """Build the model of the settings, with random weights."""
     model = build_stmi(settings, facts, tower, StudiedSTMI)
     assert isinstance(model, StudiedSTMI)
     model.change(settings)
@@ -36,7 +36,7 @@ class StudiedSTMI(STMI):
     """STMI with the changes of the settings."""
 
     def change(self, settings: Settings) -> None:
-        """Put the changed parts in the place of the usual ones; call it once."""
+        """Replace the usual parts by the changed parts; call this method once."""
         tower, dim = self.backbone, self.backbone.dim
         if settings.residual_scale is not None:
             for block in tower.blocks:
@@ -57,7 +57,7 @@ class StudiedSTMI(STMI):
             self.interaction = StudiedHypergraph(settings, self.interaction)
 
     def forward(self, batch: Batch) -> Outputs:
-        """Outputs of STMI; measures the tokens of the first batch of an evaluation, and adds the term of diversity."""
+        """Return the outputs of STMI with the diversity term; measure tokens in the first batch of an evaluation."""
         if self._look and not self.training and self.reallocations is not None:
             self.found = as_numbers(measure(self, [batch]))
         self.terms: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ class StudiedSTMI(STMI):
         return outputs._replace(features=outputs.features | normed, terms=self.terms)
 
     def semantic_tokens(self, patches: Tensor, prior: Tensor | None) -> Tensor:
-        """STR on the patches, or on normed ones."""
+        """Apply STR to the patches, or to normed patches."""
         tokens = super().semantic_tokens(patches if self.patch_norm is None else self.patch_norm(patches), prior)
         if self.training and self.diversity != "none":
             compared = tokens - tokens.mean(0) if self.diversity == "deviations" else tokens
@@ -74,23 +74,23 @@ class StudiedSTMI(STMI):
         return tokens
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The groups of STMI, and "heads": STR, CHI and the readout, apart from the classifiers of the loss."""
+        """Return the groups of STMI, with "heads" for STR, CHI and the readout, without classifiers of the loss."""
         groups = super().parameter_groups()
         return {"new": [], "heads": groups.pop("new"), **groups}
 
     def watch(self) -> dict[str, float]:
-        """Numbers of STMI, and those of the tokens of the last evaluation."""
+        """Return the numbers of STMI, and the measured tokens of the last evaluation."""
         return super().watch() | self.found
 
 
 def as_numbers(found: dict[str, Any]) -> dict[str, float]:
-    """The numbers of `measure` that a table of the study shows, by name."""
+    """Return the numbers of `measure` that a table of the study shows, by name."""
     varies = {f"varies/{name}": value for name, value in found["varies"].items()}
     return {**varies, "entropy": found["entropy"], "read": found["read"]}
 
 
 def shared_direction(tokens: Tensor) -> Tensor:
-    """Mean squared cosine of two tokens of one modality, of tokens (batch modalities semantic dim)."""
+    """Return the mean squared cosine of two tokens of one modality, for tokens (batch modalities semantic dim)."""
     unit = F.normalize(tokens, dim=-1)
     squared = (unit @ unit.mT).square()  # (b m k k)
     count = tokens.shape[2]
@@ -98,14 +98,14 @@ def shared_direction(tokens: Tensor) -> Tensor:
 
 
 class Scaled(nn.Module):
-    """A module and a learned scale per channel of its result."""
+    """A module with a learned scale per channel of its result."""
 
     def __init__(self, inner: nn.Module, dim: int, scale: float) -> None:
         super().__init__()
         self.inner, self.scale = inner, nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, *inputs: Any) -> Tensor:
-        """The result of the module, scaled."""
+        """Return the result of the module, scaled."""
         return self.inner(*inputs) * self.scale
 
 
@@ -116,12 +116,12 @@ class TokenBatchNorm(nn.BatchNorm1d):
         super().__init__(dim, momentum=MOMENTUM, affine=affine)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Tokens (... dim), normed per channel."""
+        """Normalise tokens (... dim) per channel."""
         return super().forward(input.flatten(0, -2)).view_as(input)
 
 
 class StudiedReallocation(SemanticTokenReallocation):
-    """STR whose queries have another scale or another part in their tokens; starts with the other weights of `like`."""
+    """STR with another scale of queries, or another part of the query in its token; copies the weights of `like`."""
 
     def __init__(self, settings: Settings, like: Any) -> None:
         super().__init__(like.dim, like.num_tokens, num_heads=like.num_heads, mlp_ratio=like.mlp_ratio)
@@ -148,20 +148,20 @@ class StudiedHypergraph(CrossModalHypergraph):
     def __init__(self, settings: Settings, like: CrossModalHypergraph) -> None:
         super().__init__(like.dim, like.num_nodes, threshold=like.threshold, similarity=like.similarity)
         self.load_state_dict(like.state_dict())
-        # Each node for itself: a mean over nodes would leave in what tells one query from another.
+        # Each node separately: a mean over nodes would keep the differences between the queries.
         self.norm = TokenBatchNorm(like.num_nodes * like.dim, affine=False) if settings.edges_by == "normed" else None
         self.by_median = settings.median_threshold
         self.register_buffer("median", torch.zeros(()))
 
     def incidence(self, tokens: Tensor, present: Tensor | None = None) -> Tensor:
-        """Hyperedges of the tokens; in training the statistics are those of the batch."""
+        """Compute the hyperedges of the tokens; in training by the statistics of the batch."""
         compared = tokens.detach()
         if self.norm is not None:
             compared = self.norm(compared.flatten(1)).view_as(tokens)
         if not self.by_median:
             return super().incidence(compared, present)
         if present is not None:
-            raise ValueError("median_threshold needs all modalities; received items without some")
+            raise ValueError("median_threshold needs all modalities; received items that lack some")
         nodes = compared.flatten(1, 2)
         if self.training:
             self.median = median_cosine(nodes)
@@ -169,7 +169,7 @@ class StudiedHypergraph(CrossModalHypergraph):
 
 
 def median_cosine(nodes: Tensor) -> Tensor:
-    """Median cosine of two nodes of one sample, over all samples (batch nodes dim)."""
+    """Return the median cosine of two nodes of one sample, over all samples (batch nodes dim)."""
     unit = F.normalize(nodes, dim=-1)
     count = nodes.shape[1]
     return (unit @ unit.mT)[:, ~torch.eye(count, dtype=torch.bool, device=nodes.device)].median()

@@ -1,3 +1,3 @@
-"""Defaults of the study: those of STMI from scratch."""
+"""Defaults of the study: the defaults of STMI from scratch."""
 
 from examples.stmi.recipes import DEFAULT as DEFAULT

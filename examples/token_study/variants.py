@@ -1,4 +1,4 @@
-"""Changes that are tried, one thing each, and the presets that compare them."""
+"""Variants of the study, mostly with one change each, and the preset that compares them."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
-"""TOP-ReID: a tower per modality, then TPM, and CRM beside it, read from top to bottom.
+"""TOP-ReID: a tower per modality, then TPM, and CRM, read from top to bottom.
 
-The class token of every modality goes round the patches of the others and ends at its own (TPM); the joined result F
-is the descriptor. CRM learns to make the tokens of one modality of those of another: a term of the objective in
-training, and the place of a missing modality at test time. Identity and triplet loss, on F and on the class tokens G
-before TPM, are those of `Objective` of `stmi_layers.training`.
+The class token of every modality reads the patches of the other modalities and finally its own (TPM); the joined result
+F is the descriptor. CRM learns to predict the tokens of one modality from those of another. It is a term of the
+objective in training, and replaces a missing modality at test time. F and the class tokens G before TPM have the
+identity and triplet losses of `Objective` in `stmi_layers.training`.
 
 Paper: "TOP-ReID: Multi-spectral Object Re-Identification with Token Permutation", AAAI 2024,
 <https://arxiv.org/abs/2312.09612>.
@@ -26,11 +26,11 @@ from stmi_layers.training import Batch, Facts, Outputs, whole_mean
 
 
 def build(settings: Settings, facts: Facts, tower: Tower) -> "TOPReID":
-    """The model of the settings, with random weights."""
+    """Build the model of the settings, with random weights."""
     first = build_tower(tower, facts)
     count = len(facts.modalities) if settings.towers == "separate" else 1
     return TOPReID(
-        # Equal at the start, as copies of one pretrained tower are: what CRM and TPM compare is then comparable.
+        # Equal initial weights, like copies of one pretrained tower, so that CRM and TPM compare comparable tokens.
         [first, *(copy.deepcopy(first) for _ in range(count - 1))],
         facts.modalities,
         permutation=settings.permutation,
@@ -45,11 +45,11 @@ class TOPReID(nn.Module):
     """TOP-ReID around image towers: a `ReIDModel` that reads no captions.
 
     Args:
-        towers: a `Backbone` per modality, or one for all. Masks steer those that listen to them.
+        towers: a `Backbone` per modality, or one for all; masks steer towers with SFM.
         modalities: names of the modalities.
-        permutation: TPM; False leaves the class tokens as they are.
-        reconstruction: CRM; one modality alone has none.
-        reconstruction_depth: blocks per ordered pair of modalities.
+        permutation: whether TPM is used; False leaves the class tokens as they are.
+        reconstruction: use of CRM, see `Settings`; a single modality has none.
+        reconstruction_depth: number of blocks per ordered pair of modalities.
         num_heads: heads of TPM and CRM; divides the width of the towers.
         supervision: G as one feature, or a feature per modality.
 
@@ -84,9 +84,9 @@ class TOPReID(nn.Module):
         self.headline = "F" if permutation else alone
 
     def forward(self, batch: Batch) -> Outputs:
-        """G and F of a batch, and in training the term CRM.
+        """Return G and F of a batch, and in training the term CRM.
 
-        The part of G that belongs to an absent modality is 0, and that of F where CRM does not fill it in.
+        The part of an absent modality is 0 in G, and also in F unless CRM fills it in.
         """
         present, terms = batch.present, {}  # (b m) or None
         patches, class_tokens = self.tower_tokens(batch)  # (b m n d), (b m d)
@@ -102,7 +102,7 @@ class TOPReID(nn.Module):
         return outputs._replace(features={**outputs.features, "F": fused.flatten(1)}, terms=terms)
 
     def tower_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Patches (batch modalities patches dim) and class tokens (batch modalities dim), 0 where absent."""
+        """Return patches (batch modalities patches dim) and class tokens (batch modalities dim), 0 where absent."""
         if len(self.towers) == 1:
             return tower_tokens(self.towers[0], batch)
         parts = [tower_tokens(tower, only(batch, index)) for index, tower in enumerate(self.towers)]
@@ -110,7 +110,7 @@ class TOPReID(nn.Module):
         return patches, class_tokens
 
     def reconstruction_term(self, class_tokens: Tensor, patches: Tensor, present: Tensor | None) -> Tensor:
-        """Sum over ordered pairs of modalities of the mean over the samples, of all processes, that have both."""
+        """Sum, over ordered pairs of modalities, the mean over samples of all processes that have both modalities."""
         assert self.reconstruction is not None
         parts = join(class_tokens, patches).unbind(1)  # (b 1+n d) each
         there = class_tokens.new_ones(class_tokens.shape[:2], dtype=torch.bool) if present is None else present
@@ -118,32 +118,32 @@ class TOPReID(nn.Module):
         for source, target in permutations(range(len(parts)), 2):
             both = there[:, source] & there[:, target]
             made = self.reconstruction.translate(parts[source], source, target)
-            # The targets have a gradient, too: it draws the towers together.
+            # The targets also have a gradient, which draws the towers together.
             means.append(reconstruction_loss(made, parts[target], both))
             counts.append(both.sum())
         return whole_mean(torch.stack(means), torch.stack(counts)).sum()
 
     def encode(self, captions: Sequence[tuple[str, ...]]) -> Tensor | None:
-        """Nothing: captions are not read."""
+        """Return None, because captions are not read."""
         return None
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """New modules, the towers, and the strengths of SFM in them."""
+        """Return new modules, the towers, and the strengths of SFM in the towers."""
         groups = parameter_groups(self, backbone=nn.ModuleList(trunk_of(tower) for tower in self.towers))
         return {"new": groups["rest"], "backbone": groups["backbone"], "strengths": groups["strengths"]}
 
     def watch(self) -> dict[str, float]:
-        """Alpha and beta of every block with SFM, counted through all towers."""
+        """Return alpha and beta of every block with SFM, numbered through all towers."""
         return watch_strengths(self.towers)
 
 
 def only(batch: Batch, modality: int) -> Batch:
-    """The batch with one of its modalities."""
+    """Return the batch with one of its modalities."""
     one = slice(modality, modality + 1)
     masks, present = (None if part is None else part[:, one] for part in (batch.masks, batch.present))
     return batch._replace(images=batch.images[:, one], masks=masks, present=present)
 
 
 def join(class_tokens: Tensor, patches: Tensor) -> Tensor:
-    """Class token and patches of every modality, (batch modalities 1+patches dim)."""
+    """Join class token and patches of every modality, (batch modalities 1+patches dim)."""
     return torch.cat([class_tokens[:, :, None], patches], dim=2)

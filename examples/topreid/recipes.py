@@ -1,11 +1,11 @@
-"""Recipes of TOP-ReID: defaults from scratch, and the three benchmarks as its research code has them.
+"""Recipes of TOP-ReID: defaults for training from scratch, and the three benchmarks as in its research code.
 
-"Research code" stands for values that the paper may give as well: only the code could be read in full.
+Values are marked "research code" even if the paper may give them too, because we could read only the code in full.
 """
 
 from examples.recipe import Recipe, ours, research_code
 
-# For a small tower from scratch on a small set: what a run without recipe stands on.
+# Defaults of a run without recipe: a small tower from scratch on a small set.
 DEFAULT: Recipe = {
     "masks": ours("none", "the method has no use for them; with masks, SFM steers its towers"),
     "rates.backbone": ours(2e-3, "towers from scratch learn as fast as the rest"),
@@ -15,40 +15,40 @@ DEFAULT: Recipe = {
 
 PIXELS = 10 / (256 * 128) ** 0.5
 
-# What no setting here does: the code gives biases twice the rate, multiplies embeddings of cameras by three, drops
+# Differences that no setting covers: the code gives biases twice the rate, multiplies camera embeddings by three, drops
 # blocks of the towers at random (0.1), and flips each modality on its own.
 MODEL: Recipe = {
-    # What goes in.
+    # Inputs.
     "modalities": research_code(("RGB", "NI", "TI"), "the three of every benchmark"),
     "image_size": research_code((256, 128), "height and width, of persons and vehicles alike"),
     "masks": research_code("none", "the method has no use for them"),
-    "captions": research_code("off", "the method reads none"),
+    "captions": research_code("off", "the method reads no captions"),
     # The towers.
     "towers": research_code("separate", "a tower per modality"),
     "backbone": research_code("timm", "a ViT-B/16 pretrained on ImageNet"),
-    "architecture": ours("vit_base_patch16_224", "the tower of the code by the name timm has for it"),
+    "architecture": ours("vit_base_patch16_224", "timm's name of the tower in the code"),
     "modulated_blocks": research_code("none", "plain attention"),
-    "camera_embedding": research_code(True, "there three times as large"),
+    "camera_embedding": research_code(True, "three times as large in the code"),
     "camera_tokens": research_code("all", "class token and patches"),
     # TPM and CRM.
     "num_heads": research_code(12, "64 of the 768 per head"),
     "permutation": research_code(True, "TPM"),
-    "reconstruction": research_code("loss+filling", "CRM, weight 1; only what is missing is filled in"),
+    "reconstruction": research_code("loss+filling", "CRM, weight 1; only missing modalities are filled in"),
     "reconstruction_depth": research_code(1, "a block per ordered pair of modalities"),
     # Losses.
     "identity_weight": research_code(1.0, "as much as the triplet loss"),
     "smoothing": research_code(0.1, "of the labels"),
     # Augmentation.
-    "flip": research_code(0.5, "there each modality by itself, here all alike"),
+    "flip": research_code(0.5, "the code flips each modality on its own, we flip all alike"),
     "padding": research_code(PIXELS, "10 pixels"),
-    "erasing": research_code(0.5, "of every modality by itself"),
+    "erasing": research_code(0.5, "for every modality on its own"),
     # Optimisation.
     "optimizer": research_code("sgd", "with a momentum of 0.9"),
     "weight_decay": research_code(1e-4, "of weights and biases alike"),
-    "no_decay": ours(("strengths",), "there are none without SFM; for runs with masks"),
-    "rates.strengths": ours(1e-2, "there are none without SFM; for runs with masks"),
+    "no_decay": ours(("strengths",), "only for runs with masks: without SFM there are no strengths"),
+    "rates.strengths": ours(1e-2, "only for runs with masks: without SFM there are no strengths"),
     "clip_norm": research_code(None, "no clipping"),
-    # What makes a run and not its result.
+    # Settings of the run that hardly change its result.
     "seed": ours(0, "the code has 1111"),
     "amp": ours(True, "bfloat16 on a GPU, where the code has float16"),
     "workers": ours(4, "a GPU waits for decoding otherwise; the result is the same"),

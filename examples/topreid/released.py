@@ -1,4 +1,4 @@
-"""Names of the parameters in TOP-ReID's released code, and what they are called here."""
+"""Conversion of TOP-ReID's released parameters to the names of our layers."""
 
 import re
 
@@ -9,7 +9,7 @@ from examples.towers.releases.heads import FEATURES
 from examples.towers.releases.tensors import Carried, Release
 from examples.towers.releases.towers import take_tower, tower_settings
 
-# Of one rotation block.
+# Parameters of one rotation block.
 _ROTATION = {
     "norm1.weight": "norm_globals.weight",
     "norm1.bias": "norm_globals.bias",
@@ -27,7 +27,7 @@ _ROTATION = {
     "mlp.fc2.weight": "ffn.2.weight",
     "mlp.fc2.bias": "ffn.2.bias",
 }
-# Of one transformer block.
+# Parameters of one transformer block.
 _BLOCK = {
     "norm1.weight": "norm_attention.weight",
     "norm1.bias": "norm_attention.bias",
@@ -41,13 +41,13 @@ _BLOCK = {
     "mlp.fc2.weight": "ffn.2.weight",
     "mlp.fc2.bias": "ffn.2.bias",
 }
-# Modality that is read, and the two that `re1` and `re2` make of it: rgb 0, nir 1, tir 2.
+# Source modality, and the two targets that `re1` and `re2` predict from it: rgb 0, nir 1, tir 2.
 _UNITS = {"RGBRE": (0, (1, 2)), "NIRE": (1, (0, 2)), "TIRE": (2, (0, 1))}
 _STAGES = {"start": 0, "middle": 1, "end": 2}
 
 
 def released_permutation(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a `TokenPermutation` from that of the released module; a single rotation block is one modality."""
+    """Convert the state of the released module to a `TokenPermutation`; a single rotation block is one modality."""
     renamed = {}
     for name, value in state.items():
         found = re.fullmatch(r"(?:Ro_(\w+)\.Rotation\.)?(.+)", name)
@@ -59,7 +59,7 @@ def released_permutation(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def released_reconstruction(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a `CrossModalReconstruction` from that of the released module."""
+    """Convert the state of the released module to a `CrossModalReconstruction`."""
     renamed = {}
     for name, value in state.items():
         unit, chain, _, block, own = name.split(".", 4)
@@ -72,11 +72,11 @@ def released_reconstruction(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def carry(release: Release, own: Settings) -> Carried:
     """Carry a whole released file over.
 
-    A file holds the heads of both kinds of supervision, of which only one was trained: that of `own`.
+    A file holds heads for both kinds of supervision; only the heads for the supervision of `own` were trained.
     """
     modalities = ("RGB", "NI", "TI")
     towers = {f"towers.{index}": take_tower(release, f"{name}.base.") for index, name in enumerate(modalities)}
-    other = "head of the class tokens that this data set was not trained with"
+    other = "head of class tokens that was not trained on this data set"
     heads = {"F": release.head("bottleneck_TPM", "classifier_TPM")}
     if own.supervision == "joined":
         heads["G"] = release.head("bottleneck_ViT", "classifier_ViT")

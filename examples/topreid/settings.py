@@ -1,4 +1,4 @@
-"""Settings of TOP-ReID: what is its own, beside data, schedule, machine and tower."""
+"""Settings of TOP-ReID beyond data, schedule, machine and tower."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,17 +10,17 @@ Reconstruction = Literal["none", "loss", "loss+filling"]
 
 @dataclass(frozen=True)
 class Settings:
-    """TOP-ReID: the number of towers, and what follows them."""
+    """TOP-ReID: number of towers, and modules after the towers."""
 
     towers: Literal["separate", "shared"] = "separate"
-    """A tower per modality, all of which start alike, or one tower for all modalities."""
+    """Towers: a separate tower per modality, with equal initial weights, or one tower shared by all modalities."""
     permutation: bool = True
-    """TPM; without it the descriptor is G, the class tokens."""
+    """Use TPM; without it the descriptor is G, the class tokens."""
     reconstruction: Reconstruction = "loss+filling"
-    """CRM: none, a loss in training alone, or also what fills in missing modalities at test time."""
+    """Use of CRM: none, only as a loss in training, or also to fill in missing modalities at test time."""
     reconstruction_depth: int = 1
-    """Transformer blocks that make the tokens of one modality of those of another."""
+    """Number of transformer blocks of CRM that predict the tokens of one modality from those of another."""
     num_heads: int = 8
-    """Attention heads of TPM and CRM."""
+    """Number of attention heads of TPM and CRM."""
     supervision: Supervision = "joined"
-    """Class tokens in the objective: joined to one feature, or a feature per modality."""
+    """Supervision of class tokens: one joined feature of all modalities, or a single feature per modality."""

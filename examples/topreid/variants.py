@@ -1,12 +1,12 @@
-"""Variants of TOP-ReID that `compare` can compare, and presets, each a question that a few of them answer."""
+"""Variants of TOP-ReID for `compare`, and presets: questions that some of the variants answer."""
 
 from typing import Any
 
 from examples.preset import MISSING, SFM, STRENGTHS, TIMED_SCORES, Preset, Row
 
-USUAL = ("baseline", "tpm", "full")  # compared where nothing else is asked
+USUAL = ("baseline", "tpm", "full")  # compared by default
 
-# A variant replaces these settings of the command line. Variants that come to the same run share it.
+# Settings that a variant replaces on the command line. Variants with equal settings share a run.
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"permutation": False, "reconstruction": "none"},
     "tpm": {"reconstruction": "none"},
@@ -35,9 +35,9 @@ PRESETS: dict[str, Preset] = {
     "missing": MISSING,
     "missing-without-filling": Preset(
         "Missing modalities, not filled in",
-        "How well does it retrieve when CRM fills in nothing?",
+        "How well does the model retrieve when CRM fills in nothing?",
         (Row("", "full-without-filling"),),
-        axis="there at test time",
+        axis="present at test time",
         subsets=True,
     ),
 }

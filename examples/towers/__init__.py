@@ -1,1 +1,1 @@
-"""Towers the methods stand on: a small ViT, a CNN, pretrained towers, text encoders."""
+"""Towers of the methods: a small ViT, a CNN, pretrained towers and text encoders."""

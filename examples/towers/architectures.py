@@ -11,7 +11,7 @@ from examples.optional import import_library
 
 
 class ClipTowers(NamedTuple):
-    """The image tower, the rest of the model, which encodes texts, and the width of their common space."""
+    """Parts of a CLIP model: image tower, the rest, which encodes texts, and the width of their common space."""
 
     image: nn.Module
     text: nn.Module
@@ -19,7 +19,7 @@ class ClipTowers(NamedTuple):
 
 
 def build_clip(architecture: str) -> ClipTowers:
-    """A CLIP model of open_clip with random weights.
+    """Build a CLIP model of open_clip with random weights.
 
     Raises:
         ImportError: when open_clip is not installed.
@@ -27,7 +27,7 @@ def build_clip(architecture: str) -> ClipTowers:
     """
     open_clip = import_library("open_clip", "clip")
     config = clip_config(architecture)
-    with _without_logging():  # of a warning that the weights are random, which they do not stay
+    with _without_logging():  # hides a warning about random weights, which are replaced later
         clip = open_clip.create_model(architecture, pretrained=None)
     image = clip.visual
     del clip.visual
@@ -35,9 +35,9 @@ def build_clip(architecture: str) -> ClipTowers:
 
 
 def clip_config(architecture: str) -> dict[str, Any]:
-    """The sizes of a model of open_clip, looked up in the list that open_clip brings along.
+    """Return the sizes of a model of open_clip, from the list in open_clip.
 
-    A checkpoint may hold the name, so no name that open_clip would fetch from a hub or read from a folder passes.
+    A name may come from a checkpoint, so names that open_clip would fetch from a hub or read from a folder are refused.
 
     Raises:
         ImportError: when open_clip is not installed.
@@ -53,13 +53,13 @@ def clip_config(architecture: str) -> dict[str, Any]:
     if fetched := config.get("text_cfg", {}).get("hf_model_name"):
         raise ValueError(
             f"architecture must be a model of open_clip that is built without downloads; {architecture!r} takes its "
-            f"text tower from {fetched!r}. Choose one with CLIP's own text tower, such as 'ViT-B-16-quickgelu'"
+            f"text tower from {fetched!r}. Choose a model with CLIP's own text tower, such as 'ViT-B-16-quickgelu'"
         )
     return config
 
 
 def build_timm(architecture: str) -> nn.Module:
-    """A model of timm without classifier, with random weights.
+    """Build a model of timm without classifier, with random weights.
 
     Raises:
         ImportError: when timm is not installed.

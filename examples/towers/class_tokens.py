@@ -14,7 +14,7 @@ Supervision = Literal["joined", "single"]
 def class_token_widths(
     modalities: Sequence[str], dim: int, supervision: Supervision, letter: str = "G"
 ) -> dict[str, int]:
-    """Widths of the features by name: "G", or "G_RGB" and so on, or with another `letter`.
+    """Return the widths of the features by name: "G", or "G_RGB" and so on, or with another `letter`.
 
     Examples:
         >>> class_token_widths(("RGB", "near-IR"), 8, "joined"), class_token_widths(("RGB", "near-IR"), 8, "single")
@@ -26,12 +26,12 @@ def class_token_widths(
 
 
 def class_token_features(class_tokens: Tensor, present: Tensor | None, names: Collection[str]) -> Outputs:
-    """The features that `class_token_widths` names; one of a single modality is supervised where this is present.
+    """Return the features that `class_token_widths` names; a single modality is supervised where it is present.
 
     Args:
-        class_tokens: (batch modalities dim), 0 where a modality is absent.
-        present: (batch modalities), None where all are present.
-        names: one for the joined feature, or one per modality.
+        class_tokens: class tokens (batch modalities dim), 0 where a modality is absent.
+        present: present modalities (batch modalities); None if all are present.
+        names: one name for the joined feature, or one name per modality.
     """
     if len(names) == 1:
         return Outputs(dict.fromkeys(names, class_tokens.flatten(1)))

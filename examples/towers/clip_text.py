@@ -1,8 +1,8 @@
-"""CLIP's text tower as the text prior: frozen, each distinct caption read once, with a projection that learns.
+"""Text prior from CLIP's frozen text tower, which reads each distinct caption once, and a trainable projection.
 
-The paper supervises T, the feature of the caption, as it does G and U. Behind a frozen tower that loss trains nothing
-but its own classifier. Here a linear map follows the tower by default, so that the loss on T, and those on U through
-STR, shape the prior.
+The paper supervises T, the feature of the caption, like G and U. After a frozen tower this loss would train only its
+own classifier. So by default a linear layer follows the tower: the loss on T, and the losses on U through STR, shape
+the prior.
 """
 
 import warnings
@@ -17,16 +17,16 @@ from examples.optional import import_library
 from examples.towers.architectures import build_clip
 
 Overflow = Literal["truncate", "average"]
-READ_AT_ONCE = 64  # pieces of text
+READ_AT_ONCE = 64  # pieces of text per forward pass
 
 
 class ClipVocabulary:
-    """CLIP's byte-pair tokens, from the table that open_clip brings along.
+    """Vocabulary of CLIP's byte-pair tokens, from the table in open_clip.
 
     Args:
-        architecture: open_clip's name of the model; says how many tokens its text tower reads, 77 in CLIP.
-        overflow: what to do about captions with more tokens: "truncate" drops the rest, as CLIP does; "average" cuts
-            them into pieces and takes the mean of the pieces' features.
+        architecture: open_clip's name of the model, which determines the length of its text tower, 77 tokens in CLIP.
+        overflow: policy for longer captions: "truncate" drops the rest, as CLIP does; "average" cuts a caption into
+            pieces and takes the mean of the features of the pieces.
 
     Raises:
         ImportError: when open_clip is not installed.
@@ -45,7 +45,7 @@ class ClipVocabulary:
         self.length, self.overflow = config["text_cfg"].get("context_length", 77), overflow
 
     def encode(self, captions: Iterable[str]) -> Int[Tensor, "captions pieces length"]:
-        """Token ids: a start token, the caption and an end token, padded to `length`; then its further pieces, if any.
+        """Return token ids: start token, caption and end token, padded to `length`; then its further pieces, if any.
 
         An empty caption is all padding.
         """
@@ -57,7 +57,7 @@ class ClipVocabulary:
         return tokens
 
     def describe_overflow(self, captions: Sequence[str]) -> str | None:
-        """Describe captions that are longer than the tower reads, and their treatment; None when there are none."""
+        """Describe captions that are longer than the tower reads, and their treatment; None if there are none."""
         long = sum(len(self._tokenizer.encode(caption)) > self.length - 2 for caption in captions)
         if not long:
             return None
@@ -74,17 +74,17 @@ class ClipVocabulary:
 
 
 class ClipCaptionEncoder(nn.Module):
-    """One vector per caption: the feature of a frozen text tower, then a linear map that learns.
+    """Encoder of captions: the feature of a frozen text tower, then a trainable linear layer.
 
     A missing caption has a learned vector instead.
 
     Args:
-        tower: an open_clip model; of it `encode_text` is used.
-        vocabulary: turns captions into what the tower reads.
-        width: of the features of the tower.
-        dim: width of the vector.
-        project: learn the linear map; it starts as the identity where `width` and `dim` are equal. Without it the
-            vector is the feature itself, and a loss on it trains nothing but its own classifier, as in the paper.
+        tower: an open_clip model, of which `encode_text` is used.
+        vocabulary: vocabulary that turns captions into token ids.
+        width: width of the features of the tower.
+        dim: width of the returned vector.
+        project: learn the linear layer, which starts as the identity if `width` and `dim` are equal. Without it the
+            vector is the feature itself, and a loss on the vector trains only its own classifier, as in the paper.
 
     Raises:
         ValueError: when there is no projection and `width` and `dim` differ.
@@ -107,16 +107,16 @@ class ClipCaptionEncoder(nn.Module):
         nn.init.normal_(self.no_caption, std=0.02)
 
     def train(self, mode: bool = True) -> "ClipCaptionEncoder":
-        """Set the mode of all but the tower, which is frozen."""
+        """Set the mode of all parts except the frozen tower."""
         super().train(mode)
         self.tower.eval()
         return self
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Float[Tensor, "captions width"]:
-        """Features of the frozen tower, in float32, 0 for a missing caption; every distinct caption is read once.
+        """Return features of the frozen tower in float32, 0 for a missing caption; distinct captions are read once.
 
-        A caption of several pieces has their mean. Warns of captions that are longer than the tower reads.
+        A caption of several pieces has the mean of their features. Captions that are too long cause a warning.
         """
         if overflow := self.vocabulary.describe_overflow(captions):
             warnings.warn(overflow, stacklevel=2)
@@ -131,7 +131,7 @@ class ClipCaptionEncoder(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch width"], has_text: Bool[Tensor, " batch"]
     ) -> Float[Tensor, "batch dim"]:
-        """Vectors of captions, from what `encode` made of them."""
+        """Return the vectors of captions, given the features of `encode`."""
         return torch.where(has_text[:, None], self.projection(features), self.no_caption)
 
     def _read(self, pieces: Int[Tensor, "pieces length"]) -> Float[Tensor, "pieces width"]:
@@ -144,11 +144,11 @@ class ClipCaptionEncoder(nn.Module):
 def build_clip_text(
     architecture: str, dim: int | None, *, overflow: Overflow = "truncate", project: bool = True
 ) -> ClipCaptionEncoder:
-    """The text tower of an open_clip model with random weights, and what is learned behind it.
+    """Build the text tower of an open_clip model with random weights, and the trainable layers after it.
 
     Args:
         architecture: open_clip's name of the model.
-        dim: width of the vectors; None for that of the tower's features.
+        dim: width of the vectors; None takes the width of the tower's features.
         overflow: see `ClipVocabulary`.
         project: see `ClipCaptionEncoder`.
     """

@@ -1,4 +1,4 @@
-"""Six-layer convolutional network: the plain peer that a transformer from scratch has to beat."""
+"""Six-layer convolutional network: the plain baseline that a transformer from scratch has to beat."""
 
 from itertools import pairwise
 
@@ -10,8 +10,8 @@ class ConvolutionalBackbone(nn.Module):
     """Six 3 x 3 convolutions, three of them strided, and the mean over the image; masks and cameras are ignored.
 
     Args:
-        image_size: height and width of the images; multiples of 8.
-        dim: channels of the last two layers.
+        image_size: height and width of the images in pixels, multiples of 8.
+        dim: number of channels of the last two layers.
     """
 
     def __init__(self, image_size: tuple[int, int], *, dim: int = 128) -> None:
@@ -29,7 +29,7 @@ class ConvolutionalBackbone(nn.Module):
     def forward(
         self, images: Tensor, masks: Tensor | None = None, cameras: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Patch tokens and their mean, per modality, of images in [0, 1]."""
+        """Return patch tokens and their mean per modality, for images in [0, 1]."""
         features = self.layers((images.flatten(0, 1) - 0.5) / 0.5)
         patches = rearrange(features, "(b m) d rows columns -> b m (rows columns) d", m=images.shape[1])
         return patches, patches.mean(dim=2)

@@ -1,4 +1,4 @@
-"""Pretrained towers: an image tower of open_clip or timm, and the file that fills it and CLIP's text tower."""
+"""Pretrained towers: an image tower of open_clip or timm, and loading of image and text towers from a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from stmi_layers.backbones import LoadReport, TokenBackbone, load_weights
 
 
 class PretrainedBackbone(nn.Module):
-    """A `TokenBackbone` for images in [0, 1], which it brings to the mean and deviation of its tower.
+    """A `TokenBackbone` for images in [0, 1], which it normalises by the mean and deviation of its tower.
 
     Args:
-        tokens: of a tower, modulated or not.
-        cameras: number of the camera of each embedding, when `tokens` has embeddings of cameras.
+        tokens: `TokenBackbone` of a tower, with or without SFM.
+        cameras: number of the camera of each embedding, if `tokens` has camera embeddings.
     """
 
     mean: Tensor
@@ -38,10 +38,10 @@ class PretrainedBackbone(nn.Module):
         cameras: Tensor | None = None,
         extra: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Patch tokens (batch modalities patches dim) and global tokens (batch modalities dim).
+        """Return patch tokens (batch modalities patches dim) and global tokens (batch modalities dim).
 
-        A tower without SFM leaves `masks` out. A camera without embedding, or no `cameras` at all, gets the mean of the
-        embeddings. Tokens of `extra`, `width` wide, enter behind the patches and come out there.
+        A tower without SFM ignores `masks`. A camera without embedding gets the mean of the embeddings, as do all
+        images if `cameras` is None. Tokens of `extra`, `width` wide, enter and leave after the patches.
         """
         index = None
         if cameras is not None and len(self.cameras):
@@ -58,11 +58,11 @@ def load_pretrained(
     Args:
         model: a model whose image tower or text encoder is pretrained.
         path: an OpenAI archive, or a file of open_clip or timm.
-        old_grid: rows and columns of patches of the images the file was trained with; a square by default.
+        old_grid: rows and columns of patches that the file was trained with; a square by default.
         trust_pickle: read a torch file that holds more than tensors, which can run any code.
 
     Returns:
-        What was loaded, by the name of the tower.
+        Report on the loading, by name of the tower.
 
     Raises:
         ValueError: when the model has no pretrained tower, or the file does not fit one of them.
@@ -75,7 +75,7 @@ def load_pretrained(
 
 
 def pretrained_towers(model: nn.Module) -> dict[str, nn.Module]:
-    """Parts of a model that have pretrained weights, by their names in messages."""
+    """Return the parts of a model with pretrained weights, by their names in messages."""
     images = [module for module in model.modules() if isinstance(module, PretrainedBackbone)]
     texts = [module.tower for module in model.modules() if isinstance(module, ClipCaptionEncoder)]
     names = ["image tower"] if len(images) == 1 else [f"image tower {number}" for number in range(1, len(images) + 1)]

@@ -1,4 +1,4 @@
-"""Weights of the small towers: the file that `examples.pretrain` writes, and models that start from it."""
+"""Weights of small towers: the file of `examples.pretrain`, and its loading into a model."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from stmi_layers.backbones import strengths_of
 
 
 def save_small_tower(tower: nn.Module, path: Path) -> None:
-    """Write the weights of a small tower, without the strengths of SFM, which learn nothing without masks."""
+    """Write the weights of a small tower, except the strengths of SFM, which are not trained without masks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in _weights(tower).items()}, path)
 
 
 def fill_small_towers(model: nn.Module, path: Path) -> str:
-    """Fill all small towers of a model from a file of `save_small_tower`, and say so; strengths keep their values.
+    """Fill all small towers of a model from a file of `save_small_tower`, except strengths; return a report.
 
     Raises:
-        ValueError: when the file cannot be read, or is of another tower; the model is then as it was.
+        ValueError: when the file cannot be read, or is of another tower; the model is then unchanged.
     """
     try:
         weights = load_file(path)
@@ -36,7 +36,7 @@ def fill_small_towers(model: nn.Module, path: Path) -> str:
         if wrong := sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name)):
             raise ValueError(
                 f"weights must be of a tower with the same settings and image size; {path} differs in {len(wrong)} of "
-                f"{len(own)} tensors, {wrong[0]} among them"
+                f"{len(own)} tensors, such as {wrong[0]}"
             )
     for tower in towers:
         tower.load_state_dict({**tower.state_dict(), **weights})

@@ -1,7 +1,7 @@
-"""Text encoder learned with the rest: a small transformer over the captions' words.
+"""Text encoder trained with the model: a small transformer over the words of the captions.
 
 A text encoder has two steps. `encode` turns captions into numbers once, before training; `forward` turns the numbers of
-a batch into one vector per caption. CLIP's frozen tower in `clip_text.py`, which the paper uses, is another one.
+a batch into one vector per caption. `clip_text.py` has another text encoder, CLIP's frozen tower, which the paper uses.
 """
 
 import re
@@ -19,22 +19,22 @@ RESERVED = ("<padding>", "<unknown>", "<no caption>")
 
 
 class TextEncoder(Protocol):
-    """Protocol of a text encoder, which is an `nn.Module` besides."""
+    """Protocol of a text encoder, which is also an `nn.Module`."""
 
     def encode(self, captions: Sequence[str], /) -> Shaped[Tensor, "captions ..."]:
-        """Numbers of each caption, on the CPU; "" is a caption that is missing."""
+        """Return the numbers of each caption, on the CPU; "" is a missing caption."""
         ...
 
     def __call__(self, texts: Tensor, has_text: Tensor, /) -> Float[Tensor, "batch dim"]:
-        """One vector per row of `texts`, which `encode` made; rows without caption are False in `has_text`."""
+        """Return one vector per row of `texts`, encoded by `encode`; rows without caption are False in `has_text`."""
         ...
 
 
 class Vocabulary:
-    """Words of the training captions in a fixed order, and the token ids made of them.
+    """Words of the training captions in a fixed order, and their token ids.
 
     Args:
-        words: all words but the reserved ones.
+        words: all words except the reserved words.
         length: token ids per caption; longer captions are cut.
     """
 
@@ -45,7 +45,7 @@ class Vocabulary:
 
     @classmethod
     def from_captions(cls, captions: Iterable[str], *, length: int = 32) -> "Vocabulary":
-        """Collect the words, the most frequent first, ties in alphabetical order."""
+        """Build a vocabulary from captions, the most frequent word first, ties in alphabetical order."""
         counts = Counter(word for caption in captions for word in split_words(caption))
         return cls(sorted(counts, key=lambda word: (-counts[word], word)), length=length)
 
@@ -53,7 +53,7 @@ class Vocabulary:
         return len(self._index)
 
     def encode(self, captions: Iterable[str]) -> Int[Tensor, "batch words"]:
-        """Token ids, padded to `length`. An empty caption becomes the one token that says so."""
+        """Return token ids, padded to `length`. An empty caption becomes the token `<no caption>`."""
         rows = []
         for caption in captions:
             ids = [self._index.get(word, UNKNOWN) for word in split_words(caption)][: self.length] or [NO_CAPTION]
@@ -61,7 +61,7 @@ class Vocabulary:
         return torch.tensor(rows)
 
     def describe_overflow(self, captions: Sequence[str]) -> str | None:
-        """Describe captions that have more words than `length`; None when there are none."""
+        """Describe captions with more words than `length`; None if there are none."""
         cut = sum(len(split_words(caption)) > self.length for caption in captions)
         return f"{cut} of {len(captions)} captions have more than {self.length} words and are cut" if cut else None
 
@@ -71,13 +71,13 @@ def split_words(caption: str) -> list[str]:
 
 
 class CaptionEncoder(nn.Module):
-    """One vector per caption: word and position embeddings, a transformer layer, the mean over the words.
+    """Encoder of captions: word and position embeddings, a transformer layer, and the mean over the words.
 
     Args:
         words: words of the training captions, most frequent first.
-        dim: width of the vector.
+        dim: width of the returned vector.
         length: token ids per caption; longer captions are cut.
-        num_heads: heads of the transformer layer.
+        num_heads: number of heads of the transformer layer.
     """
 
     def __init__(self, words: Iterable[str], dim: int, *, length: int = 32, num_heads: int = 4) -> None:
@@ -92,7 +92,7 @@ class CaptionEncoder(nn.Module):
         nn.init.normal_(self.positions, std=0.02)
 
     def encode(self, captions: Sequence[str]) -> Int[Tensor, "captions words"]:
-        """Token ids; warns of captions that are cut."""
+        """Return token ids, and warn about captions that are cut."""
         if overflow := self.vocabulary.describe_overflow(captions):
             warnings.warn(overflow, stacklevel=2)
         return self.vocabulary.encode(captions)
@@ -100,7 +100,7 @@ class CaptionEncoder(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "batch words"], has_text: Bool[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch dim"]:
-        """Vectors of captions; a missing one has a token of its own, hence `has_text` is not read."""
+        """Return the vectors of captions; a missing caption has a reserved token, so `has_text` is not read."""
         word = (tokens != PADDING)[..., None]
         hidden = self.layer(self.words(tokens) + self.positions, src_key_padding_mask=~word[..., 0])
         mean = (hidden * word).sum(dim=1) / word.sum(dim=1)

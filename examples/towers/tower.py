@@ -1,4 +1,4 @@
-"""Image tower of a method: its settings, and the module built from them."""
+"""Image tower of a method: its settings, and its building from the settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from stmi_layers.training.contract import Batch, Facts
 
 
 class Backbone(Protocol):
-    """Protocol of an image tower, which is an `nn.Module` besides: patch tokens and a global token per modality.
+    """Protocol of an image tower, which is also an `nn.Module`: patch tokens and a global token per modality.
 
     Attributes:
         dim: width of all tokens.
@@ -30,62 +30,62 @@ class Backbone(Protocol):
     def __call__(
         self, images: Tensor, masks: Tensor | None = None, cameras: Tensor | None = None, /
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (batch modalities patches dim) and (batch modalities dim) of images in [0, 1]; it normalises them."""
+        """Normalise images in [0, 1]; return tokens (batch modalities patches dim) and (batch modalities dim)."""
         ...
 
 
 @dataclass(frozen=True)
 class Tower:
-    """Image tower, and SFM in it."""
+    """Image tower, with its SFM."""
 
     backbone: Literal["vit", "cnn", "open_clip", "timm"] = "vit"
-    """Kind of tower: a small vision transformer, a small convolutional network that no mask steers, or the
+    """Kind of tower: a small vision transformer, a small convolutional network, which ignores masks, or the
     `architecture` of open_clip or timm."""
     architecture: str = "ViT-B-16-quickgelu"
-    """Name of the model of open_clip or timm, the "-quickgelu" one for OpenAI's weights."""
+    """Name of the model of open_clip or timm; weights of OpenAI need the name with "-quickgelu"."""
     weights: Path | None = None
-    """Pretrained weights: of `architecture`, OpenAI's archive or a safetensors or torch file of open_clip or timm; of a
-    small tower, what `examples.pretrain` wrote."""
+    """File of pretrained weights: for `architecture`, OpenAI's archive or a safetensors or torch file of open_clip or
+    timm; for a small tower, the file of `examples.pretrain`."""
     weights_grid: tuple[int, int] | None = None
-    """Rows and columns of patches of the images those weights were trained with; by default a square."""
+    """Rows and columns of patches of the images that `weights` were trained with; a square by default."""
     random_weights: bool = False
-    """Start `architecture` from random weights, to try a run. Without it, a run without `weights` is an error."""
+    """Start `architecture` from random weights, to try a run; otherwise a run without `weights` is an error."""
     trust_pickle: bool = False
-    """Read a torch file that holds more than tensors, which can run any code in it."""
+    """Read a torch file that holds more than tensors; such a file can run any code on your machine."""
     projected: bool = True
-    """CLIP's projection on every token: 512 wide for ViT-B/16, where the tokens themselves have 768."""
+    """Apply CLIP's projection to every token: ViT-B/16 then has tokens 512 wide instead of 768."""
     camera_embedding: bool = False
-    """Learn an embedding per camera of the training split, or per viewpoint where cameras are not numbered, added to
-    the class token of a pretrained tower; any other camera gets their mean."""
+    """Learn an embedding per camera of the training split, or per viewpoint if the set has no camera numbers. It is
+    added to the class token of a pretrained tower; unknown cameras get the mean of the embeddings."""
     camera_tokens: Literal["class", "all"] = "class"
-    """Tokens that get the embedding of the camera: the class token, or the patches too."""
+    """Tokens that get the camera embedding: the class token, or all tokens."""
     checkpointing: bool = False
-    """Recompute the blocks of a pretrained tower in the backward pass: less memory for more time."""
+    """Recompute the blocks of a pretrained tower in the backward pass, which saves memory and costs time."""
     patch_size: int = 8
     """Side of a patch of the small vision transformer in pixels; a power of two."""
     dim: int = 128
-    """Width of the tokens of the small towers; a pretrained tower brings its own."""
+    """Width of the tokens of a small tower; the width of a pretrained tower is fixed."""
     depth: int = 2
-    """Blocks of the small vision transformer."""
+    """Number of blocks of the small vision transformer."""
     tower_heads: int = 4
-    """Attention heads of the small vision transformer."""
+    """Number of attention heads of the small vision transformer."""
     stem_width: int = 64
-    """Channels after the first convolution of the stem of the small vision transformer."""
+    """Number of channels after the first convolution of the stem of the small vision transformer."""
     stem_depth: int = 1
-    """Convolutions of that stem at each of its scales."""
+    """Number of convolutions of the stem of the small vision transformer at each scale."""
     modulated_blocks: Placement = "all"
-    """Blocks in which SFM acts where there are masks: all, the early half, the late half, or none; the attention of
-    the other blocks is plain."""
+    """Blocks in which SFM acts if there are masks: all, the early half, the late half, or none. Other blocks have plain
+    attention."""
     strength: float = 0.5
-    """Initial alpha and beta of SFM. 0.1 suits pretrained towers, 0.5 training from scratch."""
+    """Initial alpha and beta of SFM: 0.1 suits pretrained towers, 0.5 suits training from scratch."""
     foreground_threshold: float = 0.5
-    """Share of a patch that the mask has to cover for it to count as foreground; 1 keeps mixed patches out."""
+    """Share of a patch, 0 to 1, that the mask must cover for the patch to be foreground; 1 excludes mixed patches."""
     per_head: bool = False
     """Learn alpha and beta per head instead of per block."""
     shared_strengths: bool = False
-    """Learn one alpha and beta for all blocks together."""
+    """Learn one alpha and one beta for all blocks together."""
     perturbation: float = 0.0
-    """Probability, in training, that a background token counts as foreground."""
+    """Probability in training that a background token counts as foreground."""
 
     def __post_init__(self) -> None:
         if self.per_head and self.shared_strengths:
@@ -93,7 +93,7 @@ class Tower:
 
 
 def build_tower(tower: Tower, facts: Facts) -> Any:
-    """The `Backbone` that the settings describe, with random weights.
+    """Build the `Backbone` of the settings, with random weights.
 
     Raises:
         ImportError: when the library of `architecture` is not installed.
@@ -133,7 +133,7 @@ def _build_pretrained(tower: Tower, facts: Facts, model: Any, *, projected: bool
     model.set_grad_checkpointing(tower.checkpointing)
     cameras = (facts.cameras or facts.views) if tower.camera_embedding else ()
     if tower.camera_embedding and not cameras:
-        raise ValueError("camera_embedding needs a set that numbers cameras or viewpoints; received one without")
+        raise ValueError("camera_embedding needs a set that numbers cameras or viewpoints; received a set without")
     tokens = TokenBackbone(
         model,
         projected=projected,
@@ -155,7 +155,7 @@ def _modulate(tower: Tower, model: nn.Module) -> None:
             share="model" if tower.shared_strengths else "head" if tower.per_head else "layer",
             perturbation=tower.perturbation,
         )
-    except TypeError as error:  # whose advice is for those who write their own model
+    except TypeError as error:  # its advice is for users who write their own model
         others = "one of timm.list_models('vit*')" if tower.backbone == "timm" else "'ViT-B-16-quickgelu'"
         raise ValueError(
             f"SFM does not know the attention of --backbone {tower.backbone} --architecture {tower.architecture}, a "
@@ -166,18 +166,18 @@ def _modulate(tower: Tower, model: nn.Module) -> None:
 def tower_tokens(
     backbone: Any, batch: Batch, extra: Tensor | None = None, *, run_absent: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of all modalities: patches (batch modalities patches dim) and globals (batch modalities dim), 0 if absent.
+    """Return patches (batch modalities patches dim) and global tokens (batch modalities dim), 0 if absent.
 
-    In training an absent image is not run at all, so that it enters no batch statistic. In evaluation all images run,
-    because choosing among them would make the host wait and the shapes depend on the data.
+    In training an absent image is not run, so that it enters no batch statistic. In evaluation all images are run,
+    because selecting images would make the host wait and make shapes depend on the data.
 
     Args:
         backbone: a `Backbone`.
         batch: a batch.
-        extra: further tokens (batch modalities tokens width) for a tower that takes them, such as captions; they come
-            out behind the patches.
-        run_absent: run absent images in training as well, for a tower without batch statistics that tells the modality
-            of an image by its place.
+        extra: further tokens (batch modalities tokens width), such as captions, for a tower that takes them; they leave
+            after the patches.
+        run_absent: also run absent images in training, for a tower without batch statistics that knows the modality of
+            an image by its position.
     """
     more = () if extra is None else (extra,)
     present, cameras = batch.present, torch.where(batch.cameras < 0, batch.views, batch.cameras)
@@ -200,12 +200,12 @@ def tower_tokens(
 
 
 def trunk_of(backbone: Any) -> nn.Module:
-    """The part of a tower that is pretrained, without embeddings of cameras, which are new; all of a small tower."""
+    """Return the pretrained part of a tower, without camera embeddings, which are new; a small tower as a whole."""
     return backbone.tokens.get_submodule("tower") if isinstance(backbone, PretrainedBackbone) else backbone
 
 
 def watch_strengths(backbone: nn.Module) -> dict[str, float]:
-    """Alpha and beta of every block with SFM, the mean over heads, under "alpha/block_0" and so on."""
+    """Return alpha and beta of every block with SFM, as means over heads, under "alpha/block_0" and so on."""
     layers = [module for module in backbone.modules() if isinstance(getattr(module, "alpha", None), nn.Parameter)]
     return {
         f"{name}/block_{index}": layer.get_parameter(name).mean().item()
@@ -218,8 +218,8 @@ def check_weights(tower: Tower) -> None:
     """Refuse weights that cannot be read, before anything is built.
 
     Raises:
-        ValueError: when weights and random weights are both asked for.
-        FileNotFoundError: when there is no file of weights.
+        ValueError: when both weights and random weights are requested.
+        FileNotFoundError: when the file of weights does not exist.
     """
     if tower.weights is not None and tower.random_weights:
         raise ValueError(f"choose one of --weights and --random-weights; received both, --weights {tower.weights}")
@@ -228,10 +228,10 @@ def check_weights(tower: Tower) -> None:
 
 
 def fill_towers(tower: Tower, model: nn.Module) -> str:
-    """Fill the pretrained towers of a model from the file, and say what became of it; "" for a model without any.
+    """Fill the pretrained towers of a model from the file, and return a report; "" for a model without such towers.
 
     Raises:
-        ValueError: when there is no file, and random weights are not asked for, or it does not fit.
+        ValueError: when no file is given and random weights are not requested, or the file does not fit.
     """
     towers = pretrained_towers(model)
     if tower.weights is not None and not towers:
@@ -242,7 +242,7 @@ def fill_towers(tower: Tower, model: nn.Module) -> str:
     if towers and not tower.random_weights:
         raise ValueError(
             f"{tower.architecture} needs pretrained weights: give their file by --weights, or ask for random ones by "
-            "--random-weights, which is good for trying a run out and for no result"
+            "--random-weights, which only serve to try a run"
         )
     if not towers:
         return ""

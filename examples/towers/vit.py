@@ -1,7 +1,7 @@
 """Compact vision transformer built from `SegmentationModulatedAttention`, trained from scratch.
 
-Any module with the attributes `dim` and `grid` and with the signature of `VisionTransformer.forward` can take its
-place under a method.
+Any module with the attributes `dim` and `grid` and the signature of `VisionTransformer.forward` can replace it in a
+method.
 """
 
 import math
@@ -24,22 +24,22 @@ class VisionTransformer(nn.Module):
     """Tokens of every modality from shared weights; masks steer the attention in every block.
 
     Args:
-        image_size: height and width of the images; need not be square.
-        patch_size: side of a patch; a power of two that divides both.
+        image_size: height and width of the images in pixels.
+        patch_size: side of a patch in pixels; a power of two that divides height and width.
         dim: width of the tokens.
         depth: number of blocks.
         num_heads: attention heads per block.
-        mlp_ratio: hidden width of the feed-forward networks, in units of `dim`.
-        stem_width: channels at the first scale of the convolutional stem; they double with every further one, up to
+        mlp_ratio: hidden width of the feed-forward networks, as a multiple of `dim`.
+        stem_width: number of channels at the first scale of the convolutional stem; it doubles with every scale, up to
             `dim`.
-        stem_depth: convolutions at each scale.
+        stem_depth: number of convolutions at each scale.
         strength: initial alpha and beta of every block.
-        foreground_threshold: share of a patch that the mask has to cover for it to count as foreground.
+        foreground_threshold: share of a patch that the mask must cover for the patch to be foreground.
         per_head: learn the strengths per head instead of per block.
         shared_strengths: learn one alpha and beta for all modulated blocks together.
-        modulated_blocks: where SFM acts: "all" blocks, the "early" half, the "late" half or "none". In the others
+        modulated_blocks: blocks in which SFM acts: "all", the "early" half, the "late" half or "none". In other blocks
             both strengths stay 0, which is plain attention.
-        perturbation: probability, in training, that a background token counts as foreground.
+        perturbation: probability in training that a background token counts as foreground.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class VisionTransformer(nn.Module):
         self.stem = convolutional_stem(patch_size, stem_width, dim, stem_depth)
         self.class_token = nn.Parameter(torch.empty(dim))
         self.positions = nn.Parameter(torch.empty(1 + self.grid[0] * self.grid[1], dim))
-        # The grid travels with the weights: 16 x 8 and 8 x 16 positions have the same shape and another meaning.
+        # The grid is saved with the weights: 16 x 8 and 8 x 16 positions have equal shapes but different meanings.
         self.register_buffer(GRID_NAME, torch.tensor(self.grid))
         self.register_load_state_dict_pre_hook(_refuse_other_grid)
         self.blocks = nn.ModuleList(
@@ -90,7 +90,7 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.positions, std=0.02)
 
     def _place_strengths(self, modulated_blocks: Placement, *, shared: bool) -> None:
-        """Hold the strengths of plain blocks at 0, and give the other blocks one pair in common if they share it."""
+        """Hold the strengths of plain blocks at 0, and let the other blocks share one pair if `shared`."""
         depth, attentions = len(self.blocks), [block.get_submodule("attention") for block in self.blocks]
         self.modulated = modulated_blocks != "none"
         chosen = set() if modulated_blocks == "none" else choose_layers(modulated_blocks, depth)
@@ -107,10 +107,10 @@ class VisionTransformer(nn.Module):
         cameras: Int[Tensor, " batch"] | None = None,
         extra: Float[Tensor, "batch modalities extra dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch modalities patches dim"], Float[Tensor, "batch modalities dim"]]:
-        """Patch tokens and the class token of every modality; `images` in [0, 1], `cameras` are ignored.
+        """Return patch tokens and the class token of every modality; `images` in [0, 1], `cameras` are ignored.
 
-        Without masks the attention is plain. Tokens of `extra`, which bring their positions, enter behind the patches
-        and come out there; they are foreground.
+        Without masks the attention is plain. Tokens of `extra`, which include their positions, enter and leave after
+        the patches, and count as foreground.
         """
         modalities = images.shape[1]
         if images.shape[3:] != self.image_size:
@@ -132,7 +132,7 @@ class VisionTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block whose self-attention listens to the mask."""
+    """A pre-norm transformer block whose self-attention is modulated by the mask."""
 
     def __init__(self, dim: int, mlp_ratio: float, attention: SegmentationModulatedAttention) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Block(nn.Module):
 
 
 def convolutional_stem(patch_size: int, width: int, dim: int, depth: int) -> nn.Sequential:
-    """Strided convolutions down to one vector per patch: from few images they learn faster than one linear map."""
+    """Build strided convolutions down to one vector per patch, which learn faster from few images than one layer."""
     layers: list[nn.Module] = []
     channels = 3
     for level in range(int(math.log2(patch_size))):

@@ -1,4 +1,4 @@
-"""One foreground mask per item, with SAM 2, or with a fallback that says it is one."""
+"""Make one foreground mask per item, by SAM 2, SAM 3, or a fallback without weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,13 @@ from stmi_layers.training.layouts import find_set
 
 
 def main(settings: Settings) -> dict[str, Any]:
-    """Make what is missing; write `<folder>_report.json`, and `<folder>_doubtful.png` where there are doubts."""
+    """Make missing masks; write `<folder>_report.json`, and `<folder>_doubtful.png` if masks are doubtful."""
     check(settings)
-    home = settings.data if settings.data.is_dir() else settings.data.parent  # of a manifest
+    home = settings.data if settings.data.is_dir() else settings.data.parent  # the data is a manifest
     if settings.out is not None and settings.out.resolve() == home.resolve():
-        settings = replace(settings, out=None)  # however it is spelled, these are the masks of the data set
+        settings = replace(settings, out=None)  # the folder of the data set, however it is spelled
     out = settings.out or home
-    find_set(settings.data, settings.modalities)  # so that nothing is written beside something else
+    find_set(settings.data, settings.modalities)  # refuses folders that are not a set
     with locked(out, ".masks.lock"):
         return _make(settings, out)
 
@@ -32,9 +32,9 @@ def _make(settings: Settings, out: Path) -> dict[str, Any]:
     given = sum(task.state == "given" for task in tasks)
     lost = sum(task.state == "made" and task.path.is_file() and read_note(task.path) is None for task in tasks)
     if given:
-        print(f"{given} masks were made elsewhere and are kept; --overwrite all would replace them, for good")
+        print(f"{given} masks were made elsewhere and are kept; --overwrite all would replace and lose them")
     if lost:
-        print(f"{lost} masks that were made elsewhere are replaced, as --overwrite all asks for")
+        print(f"{lost} masks that were made elsewhere are replaced because of --overwrite all")
     run(tasks, segmenter, method, settings)
     if tasks[0].item.layout == "manifest":
         print(f"masks lie in {settings.folder}/: name them in the column {settings.folder} of the manifest")
@@ -45,7 +45,7 @@ def _make(settings: Settings, out: Path) -> dict[str, Any]:
     worst = rank_doubtful(entries)[: settings.sheet]
     if worst:
         drawn = draw_sheet(sheet, worst, f"Doubtful masks, by {method}", settings)
-        print(f"the {len(worst)} most doubtful: {drawn}")
+        print(f"figure of the {len(worst)} most doubtful masks: {drawn}")
     else:
         sheet.unlink(missing_ok=True)
     return report

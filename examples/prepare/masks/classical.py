@@ -87,7 +87,7 @@ def opponent_colours(images: Float[Tensor, "batch 3 height width"]) -> Float[Ten
     red, green, blue = images.unbind(dim=1)
     colours = torch.stack([(red + green + blue) / 3, red - green, blue - (red + green) / 2], dim=1)
     centred = colours - colours.mean(dim=(2, 3), keepdim=True)
-    return centred / (colours.std(dim=(2, 3), keepdim=True) + 0.02)  # 0.02: noise of a grey image should not count as colour
+    return centred / (colours.std(dim=(2, 3), keepdim=True) + 0.02)  # 0.02: noise of a grey image is not colour
 
 
 def mixture_log_density(

@@ -129,7 +129,7 @@ def make_identities(settings: Settings) -> dict[str, list[Identity]]:
 
 
 def confusable(identities: Sequence[Identity], bands: Sequence[str]) -> float:
-    """Count the identities, itself included, that look like an identity on average to a perfect reader of some bands."""
+    """Count the identities that look like an identity, itself included, on average to a perfect reader of bands."""
     chosen = [BANDS.index(band) for band in bands]
     looks = Counter(
         (one.body, tuple(sorted(tuple(tag[k] for k in chosen) for tag in set(one.tags)))) for one in identities
@@ -163,7 +163,7 @@ def _wear(rng: Generator, body: Body, tags: Sequence[Tag]) -> tuple[tuple[tuple[
 def _surroundings(
     rng: Generator, settings: Settings, figure: Figure, others: Sequence[Identity]
 ) -> tuple[tuple[Figure, ...], tuple[tuple[Pose, Tag], ...]]:
-    """Draw two other identities at the edges of the frame, and their tags in the background, as large as the figure's."""
+    """Draw two other identities at the edges of the frame, and tags in the background, as large as the figure's."""
     bodies, (height, width) = BODIES[settings.kind], settings.size
     side = TAG_SIDE * (figure.pose.width * figure.pose.height) ** 0.5
     bystanders, posters = [], []

@@ -1,4 +1,4 @@
-"""Figures of STMI beside those of every method: its semantic tokens and its hyperedges."""
+"""Figures of STMI beyond those of every method: semantic tokens and hyperedges."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from stmi_layers.training import Batch
 
 
 def draw(trained: Trained, batch: Batch, shown: Sequence[Picture]) -> tuple[dict[str, Figure], dict[str, str]]:
-    """The figures of some items by name, and by name the reason why one cannot be drawn.
+    """Draw the figures of items by name; return also the reasons why figures cannot be drawn, by name.
 
     Args:
-        trained: the model.
-        batch: the items, on its device.
-        shown: the same items, to look at.
+        trained: trained model with its data.
+        batch: items as a batch on the device of the model.
+        shown: the same items for display.
     """
     model, modalities = trained.model, trained.run.data.modalities
     if model.reallocations is None:

@@ -1,4 +1,4 @@
-"""Hyperedges of CHI: drawn over the modalities, and as a matrix of which token is in which."""
+"""Hyperedges of CHI, drawn over the modalities and as an incidence matrix."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Members = tuple[int, ...]
 def draw_hyperedges(
     looks: SemanticTokens, shown: Sequence[Picture], modalities: Sequence[str], *, prior: bool
 ) -> Figure:
-    """A row per item: its semantic tokens where they look, joined by hyperedges, and the incidence."""
+    """Draw a row per item: semantic tokens at the patches they read most, joined by hyperedges, and the incidence."""
     assert looks.incidence is not None
     height, width = shown[0].masks.shape[1:]
     side = len(modalities) * width / height
@@ -47,7 +47,7 @@ def draw_hyperedges(
 
 
 def distinct_edges(incidence: Tensor) -> Counter[Members]:
-    """Hyperedges of at least two nodes with how often each occurs, the most frequent and largest first."""
+    """Count equal hyperedges of at least two nodes, the most frequent and largest first."""
     members = [tuple(column.nonzero().flatten().tolist()) for column in incidence.T]
     counts = Counter(edge for edge in members if len(edge) > 1)
     return Counter(dict(sorted(counts.items(), key=lambda entry: (-entry[1], -len(entry[0]), entry[0]))))
@@ -62,7 +62,7 @@ def place_nodes(
         weights: attention of the semantic tokens, (modalities semantic patches).
         grid: rows and columns of patches.
         size: height and width of an image in pixels.
-        present: which modalities are there.
+        present: which modalities are present.
     """
     height, width = size
     spots = np.full((*weights.shape[:2], 2), np.nan)
@@ -71,7 +71,7 @@ def place_nodes(
         for token, patch in enumerate(patches):
             row, column = divmod(patch, grid[1])
             centre = ((column + 0.5) * width / grid[1] + modality * width, (row + 0.5) * height / grid[0])
-            # Tokens that share a patch stand around it.
+            # Tokens that share a patch are placed around it.
             crowd = [other for other, own in enumerate(patches) if own == patch]
             angle = 2 * np.pi * crowd.index(token) / len(crowd)
             reach = 0.0 if len(crowd) == 1 else 0.085 * min(size)

@@ -1,4 +1,4 @@
-"""Semantic tokens of STR: the patches that each of them reads."""
+"""Semantic tokens of STR: the patches that each token reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class SemanticTokens:
         weights: attention of the semantic tokens to the patches, (items modalities semantic patches), the mean over
             heads; NaN where a modality is absent.
         incidence: hyperedges of CHI, (items nodes edges); None in a model without CHI.
-        statistics: of the incidence, for every item: mean edge size, share of isolated nodes and of cross-modal edges.
+        statistics: for every item, mean edge size, share of isolated nodes and share of cross-modal edges.
     """
 
     grid: tuple[int, int]
@@ -35,7 +35,7 @@ class SemanticTokens:
 
 @torch.no_grad()
 def look_inside(model: Any, batch: Batch) -> SemanticTokens:
-    """Run an STMI with STR in evaluation mode on a batch that is on its device."""
+    """Run an STMI with STR in evaluation mode on a batch on the device of the model."""
     patches, _ = tower_tokens(model.backbone, batch)
     prior = None if model.text_encoder is None else model.text_encoder(batch.texts, batch.has_text)
     per_modality = zip(model.reallocations, patches.unbind(1), strict=True)
@@ -51,10 +51,10 @@ def look_inside(model: Any, batch: Batch) -> SemanticTokens:
 
 
 def draw_semantic(looks: SemanticTokens, shown: Sequence[Picture], modalities: Sequence[str], *, prior: bool) -> Figure:
-    """The patches that STR reads into every semantic token; with a text `prior` the last token is the caption's."""
+    """Draw the patches that STR reads into every semantic token; with a text `prior` the last is the caption's."""
     count = looks.weights.shape[2]
     title = (
-        "What STR reads into each semantic token, mean over heads\nbelow each map: its maximum, in units of an even one"
+        "Attention of the semantic tokens of STR, mean over heads\nbelow each map: its maximum over that of an even map"
     )
     figure, rows = rows_of(shown, modalities, 1 + count, title)
     for place, (item, modality, axes) in enumerate(rows):

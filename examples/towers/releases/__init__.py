@@ -1,1 +1,1 @@
-"""Released files: their tensors by name, their towers, and the heads that most of them share."""
+"""Released files: their tensors by name, their towers, and the heads that most files share."""

@@ -2,15 +2,15 @@
 
 from examples.towers.releases.tensors import Release, State
 
-# Letter of a modality in released names -> name of the feature here.
+# Letter of a modality in released names -> name of our feature.
 FEATURES = {"r": "G_RGB", "n": "G_NI", "t": "G_TI"}
 
 
 def class_token_heads(release: Release) -> tuple[str, dict[str, State]]:
-    """Take the heads of class tokens: one of all modalities joined, or one per modality.
+    """Take the heads of class tokens: one for all modalities joined, or one per modality.
 
     Returns:
-        The supervision that they tell, "joined" or "single", and the heads by feature.
+        The supervision of these heads, "joined" or "single", and the heads by feature.
     """
     if release.has("classifier."):
         return "joined", {"G": release.head("bottleneck", "classifier")}

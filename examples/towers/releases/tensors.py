@@ -1,4 +1,4 @@
-"""Tensors of a released file by name, which of them a model takes, and why the others are left out."""
+"""Record of the tensors of a released file: taken by a model, or left out for a reason."""
 
 import re
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ State = dict[str, Tensor]
 
 
 class Release:
-    """Named tensors of a released file, each of which is taken once, or left out for a reason.
+    """Named tensors of a released file; each is taken once, or left out for a reason.
 
     Args:
-        tensors: by name. A prefix `module.` of all names, which data parallelism leaves, does not matter.
-        where: the file, for messages.
+        tensors: tensors by name. A prefix `module.` of all names, from data parallelism, is dropped.
+        where: name of the file, for messages.
 
     Raises:
         ValueError: when a tensor has values that are not finite.
@@ -44,7 +44,7 @@ class Release:
         """Take one tensor.
 
         Raises:
-            ValueError: when the file lacks it.
+            ValueError: when the file lacks the tensor.
         """
         if name not in self._tensors:
             raise ValueError(f"{self.where} must hold {name!r}; it holds {shorten(self._tensors)}")
@@ -52,32 +52,32 @@ class Release:
         return self._tensors[name]
 
     def part(self, prefix: str) -> State:
-        """Take the tensors whose names begin with `prefix`, under the rest of it, but for those taken or left out."""
+        """Take the remaining tensors whose names begin with `prefix`, and drop the prefix from their names."""
         names = [name for name in self._tensors if name in self._open and name.startswith(prefix)]
         self._open -= set(names)
         return {name.removeprefix(prefix): self._tensors[name] for name in names}
 
     def leave(self, pattern: str, reason: str) -> None:
-        """Leave out all tensors whose names begin with a match of `pattern`, and keep the reason."""
+        """Leave out all tensors whose names begin with a match of `pattern`, and record the reason."""
         names = [name for name in self._tensors if name in self._open and re.match(pattern, name)]
         if names:
             self.left.setdefault(reason, []).extend(names)
             self._open -= set(names)
 
     def head(self, norm: str, classifier: str) -> State:
-        """Take a batch norm and the classifier behind it, under the names of `IdentityHead`."""
+        """Take a batch norm and the classifier after it, under the names of `IdentityHead`."""
         taken = {f"norm.{name}": value for name, value in self.part(f"{norm}.").items()}
         return {**taken, "classifier.weight": self.take(f"{classifier}.weight")}
 
     def refuse_rest(self) -> None:
-        """Refuse a file with names that nobody has taken or left out.
+        """Refuse a file with tensors that were neither taken nor left out.
 
         Raises:
-            ValueError: naming them.
+            ValueError: naming the tensors.
         """
         if rest := [name for name in self._tensors if name in self._open]:
             raise ValueError(
-                f"{self.where} holds {len(rest)} tensors that this method's map does not know: {shorten(rest)}. It is "
+                f"{self.where} holds {len(rest)} tensors that this method does not know: {shorten(rest)}. It is "
                 "of another method, of another version of its code, or trained with parts that are not supported"
             )
 
@@ -86,10 +86,10 @@ class TowerPart(NamedTuple):
     """An image tower of a released file.
 
     Attributes:
-        library: whose model has the same names, "open_clip" or "timm".
-        tensors: state of that model.
-        cameras: released embeddings of cameras, (cameras width), or None.
-        scale: factor of these embeddings, which no file holds.
+        library: library whose model has the same names, "open_clip" or "timm".
+        tensors: state of the library's model.
+        cameras: released camera embeddings, (cameras width), or None.
+        scale: factor of the embeddings, which is not in the file.
     """
 
     library: str
@@ -99,16 +99,16 @@ class TowerPart(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """A released file in the names of a model here.
+    """A released file in the names of our model.
 
     Attributes:
-        settings: settings of the run that names and shapes tell, and readings of the release.
-        towers: image towers by the name of the model's submodule.
+        settings: settings of the run, inferred from names and shapes, or known of the release.
+        towers: image towers by name of the model's submodule.
         model: state of the rest of the model.
         heads: state of an `IdentityHead` by feature.
-        kept: parts of the model that keep their initial values, by the beginning of their names, and why.
+        kept: reasons why parts of the model keep their initial values, by prefix of their names.
         identities: names in `model` that have a row per identity.
-        notes: what differs from the release in the result.
+        notes: differences between the result and the release.
     """
 
     settings: dict[str, Any]
@@ -121,15 +121,15 @@ class Carried(NamedTuple):
 
 
 def read_release(path: Path, *, trust_pickle: bool = False) -> Release:
-    """Read a torch or safetensors file, whose weights may stand under `state_dict` or `model`.
+    """Read a torch or safetensors file, whose weights may be under `state_dict` or `model`.
 
     Args:
-        path: the file.
-        trust_pickle: read a torch file that holds more than tensors, which can run any code. Without it none is run.
+        path: file to read.
+        trust_pickle: read a torch file that holds more than tensors, which can run any code. If False, no code is run.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it cannot be read.
+        FileNotFoundError: when the file does not exist.
+        ValueError: when the file cannot be read.
     """
     tensors = read_weight_file(path, trust_pickle=trust_pickle).tensors
     return Release({name: _float32(value) for name, value in tensors.items()}, path)

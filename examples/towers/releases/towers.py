@@ -1,7 +1,7 @@
-"""Image towers of released files: CLIP's vision transformer and ViT, in the names of open_clip and timm.
+"""Image towers of released files: CLIP's vision transformer and ViT, under the names of open_clip and timm.
 
-The research codes bring images to the mean and deviation 0.5, whatever the tower was pretrained with. A tower here
-keeps its own mean and deviation, so the difference goes into its first layer, which is exact.
+The research codes normalise images by mean and deviation 0.5, whatever the tower was pretrained with. Our towers keep
+their own mean and deviation, so the difference is moved into the first layer, which is exact.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from examples.towers.releases.tensors import Release, State, TowerPart
 
 RELEASED_MEAN = RELEASED_STD = 0.5
-# Factors of the embeddings of cameras in the released configurations.
+# Factors of the camera embeddings in the released configurations.
 SCALES = {"open_clip": 1.0, "timm": 3.0}
 
 
@@ -21,12 +21,12 @@ def take_tower(release: Release, base: str, cameras: str | None = None) -> Tower
     """Take the image tower under the prefix `base`.
 
     Args:
-        release: the file.
-        base: prefix of its names, with the dot.
-        cameras: name of the embeddings of cameras beside a CLIP tower; a ViT has its own.
+        release: tensors of the file.
+        base: prefix of the tower's names, with the dot.
+        cameras: name of the camera embeddings outside a CLIP tower; a ViT includes its embeddings.
 
     Raises:
-        ValueError: when there is no tower of a known kind.
+        ValueError: when the file has no tower of a known kind.
     """
     if release.has(f"{base}conv1.weight"):
         found = release.take(cameras).flatten(1) if cameras is not None and release.has(cameras) else None
@@ -43,8 +43,8 @@ def take_tower(release: Release, base: str, cameras: str | None = None) -> Tower
 
 
 def tower_settings(tower: TowerPart) -> dict[str, Any]:
-    """Settings of a tower that its file tells."""
-    everywhere = tower.library == "timm"  # beside the positions, where CLIP has them on the class token
+    """Infer the settings of a tower from its file."""
+    everywhere = tower.library == "timm"  # added to all tokens; CLIP adds them to the class token
     settings = {"backbone": tower.library, "projected": tower.library == "open_clip"}
     return {
         **settings,
@@ -54,15 +54,15 @@ def tower_settings(tower: TowerPart) -> dict[str, Any]:
 
 
 def tower_state(tower: TowerPart, backbone: Any, where: object) -> State:
-    """State of a `PretrainedBackbone` from a released tower.
+    """Convert a released tower to the state of a `PretrainedBackbone`.
 
     Args:
-        tower: the released tower.
-        backbone: the tower to be filled.
-        where: the file, for messages.
+        tower: released tower.
+        backbone: tower to fill.
+        where: name of the file, for messages.
 
     Raises:
-        ValueError: when the file has positions of another number of patches.
+        ValueError: when the file has positions for another number of patches.
     """
     state = dict(tower.tensors)
     positions = "positional_embedding" if tower.library == "open_clip" else "pos_embed"
@@ -84,10 +84,10 @@ def tower_state(tower: TowerPart, backbone: Any, where: object) -> State:
 
 
 def camera_embeddings(tower: TowerPart) -> Tensor:
-    """Embeddings that have the effect of the released ones where `TokenBackbone` adds them.
+    """Return camera embeddings that have the released effect in the place where `TokenBackbone` adds them.
 
-    A released CLIP tower adds the embedding to the class token in front of its first norm, `TokenBackbone` behind it.
-    What enters the norm depends on the camera alone, so the difference of its results is such an embedding.
+    A released CLIP tower adds the embedding to the class token before its first norm, `TokenBackbone` after this norm.
+    The input of the norm depends only on the camera, so the difference of the outputs is the embedding needed.
     """
     assert tower.cameras is not None
     added = tower.scale * tower.cameras.double()
@@ -103,7 +103,7 @@ def camera_embeddings(tower: TowerPart) -> Tensor:
 
 
 def _for_images_of(state: State, positions: str, mean: Tensor, std: Tensor) -> State:
-    """Let a tower trained on images of mean and deviation 0.5 read images of another mean and deviation."""
+    """Convert a tower trained with mean and deviation 0.5 to another mean and deviation."""
     if (mean == RELEASED_MEAN).all() and (std == RELEASED_STD).all():
         return state
     name = "conv1.weight" if "conv1.weight" in state else "patch_embed.proj.weight"
@@ -114,7 +114,7 @@ def _for_images_of(state: State, positions: str, mean: Tensor, std: Tensor) -> S
     moved = state.get(bias, torch.zeros(())) + constant
     if bias in state:
         return {**state, name: scaled.float(), bias: moved.float()}
-    # Without a bias in the layer: a constant in the positions of all patches, which no class token gets.
+    # The layer has no bias: the constant is added to the positions of all patches, not to the class token.
     shifted = state[positions].double().clone()
     shifted[..., 1:, :] += moved
     return {**state, name: scaled.float(), positions: shifted.float()}
