@@ -101,14 +101,16 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", choices=TOPICS, help="topics to measure; all by default")
     parser.add_argument("--device", default="cpu", help="device: cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, help="number of torch threads for rows that do not fix it; torch's choice by default")
+    parser.add_argument("--threads", type=int, help="torch threads for rows that do not fix their number")
     helped = "measure processor time instead of wall-clock time: for one thread, on a machine that is busy otherwise"
     parser.add_argument("--processor-time", action="store_true", help=helped)
-    parser.add_argument("--seconds", type=float, default=1.0, help="time in seconds after which a comparison begins no new turn; 1 by default")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="seconds for the turns of one comparison; 1 by default"
+    )
     parser.add_argument("--turns", type=int, default=30, help="largest number of turns of a comparison; 30 by default")
     parser.add_argument("--out", type=Path, help="JSON file; runs/benchmarks-DEVICE.json by default")
     parser.add_argument("--docs", action="store_true", help="write the results into docs/tables and docs/assets")
-    parser.add_argument("--check", action="store_true", help="exit with status 1 and name the rows if a target is missed")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 and name the rows that miss a target")
     options = parser.parse_args()
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch finds no GPU")

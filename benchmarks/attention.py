@@ -28,7 +28,7 @@ def comparisons(device: str) -> Iterator[Comparison]:
                     continue  # without a target
                 problem = Problem(device, tokens, batch, dtype, backward, share=1 / 3)
                 for count in threads:
-                    # The equations as written are left out for one thread and half precision, where they would take minutes more.
+                    # Without the equations as written for one thread or half precision, where they would take minutes.
                     yield _comparison(problem, count, written=count is None and dtype is dtypes[0])
     for share in SHARES:
         for backward in (False, True):
@@ -136,7 +136,7 @@ def as_written(
     *,
     implementation: str = "as written",
 ) -> Tensor:
-    """Compute eq. 3-8 with every matrix stored; `implementation` only matches the signature of `modulated_attention`."""
+    """Compute eq. 3-8 with every matrix stored, under the signature of `modulated_attention`."""
     logits = query @ key.transpose(-2, -1)
     return (modulate_logits(logits, foreground, alpha, beta) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 

@@ -203,7 +203,7 @@ class Problem:
 
     @staticmethod
     def _run(layer: nn.Module, inputs: list[Tensor], upstream: Tensor) -> Outputs:
-        """Return result and gradients of the inputs; gradients of the parameters, of other shapes, are only computed."""
+        """Return result and gradients of the inputs; those of parameters differ in shape and are only computed."""
         leaves = [item.detach().requires_grad_() for item in inputs]
         result = layer(*leaves)
         gradients = torch.autograd.grad(result, [*leaves, *layer.parameters()], upstream)

@@ -64,7 +64,7 @@ class Problem:
         return incidence @ edges / incidence.sum(dim=2)[:, :, None]
 
     def library(self, nodes: Tensor) -> Tensor:
-        """Aggregate all samples as one hypergraph, whose index is built anew because the incidence depends on the tokens."""
+        """Aggregate all samples as one hypergraph; its index is built every time, because the incidence changes."""
         batch, count, dim = nodes.shape
         sample, node, edge = self.incidence.nonzero(as_tuple=True)
         index = torch.stack([sample * count + node, sample * count + edge])

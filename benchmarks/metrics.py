@@ -73,7 +73,7 @@ class Problem:
         return (self._loop(self.query.double(), self.gallery.double()),)
 
     def _loop(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """Follow the definition: sort the gallery of every query, drop entries, average the precision at each positive."""
+        """Follow the definition: sort the gallery of a query, drop entries, average the precision at each positive."""
         found = []
         for feature, identity, camera in zip(query, self.query_ids, self.query_cameras, strict=True):
             order = (gallery - feature).norm(dim=1).argsort(stable=True)

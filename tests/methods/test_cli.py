@@ -68,7 +68,7 @@ def test_what_main_returns_is_not_the_exit_status(monkeypatch) -> None:
         ("prepare.inspect", ["{}/nothing"], "root must be "),
         ("prepare.trivial_baselines", ["--data", "{}/nothing"], "root must be "),
         ("prepare.masks", ["{}/nothing", "--method", "classical"], "root must be "),
-        ("prepare.synthetic", ["--out", "{}"], ".* is not empty and is no synthetic set"),
+        ("prepare.synthetic", ["--out", "{}"], ".* is not empty and is not a synthetic set"),
     ],
 )
 def test_every_command_says_so_in_a_line(module: str, options: Sequence[str], message: str, tmp_path, monkeypatch):

@@ -315,7 +315,7 @@ def test_a_preset_writes_table_and_figure_and_publishes_them(folder, trained, tm
     text = compare.main(run, options)
     assert (tmp_path / "out/runs/full/seed-0/checkpoint.pt").stat().st_mtime_ns == made
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == [
-        "| there at test time",
+        "| present at test time",
         "| RGB + NI",
         "| RGB",
         "| NI",

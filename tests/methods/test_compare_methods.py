@@ -103,7 +103,7 @@ def test_what_a_method_sets_itself_is_refused(folder: Path, changes: dict[str, A
 def test_unknown_names_and_rows_without_use_are_refused(folder: Path):
     with pytest.raises(ValueError, match=r"methods must be .*received 'best'"):
         rows(folder, "stmi", "best")
-    with pytest.raises(ValueError, match="inputs must be of use to one of the methods; received captions"):
+    with pytest.raises(ValueError, match="inputs must suit at least one of the methods; received captions"):
         rows(folder, "cnn", inputs=("captions",))
 
 
@@ -112,8 +112,8 @@ def test_unknown_names_and_rows_without_use_are_refused(folder: Path):
     [
         ({"cpu_minutes": -1.0}, "cpu_minutes must be finite and at least 0; received -1"),
         ({"learning_rates": (1e-3, 0.0)}, "learning_rates must be positive; received"),
-        ({"seeds": ()}, "seeds must be some, all different; received"),
-        ({"inputs": ("images", "images")}, "inputs must be some, all different; received"),
+        ({"seeds": ()}, "seeds must be at least one, all different; received"),
+        ({"inputs": ("images", "images")}, "inputs must be at least one, all different; received"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str):

@@ -90,7 +90,7 @@ def test_weights_of_another_tower_and_other_files_are_refused(tmp_path):
     ("changes", "rule"),
     [
         ({"masked": 1.0}, "masked must lie between 0 and 1; received 1.0"),
-        ({"tower": Tower(backbone="timm")}, "tower must be a small one"),
+        ({"tower": Tower(backbone="timm")}, "tower must be small"),
         ({"epochs": 0}, "epochs must be positive and batch_size at least 2; received 0, 96"),
         ({"batch_size": 1}, "batch_size at least 2; received 12, 1"),
     ],

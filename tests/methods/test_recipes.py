@@ -91,9 +91,9 @@ def test_a_flag_overrides_its_recipe_wherever_it_stands_and_the_run_says_so(monk
         train.main(run, options)
         assert trained[0].schedule.epochs == 3
         assert capsys.readouterr().out.splitlines() == [
-            "otherwise than recipe msvr310: epochs is 3, not 20",
-            "otherwise than recipe msvr310: rates.backbone is 1e-05, not 3.5e-06",
-            "otherwise than recipe msvr310: projected is False, not True",
+            "differs from recipe msvr310: epochs is 3, not 20",
+            "differs from recipe msvr310: rates.backbone is 1e-05, not 3.5e-06",
+            "differs from recipe msvr310: projected is False, not True",
         ]
     assert deviations(read_line(*PLACES, "--recipe", "msvr310")[0]) == []
     assert deviations(read_line(*PLACES, "--epochs", "3")[0]) == []

@@ -122,7 +122,7 @@ def test_a_recipe_trains_and_evaluates_its_benchmark(
     monkeypatch.undo()
     assert seen[0] == ((batch[0] * batch[1], 3, 3, *size), batch[0])
     printed = capsys.readouterr().out
-    departures = [text for text in printed.splitlines() if text.startswith(f"otherwise than recipe {name}: ")]
+    departures = [text for text in printed.splitlines() if text.startswith(f"differs from recipe {name}: ")]
     assert len(departures) == 2 + cameras
     assert "image tower: " in printed
     assert "text tower: " in printed

@@ -94,7 +94,7 @@ def test_what_another_attempt_cannot_mend_is_asked_once():
         (fail(404, message="no model tiny"), "no model tiny"),
         (fail(429, code="insufficient_quota"), "HTTP 429"),
         (fail(307), "HTTP 307: the server points to nowhere, which is not followed"),
-        (fail(429, retry_after="3600"), "asks to wait 3600 s .* run again then"),
+        (fail(429, retry_after="3600"), "asks to wait 3600 s .* run again later"),
     ],
 )
 def test_what_no_question_can_overcome_ends_the_run(behaviour, message):

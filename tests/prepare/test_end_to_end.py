@@ -154,5 +154,5 @@ def test_contradictions_after_the_first_steps_are_named(run: Run, raw_images: Pa
             run(module, "--checkpoint", checkpoint, "--device", "cpu")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     for module in ("evaluate", "figures"):
-        with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged, or no checkpoint"):
+        with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged, or is not a checkpoint"):
             run(module, "--checkpoint", checkpoint, "--device", "cpu")

@@ -332,7 +332,7 @@ def test_policies_are_noted_with_their_count(sound: Path) -> None:
         "1 of 30 images are turned upright as their orientation tag says",
         "1 of 10 masks have no foreground",
         "1 of 10 masks have no background",
-        "1 of 10 masks are foreground along the border: look whether they are inverted",
+        "1 of 10 masks are foreground along the border: check whether they are inverted",
         "1 of 10 masks have values between black and white, of which those above 127 are foreground",
     ):
         assert note in notes

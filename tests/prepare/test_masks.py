@@ -425,7 +425,7 @@ def test_masks_lie_where_the_reader_of_a_benchmark_looks(tmp_path: Path, files: 
     ("changes", "message"),
     [
         ({"method": "sam2"}, "method sam2 needs --weights, .* or pass --method classical"),
-        ({"weights": Path("somewhere")}, "weights are of SAM 2 and would be ignored"),
+        ({"weights": Path("somewhere")}, "weights are for SAM 2 and would be ignored"),
         ({"source": "TI"}, "source must be one of 'vote', 'RGB', 'NI'; received 'TI'"),
         ({"folder": "masks"}, "folder must be one of 'mask', 'mask_RGB', 'mask_NI'; received 'masks'"),
         ({"splits": ("train", "train")}, "splits must be different names"),

@@ -170,7 +170,7 @@ def test_another_set_is_not_overwritten(tiny: Path):
 @pytest.mark.parametrize("name", ["notes.txt", "dataset.json"])
 def test_a_foreign_folder_is_not_overwritten(tmp_path: Path, name: str):
     (tmp_path / name).write_text("[]")
-    with pytest.raises(FileExistsError, match="is not empty and is no synthetic set"):
+    with pytest.raises(FileExistsError, match="is not empty and is not a synthetic set"):
         write_dataset(tmp_path, TINY)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 

@@ -71,7 +71,7 @@ def test_a_file_cut_short_is_refused(share: float, tmp_path: Path):
     save_checkpoint(path, checkpoint())
     raw = path.read_bytes()
     path.write_bytes(raw[: int(share * len(raw))])
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged, or no checkpoint of this trainer"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged, or is not a checkpoint of this trainer"):
         read_checkpoint(path)
 
 
@@ -96,7 +96,7 @@ def test_other_files_are_refused(tmp_path: Path):
         ({"extra": 1}, "has an unknown entry 'extra'"),
         ({"epoch": "2"}, "must hold 'epoch' as int, and holds str"),
         ({"epoch": True}, "must hold 'epoch' as int, and holds bool"),
-        ({"epoch": -1}, "must hold 'epoch' from 0 on, and holds -1"),
+        ({"epoch": -1}, "must hold 'epoch' of at least 0, and holds -1"),
         ({"history": {}}, "must hold 'history' as list, and holds dict"),
         ({"history": [3]}, r"must hold a dict as history\[0\], and holds int"),
         ({"history": [{**ENTRY, "loss": "1"}]}, r"must hold history\[0\] as numbers; its 'loss' is a str"),
@@ -112,7 +112,7 @@ def test_other_files_are_refused(tmp_path: Path):
 def test_entries_that_are_missing_unknown_or_of_another_type_are_named(changes: dict, message: str, tmp_path: Path):
     content = {"format": FORMAT, **checkpoint()._asdict(), **changes}
     torch.save({name: value for name, value in content.items() if value is not None}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match=rf"checkpoint\.pt is no whole checkpoint: it {message}"):
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt is not a complete checkpoint: it {message}"):
         read_checkpoint(tmp_path / "checkpoint.pt")
 
 

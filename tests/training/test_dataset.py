@@ -302,7 +302,7 @@ def test_picture_shows_the_item_as_it_is(root: Path) -> None:
         ({"masks": "grey"}, "masks must be one of 'given', 'ones', .*, 'none'; received 'grey'"),
         ({"missing_masks": "skip"}, "missing_masks must be one of 'error', 'ones'; received 'skip'"),
         ({"size": (0, 8)}, r"size must be a positive height and width; received \(0, 8\)"),
-        ({"items": []}, "items must be some, all with the same number of modalities; received 0"),
+        ({"items": []}, "items must be at least one, all with as many modalities; received 0 items"),
         ({"items": [Item("a", 1, (None,), (None,))], "masks": "shuffled"}, "of at least two items; received 1"),
     ],
 )

@@ -76,7 +76,7 @@ def test_every_count_of_a_deep_image_is_read(tmp_path: Path, kind: str) -> None:
     assert look_at(path, bounds=(low, high)).notes[-1] == "clipped"
     assert "clipped" not in look_at(path, bounds=(float(counts.min()), float(counts.max()))).notes
     assert look_at(path).notes[-1] == "deep"
-    assert "bits per channel; write it with 8, 0 and 255" in (find_defect(path, is_mask=True) or "")
+    assert "bits per channel; write it with 8 bits, 0 and 255" in (find_defect(path, is_mask=True) or "")
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -111,7 +111,7 @@ def test_a_fourth_band_is_counted_and_changes_no_colour(tmp_path: Path, extra: i
 )
 def test_colours_that_another_band_would_divide_are_refused(tmp_path: Path, channels: int, kind: type, bounds) -> None:
     write_tiff(tmp_path / "x.tif", BANDS[..., :channels].astype(kind), extra=1)
-    assert "colours are multiplied by its last band" in (find_defect(tmp_path / "x.tif", bounds=bounds) or "")
+    assert "colours are labelled as multiplied by its last band" in (find_defect(tmp_path / "x.tif", bounds=bounds) or "")
 
 
 def test_a_second_band_of_grey_is_counted(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_an_image_of_one_count_is_black() -> None:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("x.tif", lambda path: write_tiff(path, np.where(FLOATS > 300, np.nan, FLOATS), kind=3), "no finite numbers"),
+        ("x.tif", lambda path: write_tiff(path, np.where(FLOATS > 300, np.nan, FLOATS), kind=3), "that are not finite"),
         ("x.tif", lambda path: write_tiff(path, COUNTS, photometric=0), "whose counts fall from black to white"),
         ("x.pgm", lambda path: path.write_text("P2 2 1 65535 0 65535"), "deep portable map in plain text"),
         ("x.jp2", lambda path: Image.fromarray(COUNTS).save(path), "is JPEG2000 with more than 8 bits per channel"),
@@ -261,7 +261,7 @@ def palette(path: Path, colours: list[int]) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: Image.fromarray(PHOTO).save(path), "is a mask in colour, which says foreground in no way known"),
+        (lambda path: Image.fromarray(PHOTO).save(path), "is a mask in colour, which does not tell the foreground"),
         (lambda path: palette(path, [0, 0, 0, 128, 0, 0]), "is a mask in colour"),
         (lambda path: Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(path), "is a mask that is wholly transparent"),
         (

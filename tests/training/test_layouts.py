@@ -426,7 +426,7 @@ def test_a_damaged_first_file_does_not_hide_the_layout(tmp_path: Path, content: 
         assert len(read_split(tmp_path, "train", ALL, damaged="skip")) == 3
     for file in first.parent.iterdir():
         file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"0548_c0001_000.jpg must be three .*; it cannot be decoded, and the other"):
+    with pytest.raises(ValueError, match=r"0548_c0001_000.jpg must be three .*; it cannot be decoded, and no other"):
         recognise(tmp_path)
 
 

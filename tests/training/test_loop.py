@@ -256,7 +256,7 @@ def test_losses_and_gradients_that_are_not_finite_end_the_run(what: str, folder:
     with pytest.raises(
         FloatingPointError,
         match=rf"{value} in epoch 2, step 2, items \w+.* and 3 more; the checkpoint of epoch 1 is kept in .*"
-        "Lower learning_rate or the rates of the schedule, or look at these items",
+        "Lower learning_rate or the rates of the schedule, or check these items",
     ):
         train_toy(folder, tmp_path)
     assert all(value.isfinite().all() for value in weights(tmp_path).values() if value.is_floating_point())

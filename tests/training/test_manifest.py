@@ -134,7 +134,7 @@ def test_parquet_without_pyarrow_says_what_to_install(root: Path, monkeypatch: p
         (
             "identity,RGB",
             ["1,a.jpg"],
-            "must have the column split and others with names of their own; it has identity,",
+            "must have the column split, and no column name twice; it has identity,",
         ),
         ("split;RGB", ["train;a.jpg"], "must separate its columns by commas; it has semicolons"),
         ("split,identity", ["train,1"], "must have a column of paths of images per modality; it has split, identity"),

@@ -101,7 +101,7 @@ def test_names_that_cannot_be_features_are_refused(name: str):
         ({"rows": {"U": torch.ones(6, dtype=torch.bool)}}, r"rows must be by names among .* received \['U'\]"),
         ({"rows": {"text": torch.ones(6)}}, r"rows\['text'\] must be Bool, \(6,\); received torch.float32"),
         ({"terms": {"volume": torch.ones(2)}}, r"terms\['volume'\] must be a scalar; received shape \(2,\)"),
-        ({"terms": {"text": torch.ones(())}}, r"terms must have names of their own; received \['text'\]"),
+        ({"terms": {"text": torch.ones(())}}, r"terms must not have the names of features; received \['text'\]"),
     ],
 )
 def test_outputs_that_break_the_contract_are_named(changes: dict, message: str):

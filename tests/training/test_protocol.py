@@ -91,12 +91,12 @@ def test_columns_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,day\na,b", "must have the column item and others .*; it has name, day"),
+        ("name,day\na,b", "must have the column item and .*; it has name, day"),
         ("item;day\na;b", "items.csv must separate its columns by commas; it has semicolons"),
         ("item\tday\na\tb", "it has tabs"),
         ("item,f\xfcr\na,b".encode("latin-1"), r"items.csv is not UTF-8: byte 6 is 0xfc; save it as CSV in UTF-8"),
         (b"i\0tem", "items.csv .*"),
-        ('item,day\n"a,b', "items.csv is no table: unexpected end of data"),
+        ('item,day\n"a,b', "items.csv is not a CSV table: unexpected end of data"),
         ("item,camera\na,b", "it has item, camera, of which camera is known from the file names"),
         ("item,day,day\na,b,c", "it has item, day, day"),
         ("item,day\n000000_cam1_0_00.jpg,mon", "1 items have no line: 000001_cam2_0_00"),

@@ -199,7 +199,7 @@ def test_damaged_folders_say_what_is_wrong(model, dataset, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"holds no extraction\.json"):
         open_shards(tmp_path)
     (tmp_path / "extraction.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"extraction\.json is no record of an extraction in the format"):
+    with pytest.raises(ValueError, match=r"extraction\.json is not a record of an extraction in the format"):
         open_shards(tmp_path)
     (tmp_path / "extraction.json").unlink()
     extract(model, dataset, tmp_path, device="cpu")
@@ -230,7 +230,7 @@ def test_a_record_that_lacks_an_entry_or_holds_another_type_is_named(changes, me
     whole = {"format": FORMAT, "fingerprint": "x", "widths": {"U": 2}, "items": 1, "shard_size": 1, "listing": "x"}
     content = {name: value for name, value in {**whole, "notes": {}, **changes}.items() if value is not None}
     (tmp_path / "extraction.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"extraction\.json is no record of an extraction: .*{re.escape(message)}"):
+    with pytest.raises(ValueError, match=rf"extraction\.json is not a record of an extraction: .*{re.escape(message)}"):
         open_shards(tmp_path)
 
 

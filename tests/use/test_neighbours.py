@@ -141,14 +141,14 @@ def test_a_damaged_index_is_named(tmp_path: Path, kind: Any):
     rows, record = folder / "rows.faiss", folder / "index.json"
     whole, said = rows.read_bytes(), record.read_text()
     rows.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"rows\.faiss has not the size it was written with.*build it again"):
+    with pytest.raises(ValueError, match=r"rows\.faiss is damaged: its size differs from the record; build it again"):
         open_index(shards, "D", kind)
     rows.write_bytes(bytes(len(whole)))
     with pytest.raises(ValueError, match=r"rows\.faiss is damaged, or of another version of faiss; build it again"):
         open_index(shards, "D", kind)
     for text in ("{", "[]", said.replace('"rows"', '"lines"'), said.replace(': "D"', ": 3")):
         record.write_text(text)
-        with pytest.raises(ValueError, match=r"index\.json is no record of an index of this version: .*Build it again"):
+        with pytest.raises(ValueError, match=r"index\.json is not a record of an index of this version: .*Build it again"):
             open_index(shards, "D", kind)
     build_index(shards, "D", kind, queries=0)
     assert open_index(shards, "D", kind)[0].rows == 100

@@ -201,8 +201,7 @@ class Endpoint:
         if 300 <= error.status_code < 400:
             place = self._clean(error.response.headers.get("location", "nowhere"))
             raise UnusableError(
-                f"HTTP {error.status_code}: the server points to {place}, which is not followed; give the final "
-                "address"
+                f"HTTP {error.status_code}: the server points to {place}, which is not followed; give the final address"
             ) from None
         if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
             raise UnusableError(message) from None  # the message of the client may hold the key

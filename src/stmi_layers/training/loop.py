@@ -180,9 +180,7 @@ def _read(path: Path, resume: bool) -> Checkpoint | None:
 def _check_protocol(test: MultiModalDataset, protocol: Protocol | None) -> None:
     """Refuse, before training, a test split that cannot be scored."""
     if protocol is None:
-        raise ValueError(
-            "protocol must be given with a test split; received None. Pass protocol_for(test.items)"
-        )
+        raise ValueError("protocol must be given with a test split; received None. Pass protocol_for(test.items)")
     score({"nothing": torch.zeros(len(test), 1)}, test.items, protocol)
 
 

@@ -52,7 +52,7 @@ def find_set(root: Path, modalities: Sequence[str] = ()) -> FoundSet:
         return found[0]
     if found:
         sets = ", ".join(str(one.base) for one in found[:5])
-        raise FileNotFoundError(f"root must be one set; {root} holds {len(found)}, among them {sets}: give the folder of one")
+        raise FileNotFoundError(f"root must be one set; {root} holds {len(found)}, among them {sets}: give one folder")
     raise FileNotFoundError(_not_recognised(root))
 
 
