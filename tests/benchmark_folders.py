@@ -1,4 +1,4 @@
-"""Folders named as the public benchmarks name theirs, with as many files as one asks for, and cheap ones."""
+"""Folders in the layouts of the public benchmarks, with a chosen number of small files."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A chat-completions server on this machine that behaves as a script tells it: well, badly, or not at all."""
+"""Local chat-completions server that follows a script: right answers, wrong answers, failures, no answer."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What `layers/test_contract.py` needs to know about a layer: the record, and where sizes and masks come from."""
+"""Record of a layer for `layers/test_contract.py`: how to build the layer, and its sizes and masks."""
 
 import inspect
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Devices, hypothesis profiles, and memory that shows when it is read before it was written."""
+"""Fixtures: devices, hypothesis profiles, and new tensors filled with NaN so that reads before a write show."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A tower whose tokens are given, and batches for it: a test of what stands on a tower needs no images."""
+"""Tower with given tokens, and batches for this tower: tests of the modules after a tower need no images."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Writers of image files that Pillow does not write: deep PNG and TIFF, and what a camera puts around an image."""
+"""Writers of image files that Pillow does not write: 16-bit PNG and TIFF, and metadata of cameras."""
 
 import struct
 import zlib

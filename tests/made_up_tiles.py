@@ -1,4 +1,4 @@
-"""A made-up clone of the source of the aerial sets: smooth noise as tiles, and points as trees."""
+"""Imitation of the source of the aerial sets: smooth noise as tiles, and points as trees."""
 
 import csv
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A small model of any method, and random batches for it."""
+"""Small model of any method, and random batches for this model."""
 
 from pathlib import Path
 from typing import Any

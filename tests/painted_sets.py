@@ -1,4 +1,4 @@
-"""Sets whose images show their own masks, so that a test sees where every pixel of them went."""
+"""Sets whose images show their own masks, so that a test can follow every pixel."""
 
 import json
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Other processes for tests, forked from one that has imported torch and computed nothing.
+"""Processes for tests, forked from a process that has imported torch and computed nothing.
 
-A process forked from one that has run torch can wait for ever, and one that is spawned imports torch for seconds.
+A process forked after torch has run can wait for ever, and a spawned process spends seconds on importing torch.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""State dicts in the names and shapes of released checkpoints, at a small size and with random numbers."""
+"""State dicts with the names and axes of released checkpoints, at a small size and with random numbers."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""The benchmark suite tells right from wrong and reached from missed; no test here depends on a time."""
+"""Benchmark suite: wrong results and missed targets are reported; no test depends on a time."""
 
 import json
 import sys

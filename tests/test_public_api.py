@@ -1,6 +1,6 @@
-"""The names and signatures people build on, and what importing them costs.
+"""Public names and signatures, and the cost of importing them.
 
-`python -m tests.test_public_api` writes them down anew. Whatever changes there changes other people's code: it belongs
+`python -m tests.test_public_api` writes the record again. A change in the record can break users' code and belongs
 into CHANGELOG.md.
 """
 

@@ -1,4 +1,4 @@
-"""The three rings: imports point one way, and each ring costs only what it needs."""
+"""Three rings of the repository: imports point one way, and each ring imports only what it needs."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""CLIPs small enough to train in a test: known to open_clip by a name, and their weights in a file."""
+"""CLIP models small enough to train in a test: registered in open_clip by name, with their weights in a file."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Arrays that released research codes computed; they lie beside the project, and a test without them is skipped."""
+"""Arrays computed by released research codes, stored outside the repository. Tests skip where they are missing."""
 
 import json
 from pathlib import Path

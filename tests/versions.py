@@ -1,6 +1,6 @@
-"""The tests of the layers against both ends of the promised versions of torch: `make test-versions`.
+"""Tests of the layers with the oldest and the newest supported versions of torch: `make test-versions`.
 
-Each version gets an environment of its own under build/versions, with a few gigabytes of wheels. The table of results
+Each version gets its own environment under build/versions, with a few gigabytes of wheels. The table of results
 goes into docs/tables/versions.md. `python -m tests.versions oldest` repeats one of them. pip takes its indices from its
 own configuration, such as `PIP_EXTRA_INDEX_URL`.
 """

@@ -1,4 +1,4 @@
-"""Run every check on every family of vision transformers and write the table of the docs.
+"""Table of backbones for the docs: every check on every family of vision transformers.
 
 python -m tests.backbones.backbone_table
 """

@@ -1,4 +1,4 @@
-"""Adapters and prompts in the vision transformers of every library, and the arrays of the released blocks."""
+"""Adapters and prompts in the vision transformers of every library, compared with arrays of the released code."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""`modulate` in every family: the promises of the docs' table, the options of Table 5, and what is refused."""
+"""`modulate` in every family: the promises of the docs' table, the options of Table 5, and refused arguments."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Checkpoints of `TokenBackbone` and of modulated models: grids they tell, strengths they share, names they change."""
+"""Checkpoints of `TokenBackbone` and of modulated models: recorded grids, shared strengths, changed names."""
 
 import copy
 import pickle

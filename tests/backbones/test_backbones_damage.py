@@ -1,4 +1,4 @@
-"""Damaged and hostile weight files: every one is a ValueError that names the file, and changes nothing."""
+"""Damaged and hostile weight files: each raises a ValueError that names the file, and the model stays unchanged."""
 
 import pickle
 import zipfile

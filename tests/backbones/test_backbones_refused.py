@@ -1,4 +1,4 @@
-"""What `modulate` and `TokenBackbone` refuse, and that nothing is changed by then."""
+"""Arguments that `modulate` and `TokenBackbone` refuse, before they change the model."""
 
 import pytest
 import torch

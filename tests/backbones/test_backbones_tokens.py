@@ -1,4 +1,4 @@
-"""`TokenBackbone`: the tokens of the libraries themselves, sizes, modalities, cameras, and what is refused."""
+"""`TokenBackbone`: tokens equal to those of the libraries, sizes, modalities, cameras, and refused arguments."""
 
 import copy
 import re

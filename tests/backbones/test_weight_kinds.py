@@ -1,4 +1,4 @@
-"""Weights files of every kind: told apart by their content, read rightly, or refused by name with the cure."""
+"""Weight files of every kind: recognised by content, then read correctly or refused with their name and the cure."""
 
 import json
 from pathlib import Path

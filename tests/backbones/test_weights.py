@@ -1,4 +1,4 @@
-"""Pretrained files: every format that comes, written here in miniature and loaded through the real code."""
+"""Pretrained weights in every supported format: small files, written here and loaded by the library."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The built site, served under a sub-path as static hosts do, and one browser for all checks of it."""
+"""Fixtures: the built site, served under a sub-path as static hosts do, and one browser for all checks."""
 
 import functools
 import os

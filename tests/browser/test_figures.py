@@ -1,4 +1,4 @@
-"""The interactive figures compute what the library computes, and pointer and keyboard both reach everything."""
+"""Interactive figures: values equal to the library's, and every control usable by pointer and by keyboard."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Links within the site lead to a page, and to a place in it. No browser is needed."""
+"""Links within the site: the page and the anchor exist. No browser is needed."""
 
 from html.parser import HTMLParser
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every page in both palettes, at the width of a laptop and of a phone: nothing is cut off, unreadable or missing."""
+"""Pages in both palettes, at the width of a laptop and of a phone: nothing is cut off, unreadable or missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The search of the site finds what the library offers."""
+"""Search of the site: public names are found."""
 
 from types import ModuleType
 

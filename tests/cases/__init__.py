@@ -1,4 +1,4 @@
-"""One entry per layer and per function; every module of this package holds those of one group.
+"""Test cases of layers and functions: one entry each, one module per group of layers.
 
 A module has `CASES` for layers and may have `FUNCTIONS`.
 """

@@ -1,4 +1,4 @@
-"""Layers of MambaPro beside a frozen tower."""
+"""Layers of MambaPro that adapt a frozen tower."""
 
 import stmi_layers as sl
 from case import DIM, Case, affine

@@ -1,4 +1,4 @@
-"""What README and docs show is what the repository holds. Their Python blocks run as tests of their own."""
+"""README and docs agree with the repository. Their Python blocks run as separate tests."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""The pages of the layers are complete, and their pictures show what the library computes."""
+"""Pages of the layers: complete, with pictures of what the library computes."""
 
 import math
 import re

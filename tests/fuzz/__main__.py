@@ -1,4 +1,4 @@
-"""Try many variants: `make fuzz`, or `python -m tests.fuzz --variants 2000 --seed 0 --kinds images masks`."""
+"""Command line of the fuzzer: `make fuzz`, or `python -m tests.fuzz --variants 2000 --seed 0 --kinds images masks`."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Variants of names and folders: what systems leave, odd names, missing and doubled files, links."""
+"""Variants of names and folders: files that operating systems leave, odd names, missing and duplicate files, links."""
 
 import os
 import shutil

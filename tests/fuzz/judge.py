@@ -1,4 +1,4 @@
-"""One variant: made from its seed, handed to the commands, and judged by what they say and what was read."""
+"""Judgement of one variant: made from its seed, passed to the commands, and judged by messages and values read."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Variants of checkpoints and of files of pretrained weights, and what became of them."""
+"""Variants of checkpoints and of files of pretrained weights, and the outcome of loading them."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""A slice of the fuzzer: variants of every kind of file, by seed. `make fuzz` runs many."""
+"""Some variants of every kind of file, by seed. `make fuzz` runs many more."""
 
 import pytest
 

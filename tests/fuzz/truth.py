@@ -1,4 +1,4 @@
-"""A small set, and what every file of it means: changed together with the files, it is what reading has to give."""
+"""Expected content of a small set: changed together with the files, and compared with what reading returns."""
 
 import hashlib
 import json

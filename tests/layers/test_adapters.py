@@ -1,4 +1,4 @@
-"""Adapters and prompts beside a frozen tower: against their equations, and by their laws."""
+"""Adapters and prompts of a frozen tower: against their equations, and by their laws."""
 
 from typing import Any
 

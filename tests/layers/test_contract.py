@@ -1,4 +1,4 @@
-"""What every layer promises, checked on every layer."""
+"""Contract of the layers, checked on every layer."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""The layers of DeMo and of NEXT behind each other: any number of modalities, missing ones, compile and export."""
+"""Layers of DeMo and of NEXT in sequence: any number of modalities, missing modalities, compile and export."""
 
 import pytest
 import torch

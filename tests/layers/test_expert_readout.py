@@ -1,4 +1,4 @@
-"""The readout of all experts: against loops, against torch's own attention, and by the laws it obeys."""
+"""Readout of all experts: against loops, against torch's own attention, and by the laws it obeys."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which tokens are foreground, and how training perturbs that."""
+"""Foreground tokens: their selection by masks, and its perturbation in training."""
 
 import pytest
 import torch

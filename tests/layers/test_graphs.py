@@ -1,4 +1,4 @@
-"""One graph for every batch, and no forward pass that makes the host wait for the device."""
+"""Compiled graphs: one graph for every batch, and no forward pass that makes the host wait for the device."""
 
 from collections.abc import Callable
 

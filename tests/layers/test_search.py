@@ -1,4 +1,4 @@
-"""Exact search against brute force: order, distances, ties."""
+"""Exact search against brute force: order, distances and ties."""
 
 import math
 

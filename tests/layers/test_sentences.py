@@ -1,4 +1,4 @@
-"""Drawn sentences: what is always true of a draw, and how often each is drawn."""
+"""Drawn sentences: rules of every draw, and the frequency of each sentence."""
 
 import pytest
 import torch

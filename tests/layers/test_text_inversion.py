@@ -1,4 +1,4 @@
-"""Captions as image tokens: the inverse network, learned words, and both inside the towers of CLIP."""
+"""Text inversion: the inverse network, learned words, and their use in the towers of CLIP."""
 
 import pytest
 import torch

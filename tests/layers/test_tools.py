@@ -1,4 +1,4 @@
-"""Layers in the hands of other tools: tracing, FLOP counters, adapters, quantisation, import hooks."""
+"""Layers under other tools: tracing, FLOP counters, adapters, quantisation, import hooks."""
 
 import copy
 import io

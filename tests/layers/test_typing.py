@@ -1,4 +1,4 @@
-"""Checks at the public boundary: what they say, and where they step aside."""
+"""Argument checks of public functions: their messages, and where the checks are skipped."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""The table of `make test-versions`, from a report of pytest."""
+"""Table of `make test-versions`, made from a report of pytest."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Volumes: against determinants, against the released arrays, and by the laws of geometry, where determinants fail."""
+"""Volumes: against determinants, against the released arrays, and by geometry where determinants are inexact."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Attention over widened heads against the float64 specification: the form for GPUs, of torch's own operators."""
+"""Attention over widened heads against the float64 specification: the form for GPUs by torch's own operators."""
 
 import pytest
 import torch

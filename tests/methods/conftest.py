@@ -1,4 +1,4 @@
-"""Runs draw nothing, unless a test asks for pictures."""
+"""Fixture: runs draw no pictures, unless a test asks for them."""
 
 from collections.abc import Iterator
 

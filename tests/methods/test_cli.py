@@ -1,4 +1,4 @@
-"""The commands of the example: an expected error is one line and status 1, any other keeps its traceback."""
+"""Commands of the examples: an expected error is one line and status 1, any other error keeps its traceback."""
 
 import errno
 import runpy

@@ -1,4 +1,4 @@
-"""Comparisons: what the presets set, the conditions at test time, tables, figures, and runs that fail."""
+"""Comparisons: settings of the presets, conditions at test time, tables, figures, and failing runs."""
 
 import json
 import re

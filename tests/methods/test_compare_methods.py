@@ -1,4 +1,4 @@
-"""Comparison of methods: who takes part with what, the rule of the table, equal CPU time, and that runs are kept."""
+"""Comparison of methods: entrants and their settings, the rule of the table, equal CPU time, and kept runs."""
 
 import dataclasses
 import json

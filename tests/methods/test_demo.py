@@ -1,4 +1,4 @@
-"""DeMo is what its research code computes from the same parameters, and says what its gates do."""
+"""DeMo: outputs equal to the research code's with the same parameters, and reported gates."""
 
 import copy
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""EDITOR is what its research code computes from the same parameters, and selects by what its tower looked at."""
+"""EDITOR: outputs equal to the research code's with the same parameters, and selection by the tower's attention."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Training and evaluation on the layouts of the benchmarks, by the command line's own names."""
+"""Training and evaluation on the layouts of the benchmarks, by their names on the command line."""
 
 import json
 import shutil

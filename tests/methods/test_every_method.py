@@ -1,4 +1,4 @@
-"""Every method of the house keeps the contract: it trains, resumes, evaluates, misses modalities."""
+"""Contract of every method of the examples: it trains, resumes, evaluates and accepts missing modalities."""
 
 import copy
 import shutil

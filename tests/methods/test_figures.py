@@ -1,4 +1,4 @@
-"""The figures: their numbers are the model's own, every part can be missing, and what is left out is said."""
+"""Figures: numbers equal to the model's, any part may be missing, and every omission is printed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""IDEA: captions in the tower, one for all modalities or one each, missing ones, and both towers of a CLIP."""
+"""IDEA: captions in the tower, shared or one per modality, missing captions, and both towers of a CLIP."""
 
 from pathlib import Path
 from typing import Any

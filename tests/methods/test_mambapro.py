@@ -1,4 +1,4 @@
-"""MambaPro: what learns in a frozen tower, prompts with absent modalities, and what each tower takes."""
+"""MambaPro: trainable parameters in a frozen tower, prompts with absent modalities, and supported towers."""
 
 from pathlib import Path
 from typing import Any

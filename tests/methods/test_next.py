@@ -1,4 +1,4 @@
-"""NEXT is its equations one after the other; experts draw sentences of their own, and captions may be missing."""
+"""NEXT: outputs equal to its equations in sequence, drawn sentences of each expert, and missing captions."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Pretraining of a small tower without identities: what it learns, and models that start from it."""
+"""Pretraining of a small tower without identities: a falling loss, and models that start from the tower."""
 
 from pathlib import Path
 from typing import Any

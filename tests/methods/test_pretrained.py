@@ -1,4 +1,4 @@
-"""The trainer on pretrained towers: from a file into the model, through training and resumption, in miniature."""
+"""Training from pretrained towers: loading from a file, training and resumption, at a small size."""
 
 import shutil
 import socket

@@ -1,4 +1,4 @@
-"""Recipes: their values, how the command line departs from them, what a command refuses, its help."""
+"""Recipes: their values, flags that differ from a recipe, refused combinations, and the help text."""
 
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""Every recipe from end to end: a folder named as its benchmark, weights from a file, one epoch, and the evaluation."""
+"""Recipes from end to end: a folder in the benchmark's layout, weights from a file, one epoch, and the evaluation."""
 
 import json
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""Whole released checkpoints: a loaded model computes what the research code computes from the same parameters.
+"""Whole released checkpoints: outputs equal to the research code's with the same parameters.
 
-The references are our reading of what the research codes compute; the files are made up, in the released names.
+The references are our reading of what the research codes compute. The files hold random numbers and released names.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""Retrieval by image, caption and mask: the mask guides and is found, terms, and captions that are missing."""
+"""Retrieval by image, caption and mask: guidance by the mask, its prediction, loss terms, and missing captions."""
 
 import copy
 

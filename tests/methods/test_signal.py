@@ -1,4 +1,4 @@
-"""Signal: selection and interaction, the terms of both alignments, and the settings that reach the layers."""
+"""Signal: selection and interaction, the loss terms of both alignments, and settings passed to the layers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""STMI keeps the contract: every variant trains, missing modalities take no part, it exports, and errors say why."""
+"""STMI: every variant trains, missing modalities take no part, the model exports, and errors give the reason."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Numbers of semantic tokens: those of tokens that all images share, and of tokens that tell images apart."""
+"""Measures of semantic tokens, on tokens that all images share and on tokens that differ between images."""
 
 import json
 from pathlib import Path

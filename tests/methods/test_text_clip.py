@@ -1,4 +1,4 @@
-"""CLIP's text tower as the prior: its tokens, its frozen features, what is learned behind it, and missing captions."""
+"""CLIP's text tower as the text encoder: its tokens, its frozen features, trainable modules, and missing captions."""
 
 import copy
 import json

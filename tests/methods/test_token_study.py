@@ -1,4 +1,4 @@
-"""Variants of STMI in the study of its tokens: each is what its name says, trains, and measures its tokens."""
+"""Variants of STMI in the study of its tokens: each has the setting of its name, trains, and measures its tokens."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""TOP-ReID: towers of their own, the term of CRM, what fills in a missing modality, and what is refused."""
+"""TOP-ReID: one tower per modality, the loss term of CRM, fill-ins for missing modalities, and refused settings."""
 
 from itertools import permutations
 

@@ -1,4 +1,4 @@
-"""The small towers and the small text encoder: what masks do, where SFM acts, sizes that fit, words."""
+"""Small towers and small text encoder: the effect of masks, the blocks with SFM, valid sizes, and words."""
 
 from functools import partial
 from typing import Any

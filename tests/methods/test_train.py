@@ -1,4 +1,4 @@
-"""The command that trains, on a tiny folder set: results, resumption, reproducibility, and what it refuses."""
+"""Training command on a tiny folder set: results, resumption, reproducibility, and refused arguments."""
 
 import json
 import os

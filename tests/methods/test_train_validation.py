@@ -1,4 +1,4 @@
-"""Commands with `--validation`: trained on some training identities, scored on the others, the test split unread."""
+"""Commands with `--validation`: training and scores on two parts of the training identities, the test split unread."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Aerial sets: their laws on made-up tiles, and what can be made again of the published ones without the source."""
+"""Aerial sets: their rules on imitated tiles, and the parts of the published sets that need no source."""
 
 import csv
 import hashlib

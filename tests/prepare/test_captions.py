@@ -1,4 +1,4 @@
-"""Captions without a server: the tables of attributes, what an answer says, which value wins, and the sentence."""
+"""Captions without a server: tables of attributes, parsed answers, the choice of a value, and the sentence."""
 
 import doctest
 import importlib

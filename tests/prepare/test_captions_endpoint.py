@@ -1,4 +1,4 @@
-"""One question to a server that misbehaves by script: what is tried again, what is not, and how long it waits."""
+"""One question to a scripted server: failures with and without another attempt, and waiting times."""
 
 import itertools
 import sys

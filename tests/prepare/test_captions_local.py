@@ -1,4 +1,4 @@
-"""Captions from a vision-language model in memory: a tiny one of random weights, and a pair that answers well."""
+"""Captions from a local vision-language model: a tiny model of random weights, and a stand-in with right answers."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Captions of a whole split from a real server on this machine: nothing is lost, nothing is asked twice."""
+"""Captions of a whole split from a local server: no answer is lost, no question is repeated."""
 
 import json
 import re

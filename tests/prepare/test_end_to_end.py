@@ -1,4 +1,4 @@
-"""From raw images to figures by the commands of the guide, and what each of them says about input that is wrong."""
+"""Commands of the guide, from raw images to figures, and their messages for wrong input."""
 
 import json
 import runpy

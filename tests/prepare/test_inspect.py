@@ -1,4 +1,4 @@
-"""`inspect` on sets that are sound, and on sets that are wrong in every way at once."""
+"""Command `inspect` on correct sets, and on a set with every fault at once."""
 
 import csv
 import errno

@@ -1,4 +1,4 @@
-"""Masks: the vote, cleaning, what is measured and doubted, the fallback, and a run over a folder."""
+"""Masks: the vote, cleaning, measures and doubts, the fallback, and a run over a folder."""
 
 import json
 from collections import deque

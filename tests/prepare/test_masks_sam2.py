@@ -1,4 +1,4 @@
-"""SAM 2 from a folder: a tiny one of random weights, saved and loaded as the published ones are."""
+"""SAM 2 from a folder: a tiny model of random weights, saved and loaded like the published models."""
 
 from collections.abc import Callable
 from pathlib import Path

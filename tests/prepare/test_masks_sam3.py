@@ -1,4 +1,4 @@
-"""SAM 3 from a folder: a tiny one of random weights, through the real processor."""
+"""SAM 3 from a folder: a tiny model of random weights, with the real processor."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The synthetic set: what it promises about its causes, measured."""
+"""Synthetic set: measured checks of its causes."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The paper's equations as slow float64 loops over single numbers: what the layers are tested against.
+"""References of the layers: the paper's equations as slow float64 loops over single numbers.
 
 Nothing here is shared with the library, and nothing is clever. Every function is differentiable.
 """

@@ -1,4 +1,4 @@
-"""Alignment of Signal as loops (eq. 19-26): what volume, alignment and local alignment are tested against."""
+"""Alignment of Signal as loops (eq. 19-26): reference of volume, alignment and local alignment."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""A pre-norm transformer block as loops over single tokens; tokens left out stay zero and are seen by no other."""
+"""A pre-norm transformer block as loops over single tokens; masked tokens stay zero and no token attends to them."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Gated experts, one sample, feature and head at a time; batch norm from the rows that count."""
+"""Gated experts, one sample, feature and head at a time; batch norm over the valid rows."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Hierarchical decoupling as it is written: keys and values of all tokens, subset by subset."""
+"""Hierarchical decoupling as its equations state it: keys and values of all tokens, subset by subset."""
 
 from itertools import combinations
 

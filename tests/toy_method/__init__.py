@@ -1,1 +1,1 @@
-"""A method as somebody adds one: settings and a model that keeps the contract, in a folder of two files."""
+"""Toy method, added as a user adds a method: settings and a model that keeps the contract."""

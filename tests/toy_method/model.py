@@ -1,4 +1,4 @@
-"""One small tower per modality; the model skips a tower where no sample of the batch has its modality."""
+"""Model of the toy method: one small tower per modality, skipped where no sample of the batch has the modality."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Checked files are remembered where the tests are, not among the user's caches."""
+"""Fixture: records of checked files go to the folder of the test, not to the user's cache."""
 
 from pathlib import Path
 

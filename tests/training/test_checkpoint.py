@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, and refused by name when they are damaged, incomplete or of something else."""
+"""Checkpoints: complete or absent, and refused with their name when damaged, incomplete or of another kind."""
 
 import pickle
 import random

@@ -1,4 +1,4 @@
-"""Checked files are remembered until they change, by all processes, and nothing depends on the memory."""
+"""Records of checked files: valid until a file changes, shared by all processes, and optional."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What keeps the contract is trained as it is; what does not is refused by name, before anything is trained."""
+"""Contract of the trainer: a model that keeps it trains unchanged, any other is refused by name before training."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The dataset: joint geometry, masks, cache and reproducibility on painted sets, and real data when present."""
+"""Dataset: joint geometry, masks, cache and reproducibility on painted sets, and real data when present."""
 
 import itertools
 import struct

@@ -1,4 +1,4 @@
-"""Several processes make the step of one: shared batches, gathered rows, synchronised norms, one checkpoint."""
+"""Distributed steps equal those of one process: shared batches, gathered rows, synchronised norms, one checkpoint."""
 
 import copy
 import json

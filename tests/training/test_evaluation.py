@@ -1,4 +1,4 @@
-"""Descriptors of any model and dataset, their scores, and the report: text, metrics.json, features as data."""
+"""Evaluation of any model and dataset: descriptors, scores, and the report as text, metrics.json and saved features."""
 
 import builtins
 import json

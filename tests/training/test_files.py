@@ -1,4 +1,4 @@
-"""Output that is whole or absent, one line for a disk that refuses it, and folders that one run may use."""
+"""Output files: complete or absent, one line for a failing disk, and folders locked by one run."""
 
 import errno
 import io

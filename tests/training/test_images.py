@@ -1,4 +1,4 @@
-"""Images and masks as files: every count of deep ones, upright, or refused by name."""
+"""Image and mask files: all counts of 16-bit images kept, upright orientation, or refused with their name."""
 
 import itertools
 import os
@@ -111,7 +111,9 @@ def test_a_fourth_band_is_counted_and_changes_no_colour(tmp_path: Path, extra: i
 )
 def test_colours_that_another_band_would_divide_are_refused(tmp_path: Path, channels: int, kind: type, bounds) -> None:
     write_tiff(tmp_path / "x.tif", BANDS[..., :channels].astype(kind), extra=1)
-    assert "colours are labelled as multiplied by its last band" in (find_defect(tmp_path / "x.tif", bounds=bounds) or "")
+    assert "colours are labelled as multiplied by its last band" in (
+        find_defect(tmp_path / "x.tif", bounds=bounds) or ""
+    )
 
 
 def test_a_second_band_of_grey_is_counted(tmp_path: Path) -> None:

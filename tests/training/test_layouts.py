@@ -1,4 +1,4 @@
-"""The layouts of the public benchmarks, with the true names and the true numbers of everything."""
+"""Layouts of the public benchmarks, with their true file names and true numbers of files."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The loop trains what keeps the contract: results, resumption to the bit, locks, and what it refuses."""
+"""Training loop with the toy method: results, bit-exact resumption, locks, and refused arguments."""
 
 import json
 import os

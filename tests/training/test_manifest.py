@@ -1,4 +1,4 @@
-"""Manifests: a table that says everything, as CSV and as Parquet."""
+"""Manifests: a split as one table, in CSV and in Parquet."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The objective: weighted losses of all features over their supervised rows, and the terms of the model."""
+"""Objective: weighted losses of all features over their supervised rows, and the terms of the model."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The script of the guide, as somebody runs it who has the wheel and no clone: it trains, resumes, and is refused."""
+"""Script of the guide, run with the wheel and without a clone: training, resumption, and refused arguments."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Protocols against what they say: who queries, what is dropped, and which columns decide."""
+"""Protocols: query images, dropped gallery entries, and the columns that decide."""
 
 from pathlib import Path
 

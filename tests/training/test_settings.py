@@ -1,4 +1,4 @@
-"""Settings records: out as plain values, back as they were, and refused by the name of record and field."""
+"""Settings records: written as plain values, read back unchanged, and refused with the name of record and field."""
 
 import json
 from dataclasses import dataclass, field, replace

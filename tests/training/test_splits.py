@@ -1,4 +1,4 @@
-"""A split read from folders with the true file names, and every way in which its files can be wrong."""
+"""Splits read from folders with the true file names, and every possible fault of their files."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""torchvision beside a torch it was not built for."""
+"""torchvision with a version of torch that it was not built for."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Validation identities: who is held out, that nobody is on both sides, and that the test split is not read."""
+"""Validation identities: their selection, no overlap with training, and the unread test split."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A tiny trained model and its set, made once for all tests of its use."""
+"""Fixture: a tiny trained model and its set, made once for all tests of this folder."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every subset against every subset: the matrix, what concatenations cannot match, and C, which can."""
+"""Every subset against every subset: the matrix, concatenated descriptors, and descriptor C."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From images to answers by the commands: every place of images, every policy for masks, rules, and clear refusals."""
+"""Commands from images to matches: every source of images, every mask policy, search rules, and clear errors."""
 
 import json
 import shutil

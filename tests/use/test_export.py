@@ -1,4 +1,4 @@
-"""Exported files are the model, whatever the batch, the presence and the runtime; traps of exporters are closed."""
+"""Exported files: outputs equal to the model's for any batch, presence and runtime, and known faults of exporters."""
 
 import json
 import re

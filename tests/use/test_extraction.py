@@ -1,4 +1,4 @@
-"""Extraction writes shards as it goes, twice nothing, and refuses what would be lost in silence."""
+"""Extraction: shards written while it runs, none twice on resumption, and refused input instead of silent loss."""
 
 import json
 import re

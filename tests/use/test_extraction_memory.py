@@ -1,4 +1,4 @@
-"""Extraction holds as much memory for few items as for many: tensors that live, and objects of Python."""
+"""Memory of extraction: independent of the number of items, for live tensors and for objects of Python."""
 
 import gc
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Search in shards is exact, and faiss finds what it can, says how much that is, and hides nothing."""
+"""Search in shards: exact search, and faiss with its measured recall and its limits reported."""
 
 import json
 import shutil
@@ -148,7 +148,9 @@ def test_a_damaged_index_is_named(tmp_path: Path, kind: Any):
         open_index(shards, "D", kind)
     for text in ("{", "[]", said.replace('"rows"', '"lines"'), said.replace(': "D"', ": 3")):
         record.write_text(text)
-        with pytest.raises(ValueError, match=r"index\.json is not a record of an index of this version: .*Build it again"):
+        with pytest.raises(
+            ValueError, match=r"index\.json is not a record of an index of this version: .*Build it again"
+        ):
             open_index(shards, "D", kind)
     build_index(shards, "D", kind, queries=0)
     assert open_index(shards, "D", kind)[0].rows == 100

@@ -1,4 +1,4 @@
-"""The page of matches in a Chromium: it loads nothing, serves keyboard and phone, and filters."""
+"""Page of matches in Chromium: no external requests, use by keyboard and on a phone, and filters."""
 
 import shutil
 from collections.abc import Iterator

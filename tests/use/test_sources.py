@@ -1,4 +1,4 @@
-"""Images to describe: nothing among them is dropped, doubled or taken for an image without a word."""
+"""Sources of images: no file is dropped, duplicated or mistaken for an image without a message."""
 
 from pathlib import Path
 from typing import Any
