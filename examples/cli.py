@@ -4,17 +4,22 @@ import argparse
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import field, fields, make_dataclass
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from shutil import get_terminal_size
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from examples.optional import check_examples
 
 check_examples()
 
 import tyro  # noqa: E402
+from docstring_parser import parse_from_object  # noqa: E402
 
 from stmi_layers.training.messages import printable  # noqa: E402
 
@@ -99,7 +104,46 @@ def run(
         prog: name of the command in messages; the file by default.
     """
     with errors_as_a_line():
-        main(tyro.cli(arguments_type, prog=prog, description=description))
+        main(parse(arguments_type, description, prog=prog))
+
+
+def parse(kind: Any, description: str | None, **options: Any) -> Any:
+    """Parse a command line by `tyro.cli`, with help texts wrapped at the width of the terminal."""
+    _join_lines(kind)
+    return tyro.cli(kind, description=description and wrap(description), **options)
+
+
+def wrap(description: str) -> str:
+    """Wrap a description at the width of the terminal; later lines of a paragraph are indented.
+
+    tyro joins lines that begin with a letter, and sets two blank lines before a paragraph that begins otherwise.
+    """
+    width, shown = min(get_terminal_size().columns, 120) - 1, ""
+    fill = textwrap.TextWrapper(width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False).fill
+    for paragraph in description.strip().split("\n\n"):
+        if not paragraph.startswith(" "):  # indented paragraphs are commands, a line each
+            items = re.split(r"\n(?=- )", paragraph)
+            paragraph = "\n".join(map(fill, map(" ".join, map(str.split, items))))
+        shown += ("\n\n" if paragraph[:1].isalpha() else "\n") + paragraph
+    return shown.strip()
+
+
+def _join_lines(kind: Any) -> None:
+    """Store the docstring of every field of a record as one line; tyro would keep the line ends of the source."""
+    texts = {name: text for ancestor in reversed(kind.__mro__) for name, text in _texts(ancestor).items()}
+    for one in fields(kind):
+        if one.name in texts and "help" not in one.metadata:
+            one.metadata = MappingProxyType({**one.metadata, "help": texts[one.name]})
+    for nested in get_type_hints(kind).values():
+        if is_dataclass(nested):
+            _join_lines(nested)
+
+
+@cache
+def _texts(kind: type) -> dict[str, str]:
+    documented = parse_from_object(kind).params if is_dataclass(kind) else []
+    texts = {one.arg_name: " ".join((one.description or "").split()) for one in documented}
+    return {name: text[0].upper() + text[1:] for name, text in texts.items() if text}
 
 
 def run_method(
@@ -127,11 +171,13 @@ def parse_run(line: Sequence[str], own: Callable[..., Arguments], command: str, 
     from examples.run import Data, default_run
 
     if not line or line[0].startswith("-"):
-        known = f"{command} METHOD [flags]; METHOD is one of {', '.join(METHODS)}, or a package of your own"
+        known = f"METHOD is one of {', '.join(METHODS)}, or a package of your own"
         if {"-h", "--help"} & {*line}:
-            print(f"usage: {known}\n\n{description}\nFlags of a method: {command} METHOD --help")
+            about = f"{description}\n\n{known}.\n\nFlags of a method: {command} METHOD --help"
+            print(f"usage: {command} METHOD [flags]\n\n{wrap(about)}")
             raise SystemExit(0)
-        raise ValueError(f"METHOD must come first: {known}; received {line[0] if line else 'nothing'}")
+        received = line[0] if line else "nothing"
+        raise ValueError(f"METHOD must come first: {command} METHOD [flags]; {known}; received {received}")
     method, name = load_method(line[0]), _recipe_in(line[1:])
     default = default_run(method, Data(tyro.MISSING), name if name in method.recipes else None)
     shown = [name for name in default.records() if name != "own"]
@@ -154,7 +200,7 @@ def parse_shared(
 
     records = {"data": Data(tyro.MISSING), "schedule": Schedule(), "machine": Machine(), "tower": Tower()}
     groups = {name: _group(record, name) for name, record in records.items()}
-    options, *values = _flags(line, {"options": (own, own(out=tyro.MISSING)), **groups}, command, description)
+    options, *values = _flags(line, {"comparison": (own, own(out=tyro.MISSING)), **groups}, command, description)
     shown = dict(zip(records, values, strict=True))
     return {name: _record(record, shown[name]) for name, record in records.items()}, options
 
@@ -164,7 +210,7 @@ def _flags(line: Sequence[str], groups: dict[str, tuple[Any, Any]], command: str
     flat = tyro.conf.OmitArgPrefixes
     kind: Any = make_dataclass("Flags", [(name, flat[group]) for name, (group, _) in groups.items()], frozen=True)
     values = kind(*(value for _, value in groups.values()))
-    return list(vars(tyro.cli(kind, args=line, default=values, prog=command, description=description)).values())
+    return list(vars(parse(kind, description, args=line, default=values, prog=command)).values())
 
 
 def _recipe_in(line: Sequence[str]) -> str:

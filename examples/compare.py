@@ -1,7 +1,7 @@
 """Train variants of a method over several seeds, and write a table and a figure: `python -m examples.compare METHOD`.
 
-`--preset NAME` answers one of the questions in the method's `variants.py`. Finished runs are kept and not repeated, so
-that an interrupted comparison continues where it stopped, and comparisons with the same `--out` share their runs.
+With `--preset NAME`, the runs answer one of the questions in the method's `variants.py`. Finished runs are kept and not
+repeated: an interrupted comparison continues where it stopped, and comparisons with the same `--out` share their runs.
 
 Without METHOD, all methods are compared under one protocol: `python -m examples.compare --preset methods`.
 """

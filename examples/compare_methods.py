@@ -231,5 +231,5 @@ def command() -> None:
     """Parse the command line and compare the methods."""
     with cli.errors_as_a_line():
         name = "python -m examples.compare"
-        about = f"{compare.__doc__}\nWithout METHOD:\n\n{__doc__}"
+        about = f"{compare.__doc__}\n{__doc__}"
         main(*cli.parse_shared(sys.argv[1:], Options, name, about))

@@ -1,9 +1,9 @@
 """Figure of a comparison of methods: a line per method, a dot per seed, a colour and a shape per input.
 
-python -m examples.comparison_rows --tables runs/places runs/parcels --names places parcels --out runs/overview
+    python -m examples.comparison_rows --tables runs/places runs/parcels --names places parcels --out runs/overview
 
-draws the mAP of several comparisons side by side, from the table.json that `python -m examples.compare --preset
-methods` writes.
+The figure shows the mAP of several comparisons side by side, from the table.json that `python -m examples.compare
+--preset methods` writes.
 """
 
 import json

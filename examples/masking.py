@@ -27,7 +27,7 @@ class Segmentation:
     """Prompt: for SAM 3 the name of a thing, such as person, or several names, such as "car, truck, bus"; for SAM 2
     box, point or composite (default)."""
     several: Several = "middle"
-    """Choice among several things that SAM 3 finds: the thing nearest the middle, or the largest thing."""
+    """Choice among several things that SAM 3 finds: the thing nearest the middle ("middle"), or the largest."""
     nothing: Nothing = "empty"
     """Policy if SAM 3 finds nothing: an empty mask, a mask of the whole image, or an error."""
     least: float = 0.5

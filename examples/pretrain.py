@@ -5,8 +5,8 @@ their tokens and the global token. This is SimMIM, <https://arxiv.org/abs/2111.0
 retrieval needs. Each modality of an item is a separate image. Only training splits are read, without identities, masks
 and captions.
 
-`python -m examples.train METHOD --weights runs/NAME/tower.safetensors` starts from the pretrained tower; give it the
-same flags of the tower.
+To start from the pretrained tower, pass the same flags of the tower and the file:
+`python -m examples.train METHOD --weights runs/NAME/tower.safetensors`.
 """
 
 import time

@@ -22,7 +22,7 @@ class Settings:
     freeze: bool = True
     """Freeze a pretrained tower except for additions; the small vision transformer is always trainable."""
     aggregation: Literal["attention", "none"] = "attention"
-    """Replacement of the Mamba aggregation: class tokens read the patches of all modalities, or none."""
+    """Replacement of the Mamba aggregation: class tokens read the patches of all modalities ("attention"), or none."""
     num_heads: int = 4
     """Number of attention heads of the aggregation."""
     supervision: Supervision = "joined"

@@ -80,8 +80,7 @@ def inspect(
         path: Folder of the set in any layout, or its manifest.
         out: Folder of counts.csv, contact_sheet.png and ranges.json; runs/inspect/NAME by default.
         modalities: Names of modalities to recognise besides usual names such as RGB, NI, TI, vis and thermal.
-        ranges: Counts that become black and white in images of more than 8 bits, by modality: TI 7012 9411, or TI image
-            for the extremes of each image.
+        ranges: Counts that become black and white above 8 bits, such as TI 7012 9411; TI image for those of each image.
         workers: Number of threads that decode images; 0 takes one per CPU.
         limit: Largest number of lines printed for each kind of problem.
     """

@@ -1,7 +1,8 @@
 """Baselines without training: retrieval by chance, the mask, the background and raw pixels of a test split.
 
-`python -m examples.prepare.trivial_baselines --data DIR --modalities RGB NI TI`. The result of a model is meaningful
-only above these scores.
+    python -m examples.prepare.trivial_baselines --data DIR --modalities RGB NI TI
+
+The result of a model is meaningful only above these scores.
 """
 
 from collections.abc import Mapping
@@ -75,4 +76,4 @@ def _normalised(features: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    command.run(main, Arguments, __doc__)
+    command.run(main, Arguments, __doc__, prog="python -m examples.prepare.trivial_baselines")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from examples.cli import errors_as_a_line
+from examples.cli import errors_as_a_line, wrap
 from examples.prepare.aerial.build import build
 from examples.prepare.aerial.source import COMMIT, SOURCE
 
@@ -26,7 +26,9 @@ if __name__ == "__main__":
         tyro.cli(
             main,
             prog="python -m examples.prepare.aerial",
-            description="Build naip_places and naip_parcels, real images of two modalities, from a clone of\n"
-            f"{SOURCE} (CC BY 4.0), which was at commit {COMMIT} when the published tables were made.\n"
-            "Needs: pip install -e '.[aerial]'",
+            description=wrap(
+                "Build naip_places and naip_parcels, real images of two modalities, from a clone of "
+                f"{SOURCE} (CC BY 4.0). The published tables used commit {COMMIT}.\n\n"
+                "Needs: pip install -e '.[aerial]'"
+            ),
         )

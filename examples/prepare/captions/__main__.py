@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import tyro
 from tqdm import tqdm
 
-from examples.cli import printable_lines
+from examples.cli import parse, printable_lines
 from examples.prepare.captions.arguments import Arguments, read_fields
 from examples.prepare.captions.collect import Collector, Status, judge
 from examples.prepare.captions.endpoint import Endpoint, Pace, UnusableError
@@ -184,7 +183,7 @@ def captions_apart(
 def run_command() -> None:
     """Run the command line; exit with status 1 and a message while questions are open."""
     try:
-        report = main(tyro.cli(Arguments, prog="python -m examples.prepare.captions", description=__doc__))
+        report = main(parse(Arguments, __doc__, prog="python -m examples.prepare.captions"))
     except (UnusableError, FileExistsError, FileNotFoundError, BlockingIOError, ValueError, ImportError) as error:
         sys.exit(f"error: {printable_lines(str(error))}")
     if unfinished := report["with open questions"]:

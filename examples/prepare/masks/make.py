@@ -46,7 +46,7 @@ class Settings:
     """Prompt of SAM 2 for the object: nearly the whole image as a "box", its centre as a "point", or both
     ("composite"). Prompt of SAM 3: the name of the thing, such as person, or several names, "car, truck, bus"."""
     several: Several = "middle"
-    """Choice among several things that SAM 3 finds: the thing nearest the middle, or the largest thing."""
+    """Choice among several things that SAM 3 finds: the thing nearest the middle ("middle"), or the largest."""
     nothing: Nothing = "empty"
     """Policy if SAM 3 finds nothing: an empty mask, which the report lists; a mask of the whole image; or an error."""
     least: float = 0.5
