@@ -7,7 +7,7 @@ DEMO := runs/demo
 .PHONY: help demo test test-versions fuzz lint types unit docs wheel bench clean
 
 help:
-	@echo "make demo    train STMI on a small rendered set and retrieve with it (under 5 minutes after the installation)"
+	@echo "make demo    train STMI on a small synthetic set and retrieve with it (under 5 minutes after the installation)"
 	@echo "make test    everything CI checks: lint, types, tests, docs, wheel"
 	@echo "make lint    ruff and typos; 'make types', 'make unit' and 'make wheel' are other parts"
 	@echo "make test-versions  the tests of the layers with torch 2.6.0 and with the newest (gigabytes), into docs/tables"

@@ -39,7 +39,7 @@ OUT = Path(__file__).parents[1] / "assets" / "try"
 @dataclass(frozen=True)
 class Arguments:
     checkpoint: Path
-    """The checkpoint.pt of a run on the rendered set."""
+    """The checkpoint.pt of a run on the synthetic set."""
     items: tuple[str, ...] = ("000123_cam4_0_00", "000121_cam2_0_00", "000198_cam3_0_00")
     """Test items by file name: all for the hypergraph, the first for the attention."""
 

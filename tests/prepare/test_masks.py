@@ -478,7 +478,7 @@ def test_the_fallback_on_real_images_beats_the_bell_it_starts_from():
     assert np.mean(found) > np.mean([intersection_over_union(bell, truth) for truth in truths])
 
 
-def test_the_fallback_on_the_procedural_set(tmp_path: Path):
+def test_the_fallback_on_the_synthetic_set(tmp_path: Path):
     data = write_dataset(
         tmp_path / "set", kind="person", size=(64, 32), train_identities=1, test_identities=3, binding_share=0.0
     )

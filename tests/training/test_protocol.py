@@ -91,7 +91,7 @@ def test_columns_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,day\na,b", "must have the column item and .*; it has name, day"),
+        ("name,day\na,b", "must have the column item, and .*; it has name, day"),
         ("item;day\na;b", "items.csv must separate its columns by commas; it has semicolons"),
         ("item\tday\na\tb", "it has tabs"),
         ("item,f\xfcr\na,b".encode("latin-1"), r"items.csv is not UTF-8: byte 6 is 0xfc; save it as CSV in UTF-8"),
