@@ -241,6 +241,7 @@ def test_embeddings_of_cameras_need_a_class_token_and_numbers(folder: Path):
 
 
 def test_help_shows_what_a_method_reads_in_groups(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     shown = {}
     for method in ("stmi", "toy_method"):
         with pytest.raises(SystemExit):
@@ -249,6 +250,8 @@ def test_help_shows_what_a_method_reads_in_groups(monkeypatch, capsys):
     for group in ("train", "data", "schedule", "machine", "tower", "stmi"):
         assert f" {group} options " in shown["stmi"], group
     assert "--backbone-learning-rate FLOAT" in shown["stmi"]
+    assert max(map(len, shown["stmi"].splitlines())) == 80
+    assert '("empty"), the given masks eroded' in shown["stmi"]  # wrapped without the line ends of the source
     assert " tower options " not in shown["toy_method"]
     assert "--agreement, --no-agreement" in shown["toy_method"]
     assert "--fusion" not in shown["toy_method"]
