@@ -117,11 +117,11 @@ def refused(change: Callable[[Toy], object], folder: Path, out: Path, **options)
     ("name", "value", "message"),
     [
         ("headline", "U", r"headline must be one of the features, \['whole'\], several joined .*; received 'U'"),
-        ("headline", "all", r"headline must be one of the features, .* or all of several; received 'all'"),
+        ("headline", "all", r"headline must be one of the features, .* or 'all' of several features; received 'all'"),
         ("widths", {}, "headline must be one of the features"),
         ("parameter_groups", lambda: {"new": []}, r"parameter_groups\(\) must hold every trainable parameter"),
         ("encode", lambda captions: torch.zeros(3, 2), "encode must return a row per sample, 20; received 3"),
-        ("forward", lambda batch: Outputs({"whole": torch.zeros(8, 3)}), r"widths, \{'whole': \(8, 8\)\}; got"),
+        ("forward", lambda batch: Outputs({"whole": torch.zeros(8, 3)}), r"widths, \{'whole': \(8, 8\)\}; received"),
         ("forward", lambda batch: Outputs({}), "features must have the names and shapes of the model's widths"),
     ],
 )

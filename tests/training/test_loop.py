@@ -450,7 +450,9 @@ def test_identities_with_few_images_are_warned_of(folder: Path, tmp_path: Path):
     shutil.copytree(folder, few)
     (few / "train" / "RGB" / "000000_cam1_0_00.png").unlink()
     (few / "train" / "NI" / "000000_cam1_0_00.png").unlink()
-    with pytest.warns(UserWarning, match="1 of 5 identities have fewer images than images_per_identity=4: 0; theirs"):
+    with pytest.warns(
+        UserWarning, match="1 of 5 identities have fewer images than images_per_identity=4: 0; their images"
+    ):
         train_toy(
             few,
             tmp_path / "out",
