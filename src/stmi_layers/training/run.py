@@ -85,8 +85,8 @@ def start_run(model: nn.Module, num_identities: int, schedule: Schedule, keep: M
     joined = model.headline == "all" and len(model.widths) > 1
     if not joined and not set(model.headline.split("+")) <= model.widths.keys():
         raise ValueError(
-            f"headline must be one of the features, {list(model.widths)}, several joined by +, or 'all' of several features; "
-            f"received {model.headline!r}"
+            f"headline must be one of the features, {list(model.widths)}, several joined by +, or "
+            f"'all' of several features; received {model.headline!r}"
         )
     refuse_sharded(model)
     objective = Objective(model.widths, num_identities, schedule)
