@@ -1,12 +1,15 @@
 """Fixtures: the built site, served under a sub-path as static hosts do, and one browser for all checks."""
 
 import functools
+import json
 import os
 import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
@@ -19,8 +22,30 @@ NO_BROWSER = (
 PREFIX = "/some/where"
 
 
+# A page builds the index of its search as soon as it has loaded, which is half the time of a visit: who sends this
+# header gets an index of nothing. The test of the search does not.
+NO_SEARCH = {"Save-Data": "on"}
+INDEX = f"{PREFIX}/search/search_index.json"
+
+
 class _UnderPrefix(SimpleHTTPRequestHandler):
     """Files below PREFIX and nothing else, so that a link from the root of the host is a broken one."""
+
+    protocol_version = "HTTP/1.1"  # connections are kept
+
+    def send_head(self) -> IO[bytes] | None:
+        if self.path != INDEX or self.headers["Save-Data"] is None:
+            return super().send_head()
+        content = json.dumps(json.loads(Path(self.translate_path(INDEX)).read_text()) | {"docs": []}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return BytesIO(content)
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "max-age=3600")  # the site stays as it is
+        super().end_headers()
 
     def translate_path(self, path: str) -> str:
         inside = path.removeprefix(PREFIX) if path.startswith(f"{PREFIX}/") else "/outside-of-the-site"
@@ -68,7 +93,7 @@ def find_browser(playwright: Playwright) -> str | None:
 @pytest.fixture(scope="session")
 def visitor(browser: Browser) -> Iterator[Page]:
     """A page that every check visits in turn."""
-    context = browser.new_context(color_scheme="light", reduced_motion="reduce")
+    context = browser.new_context(color_scheme="light", reduced_motion="reduce", extra_http_headers=NO_SEARCH)
     context.add_init_script("localStorage.clear()")  # every page follows the system until a button is pressed
     yield context.new_page()
     context.close()
@@ -78,7 +103,7 @@ def visitor(browser: Browser) -> Iterator[Page]:
 def reader(browser: Browser) -> Iterator[Page]:
     """A page of its own, whose errors in scripts fail the test."""
     errors: list[str] = []
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, extra_http_headers=NO_SEARCH)
     page = context.new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
