@@ -1,5 +1,6 @@
 """Fixtures: devices, hypothesis profiles, and new tensors filled with NaN so that reads before a write show."""
 
+import gc
 import os
 
 # Deterministic matrix products on CUDA ask for it, before torch is imported.
@@ -20,6 +21,20 @@ settings.register_profile(
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported out of the search for garbage, and search more rarely: compilers make objects by millions.
+
+    It was a tenth of the time of compilers and exporters, and frees what tests of memory look at by `gc.collect()`.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # the end of the process looks for what it has to free
 
 
 @pytest.fixture(params=DEVICES)
