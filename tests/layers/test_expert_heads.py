@@ -1,5 +1,7 @@
 """Layers of DeMo and of NEXT in sequence: any number of modalities, missing modalities, compile and export."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -80,10 +82,16 @@ def test_a_sample_without_any_modality_gives_zeros(head):
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
+@functools.cache
+def exported(head) -> tuple[nn.Module, torch.export.ExportedProgram]:
+    """A head and its graph, captured once for both tests of it."""
+    layer, count = head(3).eval(), torch.export.Dim("batch", max=4096)
+    return layer, torch.export.export(layer, batch_of(3, 3), dynamic_shapes=[{0: count}] * 3)
+
+
 @HEADS
 def test_compiles_and_exports_with_a_dynamic_batch(head):
-    layer = head(3).eval()
-    program = torch.export.export(layer, batch_of(3, 3), dynamic_shapes=[{0: torch.export.Dim("batch", max=4096)}] * 3)
+    layer, program = exported(head)
     compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=True)
     for size in (3, 5):
         example = batch_of(size, 3)
@@ -99,9 +107,8 @@ def test_onnx_with_a_dynamic_batch(head):
     evaluator = pytest.importorskip("onnx.reference")
     if head is Decoupled and torch.__version__.startswith("2.6."):
         pytest.skip("the ONNX exporter of torch 2.6 cannot translate a batch norm")
-    layer = head(3).eval()
-    shapes = tuple({0: torch.export.Dim("batch", min=2, max=4096)} for _ in range(3))
-    program = torch.onnx.export(layer, batch_of(3, 3), dynamo=True, dynamic_shapes=shapes, verbose=False)
+    layer, captured = exported(head)
+    program = torch.onnx.export(captured, dynamo=True, verbose=False)
     example = batch_of(5, 3)
     session = evaluator.ReferenceEvaluator(program.model_proto)
     (output,) = session.run(None, dict(zip(session.input_names, (item.numpy() for item in example), strict=True)))
