@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,8 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from processes import in_processes
+from processes import METHOD, in_processes, start
 from sets import write_set
 from stmi_layers import GatedExperts
 from stmi_layers.training import IdentitySampler, describe, facts_of, fit, load_split, read_checkpoint, whole_batch
@@ -34,7 +34,6 @@ from toy_method.model import Toy, build
 from toy_method.settings import Settings
 from toy_runs import DATA, MACHINE, SCHEDULE, assert_same_weights, train_toy
 
-ROOT = Path(__file__).parents[2]
 PROCESSES = 2
 
 
@@ -261,31 +260,27 @@ def test_alone_everything_is_the_identity():
         assert type(norm) is nn.BatchNorm1d
 
 
-def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(PROCESSES)]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", str(restarts)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([*command, *arguments], text=True, cwd=ROOT, env=environment, **pipes)
+def agent(folder: str, out: str) -> None:
+    """What torchrun does for two processes and two restarts; forked ones need not import torch for seconds."""
+    options = {"run_id": "test", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": METHOD}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=PROCESSES, max_restarts=2, **options)
+    elastic_launch(config, program)(folder, out)
 
 
-PROGRAM = """
-import os, sys
-from dataclasses import replace
-from pathlib import Path
-from toy_method.settings import Settings
-from toy_runs import DATA, MACHINE, SCHEDULE, train_toy
-
-folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-note = lambda entry: print("epoch", entry["epoch"], os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)
-(out.parent / f"pid.{os.environ['RANK']}").write_text(str(os.getpid()))
-metrics, _ = train_toy(
-    folder, out, settings=Settings(agreement=True), data=replace(DATA, missing_modality="absent"),
-    schedule=replace(SCHEDULE, epochs=int(sys.argv[3])), log=note,
-)
-if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":
-    sys.exit("fails after the end")
-"""
+def program(folder: str, out: str) -> None:
+    """Of one process of a round: it trains, and fails after the end of the second round."""
+    number, of_round = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+    (Path(out).parent / f"pid.{number}").write_text(str(os.getpid()))
+    train_toy(
+        Path(folder),
+        Path(out),
+        settings=Settings(agreement=True),
+        data=INCOMPLETE,
+        schedule=replace(SCHEDULE, epochs=30),
+        log=lambda entry: print("epoch", entry["epoch"], of_round, flush=True),
+    )
+    if (number, of_round) == ("1", "1"):
+        sys.exit("fails after the end")
 
 
 def refused(folder: str, out: str) -> None:
@@ -301,17 +296,17 @@ def test_an_error_of_the_first_process_ends_all_with_its_message(folder: Path, t
 @pytest.mark.slow
 def test_torchrun_goes_on_from_the_last_epoch_after_a_kill_and_after_the_end(folder: Path, tmp_path: Path):
     """One process is killed in the first round, and one fails after the end of the second: the third writes again."""
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    run = torchrun(str(script), str(folder), str(tmp_path / "run"), "30", restarts=2)
+    says = tmp_path / "said.txt"
+    run = start(agent, str(folder), str(tmp_path / "run"), says=says)
     deadline, path = time.monotonic() + 300, tmp_path / "run" / "checkpoint.pt"
     while not path.exists():
         assert time.monotonic() < deadline, "no checkpoint appeared"
-        assert run.poll() is None, run.communicate()[0]
+        assert run.is_alive(), says.read_text()
         time.sleep(0.01)
     os.kill(int((tmp_path / "pid.1").read_text()), signal.SIGKILL)
-    text, _ = run.communicate(timeout=90)
-    assert run.returncode == 0, text
+    run.join(timeout=300)
+    text = says.read_text()
+    assert run.exitcode == 0, text
     assert "fails after the end" in text
     epochs = [tuple(map(int, line.split()[1:])) for line in text.splitlines() if line.startswith("epoch ")]
     before = [epoch for epoch, restart in epochs if restart == 0]
