@@ -213,7 +213,9 @@ def test_every_variant_can_be_built_and_every_row_names_one(method: str):
 def train_in_double(folder: str, out: str) -> None:
     """In float64, because Adam makes whole steps of the rounding in gradients that are 0."""
     for method in METHODS:
-        changes: dict[str, Any] = {"identities_per_batch": 4, "clip_norm": None, "term_weights": {}}
+        # Two steps; how epochs follow each other is the same for all methods.
+        changes: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0.5, "identities_per_batch": 4}
+        changes |= {"clip_norm": None, "term_weights": {}}
         if hasattr(load_method(method).settings, "dropout"):
             changes["dropout"] = 0.0  # each process draws its own
         run = incomplete(Path(folder), method, 3, **changes)
@@ -242,7 +244,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first identities of the real sets: to read all of them for every method would be most of its time."""
     root = tmp_path_factory.mktemp("real")
     for split in (*REAL.glob("naip_*/train*"), *REAL.glob("naip_*/test")):
-        first = sorted({image.name.partition("_")[0] for image in split.rglob("*_cam*")})[:12]
+        first = sorted({image.name.partition("_")[0] for image in split.rglob("*_cam*")})[:6]
         for image in (one for one in split.rglob("*_cam*") if one.name.partition("_")[0] in first):
             (root / image.relative_to(REAL)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(image, root / image.relative_to(REAL))
@@ -259,4 +261,4 @@ def test_real_images_train_and_evaluate(method: str, name: str, real: Path, tmp_
         warnings.filterwarnings("ignore", message=".*captions have more than 32 words")
         metrics = train(tiny(real / name, method, **changes), tmp_path)
     assert all(0 < found.mAP <= 1 and found.num_skipped == 0 for found in metrics.values())
-    assert {found.num_queries for found in metrics.values()} == {12}
+    assert {found.num_queries for found in metrics.values()} == {6}
