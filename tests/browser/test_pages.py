@@ -19,24 +19,41 @@ OTHERS = {
 }
 VIOLATIONS = """async (options, part = document) => (await axe.run(part, options)).violations.flatMap(
     (rule) => rule.nodes.map((node) => `${rule.id} at ${node.target}: ${node.failureSummary}`))"""
-# Most text is code, formulas and the list of all pages. What stands in colours, on a ground and in a size that were
-# looked at on a page in the same palette needs no second look.
+# Most of a page looks like a page before it. Parts whose every text stands in a class, in colours, on a ground and in a
+# size that were looked at on an earlier page in the same palette need no second look.
 CONTRAST_VIOLATIONS = f"""async (options) => {{
     const key = `seen in ${{document.body.dataset.mdColorScheme}}`;
     const seen = new Set(JSON.parse(sessionStorage.getItem(key) || "[]"));
-    const ground = (node) => {{
-        const own = getComputedStyle(node).backgroundColor;
-        return own === "rgba(0, 0, 0, 0)" && node.parentElement ? ground(node.parentElement) : own;
+    const remembered = (of) => {{
+        const known = new Map();
+        return (node) => known.get(node) ?? (known.set(node, of(node)), known.get(node));
     }};
-    const looks = (block) => [block, ...block.querySelectorAll("span")].map((node) => {{
-        const {{ color, fontWeight, fontSize }} = getComputedStyle(node);
-        return [block.localName, color, ground(node), fontWeight, fontSize].join();
+    const ground = remembered((node) => {{
+        const {{ backgroundColor, backgroundImage }} = getComputedStyle(node);
+        const own = backgroundColor + backgroundImage;
+        return own === "rgba(0, 0, 0, 0)none" && node.parentElement ? ground(node.parentElement) : own;
     }});
-    const known = (block) => looks(block).filter((one) => !seen.has(one) && seen.add(one)).length === 0;
-    const blocks = document.querySelectorAll("article :is(pre, code, .katex), .md-sidebar--primary");
-    const exclude = [...blocks].filter(known);
+    const opacity = remembered((node) =>
+        getComputedStyle(node).opacity * (node.parentElement ? opacity(node.parentElement) : 1));
+    const look = remembered((node) => {{
+        const {{ color, fontWeight, fontSize, textDecorationLine }} = getComputedStyle(node);
+        const around = getComputedStyle(node.parentElement).color;
+        return [node.localName, node.getAttribute("class"), color, ground(node), opacity(node), fontWeight, fontSize,
+            textDecorationLine, around].join();
+    }});
+    const says = (node) => node.matches("input, select, textarea")
+        || [...node.childNodes].some((one) => one.nodeType === 3 && one.data.trim());
+    const looks = (part) => [part, ...part.querySelectorAll("*")]
+        .filter((node) => says(node) && node.checkVisibility({{ visibilityProperty: true }})).map(look);
+    const exclude = [];
+    for (const part of document.querySelectorAll(
+        "article > *, article :is(p, li, tr, pre, code, .katex), .md-header, .md-tabs, .md-footer, .md-sidebar"
+    )) {{
+        if (exclude.some((one) => one.contains(part))) continue;
+        if (looks(part).every((one) => seen.has(one))) exclude.push(part);
+    }}
     const violations = await ({VIOLATIONS})(options, {{ exclude }});
-    sessionStorage.setItem(key, JSON.stringify([...seen]));
+    sessionStorage.setItem(key, JSON.stringify([...new Set([...seen, ...looks(document.body)])]));
     return violations;
 }}"""
 UNRENDERED = """[...document.querySelectorAll(".arithmatex")]
