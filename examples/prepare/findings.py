@@ -69,8 +69,9 @@ def find_all(root: Path, modalities: tuple[str, ...] = ()) -> Findings:
         _read(findings, found, root, split, [name for name in all_there if name in names])
     for split, items in findings.splits.items():
         _find_missing(findings, split, items)
-    _find_passed_over(findings, complete=len(findings.splits) == len(of_split))
-    _compare_splits(findings)
+    unread = [split for split in of_split if split not in findings.splits]
+    _find_passed_over(findings, complete=not unread)
+    _compare_splits(findings, unread)
     return findings
 
 
@@ -163,13 +164,16 @@ def _find_passed_over(findings: Findings, *, complete: bool) -> None:
             findings.notes.append(line)
 
 
-def _compare_splits(findings: Findings) -> None:
+def _compare_splits(findings: Findings, unread: list[str]) -> None:
     train = findings.splits.get("train", [])
     train = train or [item for name, items in findings.splits.items() if "train" in name for item in items]
     test = findings.splits.get("test", [])
-    if not train:
+    findings.notes += [
+        f"split {split!r} was not read, and its files are not checked: see contradictory" for split in unread
+    ]
+    if not train and not any("train" in split for split in unread):
         findings.notes.append("no split 'train': there is nothing to train on")
-    if not test:
+    if not test and all("train" in split for split in unread):
         findings.notes.append("no split 'test', or query and gallery: there is nothing to evaluate on")
     known = {item.identity for item in train} - {None}
     if shared := sorted(known & {item.identity for item in test}, key=str):

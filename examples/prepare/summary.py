@@ -72,7 +72,8 @@ def describe(findings: Findings, *, limit: int = 10) -> str:
         more = [f"  and {len(found) - limit} more"] if len(found) > limit else []
         lines += ["", f"{kind} ({len(found)}):", *(f"  {line}" for line in found[:limit]), *more]
     total = sum(map(len, findings.problems.values()))
-    return "\n".join(map(printable, [*lines, "", f"{total} problems" if total else "no problem found"]))
+    verdict = f"{total} problem{'s' * (total > 1)}" if total else "no problem found"
+    return "\n".join(map(printable, [*lines, "", verdict]))
 
 
 def align(rows: Sequence[Row]) -> list[str]:

@@ -121,6 +121,14 @@ def test_a_split_that_cannot_be_listed_and_one_without_a_modality_are_named(soun
     assert "1 are not: someone (read as RGBNT201)" in found.problems["contradictory"][0]
     assert "missing" not in found.problems
     assert found.splits["test"][0].images[2] is None
+    assert "split 'train_171' was not read, and its files are not checked: see contradictory" in found.notes
+    assert not any("there is nothing to train on" in note for note in found.notes)
+    assert describe(found).endswith("\n2 problems")
+
+
+def test_a_single_problem_is_counted_in_the_singular(sound: Path) -> None:
+    (sound / "train_171" / "NI" / sorted(file.name for file in (sound / "train_171" / "NI").iterdir())[0]).unlink()
+    assert describe(inspect_set(sound, quiet=True)).endswith("\n1 problem")
 
 
 def test_a_split_without_any_caption_is_noted_where_another_has_some(sound: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from examples.prepare.synthetic.bodies import BODIES, HEATS, HUES, INKS
 from examples.prepare.synthetic.captions import describe
@@ -94,7 +95,7 @@ def _write_split(root: Path, settings: Settings, split: str, identities: Sequenc
     images = settings.train_images if split == "train" else settings.test_images
     own_place = settings.background_correlation if split == "train" else 0.0
     items = []
-    for identity in identities:
+    for identity in tqdm(identities, desc=f"rendering {split}", unit="identity", leave=False, disable=None):
         others = [one for one in identities if one.number != identity.number] or [identity]
         for index in range(images):
             view = sample_view(settings, identity, index, others, own_place)

@@ -212,7 +212,8 @@ def refuse_missing_masks(items: Sequence[Item]) -> None:
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(items)} items lack a mask in mask/ or mask_<MODALITY>/: {shorten(missing)}; "
-            "add them, or pass missing_masks='ones', masks='ones' or masks='none'"
+            "make them by `python -m examples.prepare.masks`, or pass missing_masks='ones', masks='ones' "
+            "or masks='none'"
         )
 
 
