@@ -1,5 +1,6 @@
 // KaTeX 0.19.1 lies beside this file as npm ships it, fonts as woff2 only. `document$` fires at every page change.
 const SMALLEST = 0.6; // of the size of a formula; below it nobody can read it
+const ROOMY = 1.25; // widths of the pane that unbroken brackets may take, before the formula is made smaller
 
 function render(element) {
   const formula = element.dataset.formula;
@@ -20,9 +21,24 @@ function fit(element, formula) {
   if (excess() > 1.15 && !formula.includes("\\begin")) {
     element.replaceChildren(...statements(formula).map(line));
     element.classList.add("broken");
+    keepBrackets(element);
+    if (excess() > ROOMY) element.replaceChildren(...statements(formula).map(line));
   }
   if (excess() > 1) element.style.fontSize = `${Math.max(SMALLEST, 0.97 / excess())}em`;
   element.querySelector(".katex-display")?.setAttribute("tabindex", 0); // one that is wider still scrolls by keys, too
+}
+
+// A line does not break between brackets: what stands there moves into the box of the opening bracket.
+function keepBrackets(element) {
+  for (const formula of element.querySelectorAll(".katex-html")) {
+    let depth = 0;
+    let box;
+    for (const base of [...formula.children]) {
+      if (depth > 0) box.append(base);
+      else box = base;
+      depth += base.querySelectorAll(":scope .mopen").length - base.querySelectorAll(":scope .mclose").length;
+    }
+  }
 }
 
 // Formulas that a wide space sets apart get a line each.

@@ -1,7 +1,7 @@
 // What the theme leaves to do: a name for the search, tables that scroll by keys, and places where long names may break.
 const LONG = 34; // characters of a name that may break at any width; shorter ones break on a phone alone
 const WORD = 24; // characters of a word of code that stay in one piece in running text: they fit a phone
-const SENTENCE = 18; // characters of a cell that needs some width, for otherwise a row is as high as the screen
+const SENTENCE = 24; // characters of a cell that needs some width, for otherwise a row is as high as the screen
 
 document$.subscribe(() => {
   document.querySelector(".md-search").setAttribute("aria-label", "Search");
@@ -30,7 +30,7 @@ function keepWords(code) {
 // After a mark between words, and before the capital letter of the next word; not after the dashes of an option.
 function allowBreaks(code) {
   if (code.childElementCount > 0) return;
-  const parts = code.textContent.split(/(?<=[_./,=|])(?=\w)|(?<=\w-)(?=\w)|(?<=[a-z])(?=[A-Z])/);
+  const parts = code.textContent.split(/(?<=[_./,=|])(?=\w)|(?<=\w-)(?=\w)|(?<=[a-z])(?<!Re)(?=[A-Z])/);
   code.replaceChildren(...parts.flatMap((part, k) => [...(k ? [document.createElement("wbr")] : []), whole(part)]));
   code.classList.toggle("long", code.textContent.length > LONG);
 }

@@ -32,8 +32,8 @@ def gram_alignment_loss(
 
     $$\tfrac12 \operatorname{CE}(-V / t) + \tfrac12 \operatorname{CE}(-V^\top / t)$$
 
-    $V$ are the [`gram_volume`][stmi_layers.volume.gram_volume]s of the normalised `features`, $t$ is the
-    `temperature`, and CE the cross-entropy in which every row should choose its own sample, with label smoothing.
+    $V$ are the volumes of the normalised `features` by [`gram_volume`][stmi_layers.volume.gram_volume], $t$ is
+    the `temperature`, and CE the cross-entropy in which every row should choose its own sample, with label smoothing.
 
     Args:
         features: one vector per modality, of any length.

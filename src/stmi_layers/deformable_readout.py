@@ -27,7 +27,7 @@ Reference = Literal["centred", "shifted"]
 def sampled_cross_attention(
     queries: Float[Tensor, "batch queries dim"],
     patches: Float[Tensor, "batch modalities patches dim"],
-    positions: Float[Tensor, "batch #modalities samples 2"],  # noqa: F821
+    positions: Float[Tensor, " batch #modalities samples 2"],
     grid: tuple[int, int],
     in_proj_weight: Float[Tensor, "3*dim dim"],
     in_proj_bias: Float[Tensor, " 3*dim"] | None,

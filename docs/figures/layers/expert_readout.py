@@ -26,7 +26,7 @@ def shares() -> torch.Tensor:
 
 def draw() -> str:
     weights = shares()
-    parts = [text(50, 28, "class tokens", bold=True), text(216, 28, "what they read", bold=True)]
+    parts = [text(56, 28, "class tokens", bold=True), text(216, 28, "what they read", bold=True)]
     for band in (0, 1):
         top = 72 + 122 * band
         parts += [

@@ -21,7 +21,7 @@ def draw() -> str:
             circle(318, y, 13, fill=fill, stroke=stroke),
         ]
         if missing:
-            parts.append(text(318, y + 30, "no meaning", size=12, fill=SOFT))
+            parts.append(text(312, y + 30, "no meaning", size=12, fill=SOFT))
         else:
             parts.append(circle(318, y, 5, fill=CARD))
             parts.append(path([(66, y), (128, y)], thick=1.2))
