@@ -144,7 +144,7 @@ class SubsetReadout(nn.Module):
         num_modalities: number of modalities.
         num_heads: heads of each attention; divides `dim`.
         dropout: probability, in training, that an attention weight is zeroed.
-        subsets: "all", which gives $M$ modalities $2^M - 1$ subsets, or "ends" for each modality alone and all together.
+        subsets: "all", which for $M$ modalities are $2^M - 1$ subsets, or "ends": each modality alone and all together.
         incomplete: "read" or "drop" a subset with absent members.
         device: device of the parameters; torch's default device if None.
         dtype: data type of the parameters; torch's default dtype if None.
