@@ -165,7 +165,7 @@ def as_table(results: Sequence[Mapping[str, Any]], items: int) -> str:
         | 1,000,000 | shards, exact (ours) | none | none, 0.3 GB to search | 44 ms | 1.0 s | 1 |
     """
     rows = [HEADS, ("---",) * len(HEADS)]
-    for number, result in enumerate(results):
+    for result in results:
         name, build = f"faiss `{result['kind']}`", ("none", f"none, {result['peak MB'] / 1024:.1f} GB to search")
         if result["kind"] == "ours":
             name = "shards, exact (ours)"
@@ -174,7 +174,7 @@ def as_table(results: Sequence[Mapping[str, Any]], items: int) -> str:
             build = f"{result['build s']:.0f} s", f"{result['build MB'] / 1024:.1f} GB"
         times = (as_time(result[f"ms per query, {how}"]) for how in ("together", "alone"))
         recall = f"{result['recall at 10']:.3g}" if "recall at 10" in result else ""
-        rows.append(("" if number else f"{items:,}", name, *build, *times, recall))
+        rows.append((f"{items:,}", name, *build, *times, recall))
     loads = [result["load"] for result in results if "load" in result]
     busy = f"The machine had {min(loads):.1f} to {max(loads):.1f} times as much to do as it has cores." if loads else ""
     table = "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)

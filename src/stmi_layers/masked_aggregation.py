@@ -28,9 +28,10 @@ def masked_self_attention(
 ) -> Float[Tensor, "batch tokens dim"]:
     r"""Attend among the kept tokens with several heads.
 
-    $$\operatorname{concat}_h\Big( \operatorname{softmax}_{j \in \text{keep}}\big( q_{i,h} \cdot k_{j,h} \big/
-    \sqrt{\text{dim} / \text{num\_heads}} \big)\, v_{j,h} \Big)\, \text{out\_weight}^\top \quad
-    \text{for } i \in \text{keep}, \qquad 0 \text{ otherwise}$$
+    $$\operatorname{concat}_h\Big( \sum_j a_{ijh}\, v_{jh} \Big)\, \text{out\_weight}^\top
+    \qquad {\text{for } i \in \text{keep}, \text{ and } 0 \text{ otherwise}}, \qquad
+    a_{ijh} = \operatorname{softmax}_{j \in \text{keep}}\big( {q_{ih} \cdot k_{jh}} \big/
+    \sqrt{\text{dim} / \text{num\_heads}} \big)$$
 
     $q, k, v$ are the thirds of the tokens times `in_proj_weight`. The softmax runs in at least float32.
 

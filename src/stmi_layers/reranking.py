@@ -30,7 +30,7 @@ def k_reciprocal_rerank(
 ) -> Float[Tensor, "queries gallery"]:
     r"""Compute distances from shared k-reciprocal neighbours and from the features.
 
-    $$d^*(p, g) = (1 - \lambda) \left(1 - \frac{\sum_j \min(V_{pj}, V_{gj})}{\sum_j \max(V_{pj}, V_{gj})}\right)
+    $$d^*(p, g) = {(1 - \lambda)} \left(1 - \frac{\sum_j \min(V_{pj}, V_{gj})}{\sum_j \max(V_{pj}, V_{gj})}\right)
     + \lambda \, d(p, g)$$
 
     $N(p, k)$ is $p$ and its $k$ nearest neighbours among all queries and gallery entries. $R(p, k)$ holds the entries

@@ -26,7 +26,7 @@ def modality_subsets(num_modalities: int, subsets: Subsets = "all") -> Bool[Tens
 
     Args:
         num_modalities: number of modalities $M$, at least 1.
-        subsets: "all" for the 2^M - 1 non-empty subsets; "ends" for each modality alone and all together.
+        subsets: "all" for the $2^M - 1$ non-empty subsets; "ends" for each modality alone and all together.
 
     Returns:
         One row per subset, True for its members.
@@ -144,7 +144,7 @@ class SubsetReadout(nn.Module):
         num_modalities: number of modalities.
         num_heads: heads of each attention; divides `dim`.
         dropout: probability, in training, that an attention weight is zeroed.
-        subsets: "all", or "ends" for each modality alone and all together, because M modalities have 2^M - 1 subsets.
+        subsets: "all", which for $M$ modalities are $2^M - 1$ subsets, or "ends": each modality alone and all together.
         incomplete: "read" or "drop" a subset with absent members.
         device: device of the parameters; torch's default device if None.
         dtype: data type of the parameters; torch's default dtype if None.

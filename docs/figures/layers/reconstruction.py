@@ -10,21 +10,30 @@ TOKENS = torch.tensor([[[2.0, 4, 6, 8], [4, 8, 2, 6], [3, 7, 5, 5]]])[..., None]
 PRESENT = torch.tensor([[True, True, False]])
 
 
-def filled() -> list[float]:
-    """Tokens in the place of the thermal image, with blocks that change nothing."""
-    layer = CrossModalReconstruction(1, num_modalities=3, num_heads=1)
+def layer() -> CrossModalReconstruction:
+    """A layer with blocks that change nothing."""
+    reconstruction = CrossModalReconstruction(1, num_modalities=3, num_heads=1)
     with torch.no_grad():
-        for parameter in layer.parameters():
+        for parameter in reconstruction.parameters():
             parameter.zero_()
-        return layer(TOKENS, PRESENT)[0, 2, :, 0].tolist()
+    return reconstruction
 
 
-def loss() -> float:
-    """What this filling costs against the true tokens."""
-    return reconstruction_loss(torch.tensor(filled())[None, :, None], TOKENS[:, 2]).item()
+@torch.no_grad()
+def filled() -> list[float]:
+    """Tokens in the place of the thermal image."""
+    return layer()(TOKENS, PRESENT)[0, 2, :, 0].tolist()
+
+
+@torch.no_grad()
+def losses() -> list[float]:
+    """What the reconstructions from RGB and from near infrared cost against the true tokens."""
+    made = [layer().translate(TOKENS[:, source], source, 2) for source in (0, 1)]
+    return [reconstruction_loss(tokens, TOKENS[:, 2]).item() for tokens in made]
 
 
 def draw() -> str:
+    rgb, nir = losses()
     parts = [
         text(14, 28, "A sample without its thermal image", anchor="start", bold=True),
         *_row(48, 0, TOKENS[0, 0, :, 0].tolist()),
@@ -37,12 +46,13 @@ def draw() -> str:
         text(160, 186, "mean of both reconstructions", size=12, fill=SOFT),
         text(14, 276, "In training, with all three there", anchor="start", bold=True),
         *_row(292, 2, TOKENS[0, 2, :, 0].tolist()),
-        text(280, 313, f"loss {loss():g}", anchor="start"),
+        text(280, 313, f"loss {rgb:g} + {nir:g}", anchor="start"),
         *lines(
             180,
-            358,
-            "A chain of blocks U per ordered pair. Those of the",
-            "picture change nothing, so that one can add up.",
+            350,
+            f"Each reconstruction has a loss: {rgb:g} from RGB, {nir:g} from NIR.",
+            "The blocks U of the picture change nothing,",
+            "so that one can add up.",
         ),
     ]
     return picture(
