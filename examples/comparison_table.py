@@ -62,10 +62,10 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.mean(values):.{digits}f}" + (f"\xa0±\xa0{deviation:.{digits}f}" if deviation else "")
 
 
-def as_command(arguments: Sequence[str]) -> str:
+def as_command(arguments: Sequence[str], program: str = "python -m examples.compare") -> str:
     """Format the command line as a shell block of 86 columns, so that an option and its values stay together."""
     options: list[str] = []
-    for word in ["python -m examples.compare", *map(shlex.quote, arguments)]:
+    for word in [program, *map(shlex.quote, arguments)]:
         if word.startswith("--") or not options:
             options.append(word)
         else:
