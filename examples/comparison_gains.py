@@ -1,4 +1,4 @@
-"""What an input is worth to every method: its mAP with the input less its mAP without it, seed by seed.
+"""Gains by an input: the mAP of every method with the input less its mAP without it, seed by seed.
 
 python -m examples.comparison_gains --tables runs/places/methods-epochs runs/parcels/methods-epochs \
     --names places parcels --inputs masks --without images --out runs/gains-masks
@@ -51,7 +51,7 @@ class Arguments:
 
 
 def read_scores(folder: Path, inputs: Inputs) -> Scores:
-    """The mAP of the rows with these inputs, in percent, by method and seed."""
+    """Read the mAP of the rows with these inputs, in percent, by method and seed."""
     found: dict[str, dict[int, float]] = {}
     for run in json.loads((folder / "table.json").read_text())["runs"]:
         method, _, more = run["label"].partition(" + ")
@@ -61,7 +61,7 @@ def read_scores(folder: Path, inputs: Inputs) -> Scores:
 
 
 def gains(more: Scores, less: Scores) -> dict[str, list[float]]:
-    """Differences of the scores by method, one per seed that both have."""
+    """Subtract the scores by method, for every seed that both have."""
     return {
         method: [score - less[method][seed] for seed, score in of_seed.items() if seed in less[method]]
         for method, of_seed in more.items()
@@ -70,7 +70,7 @@ def gains(more: Scores, less: Scores) -> dict[str, list[float]]:
 
 
 def as_gain(values: Sequence[float]) -> str:
-    """Mean ± standard deviation of the differences, and the seeds that gain out of all."""
+    """Format mean ± standard deviation of the differences, and the seeds that gain out of all."""
     return f"{spread(values)} ({sum(value > 0 for value in values)}/{len(values)})" if values else "-"
 
 
