@@ -74,7 +74,7 @@ def modulated_attention(
     $$\operatorname{softmax}\big(\text{scale} \cdot (A + S)\big)\,\text{value},
     \qquad A = \text{query}\,\text{key}^\top$$
 
-    $A + S$ are the [`modulate_logits`][stmi_layers.attention.modulate_logits], computed in closed form: a pair keeps
+    $A + S$ are the logits of [`modulate_logits`][stmi_layers.attention.modulate_logits] in closed form: a pair keeps
     the slope $1-\alpha$ (both foreground) or $1-\beta$ (otherwise) of its logit, and only the background columns of a
     foreground row need a constant, $\beta \min_j A - \alpha \max_j A$. A background row is therefore plain attention at
     another temperature. Logits and softmax are computed in at least float32.
@@ -82,7 +82,7 @@ def modulated_attention(
     | `implementation` | device | form | second derivatives |
     | --- | --- | --- | --- |
     | `"dense"` | any | the readable one: stores tokens x tokens logits | yes |
-    | `"tiled"` | CPU | stores a few tiles of the logits; near the time of plain attention | no |
+    | `"tiled"` | CPU | stores a few tiles of the logits at a time | no |
     | `"widened"` | any | one `scaled_dot_product_attention` over heads of twice the width | those of this function |
     | `"triton"` | NVIDIA GPU | own kernels, never run on a GPU so far; needs triton, heads of 32, 64, 128 | no |
 

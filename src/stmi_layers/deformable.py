@@ -38,8 +38,8 @@ def reference_positions(
         points: rows and columns of the windows.
         kernel_size: rows and columns of a window, in tokens.
         stride: step between the windows, in tokens.
-        released: give the positions of the research code of Signal instead, $(i + \tfrac12)(\text{size} - 1) /
-            (\text{points} - 1)$; the last position in each direction lies beyond the grid.
+        released: give the positions of the research code of Signal instead, ${(i + \tfrac12)}\,{(\text{size} - 1)} /
+            {(\text{points} - 1)}$; the last position in each direction lies beyond the grid.
         device: device of the result; torch's default device if None.
 
     Returns:
@@ -157,8 +157,8 @@ class DeformableSampling(nn.Module):
         dim: width of the tokens.
         kernel_size: rows and columns of a window, in tokens.
         stride: step between the windows, in tokens.
-        offset_range: largest offset, above 0, in units of $(\text{size} - 1) / (2\,(\text{points} - 1))$ cells: half
-            the distance between neighbours if the points were spread evenly from the first to the last token.
+        offset_range: largest offset, above 0, in units of ${(\text{size} - 1)} / {(2\,(\text{points} - 1))}$ cells:
+            half the distance between neighbours if the points were spread evenly from the first to the last token.
         offset_channels: 2 for separate offsets of row and column; 1 for one number that scales the reach of both.
         points: "inside", "clamped" or "released", as explained above.
         device: device of the parameters; torch's default device if None.

@@ -40,7 +40,7 @@ def sampled_cross_attention(
     r"""Attend from `queries` to bilinear samples of the token maps of all modalities.
 
     $$\operatorname{CrossAttn}(\text{queries}, S, S), \qquad
-    S_{ms} = \sum_n \big(1 - |y_{ms} - y_n|\big)_+ \big(1 - |x_{ms} - x_n|\big)_+\, \text{patches}_{mn}$$
+    S_{ms} = \sum_n {\big(1 - |y_{ms} - y_n|\big)_+} {\big(1 - |x_{ms} - x_n|\big)_+}\, \text{patches}_{mn}$$
 
     $(y_{ms}, x_{ms})$ are the `positions`, $(y_n, x_n)$ row and column of patch $n$, and CrossAttn is
     [`absorbed_cross_attention`][stmi_layers.cross_attention.absorbed_cross_attention]. A position outside the grid

@@ -33,8 +33,8 @@ def similarity_incidence(
 ) -> Bool[Tensor, "batch nodes edges"]:
     r"""Join every node with similar nodes: one hyperedge per node.
 
-    $$\text{incidence}_{ij} = \Big[\, i = j \ \text{ or }\
-    \frac{x_i^\top x_j}{\lVert x_i \rVert\, \lVert x_j \rVert} \ge \text{threshold} \,\Big]$$
+    $$\text{incidence}_{ij} = {\Big[\, i = j \ \text{ or }\
+    \frac{x_i^\top x_j}{\lVert x_i \rVert\, \lVert x_j \rVert} \ge \text{threshold} \,\Big]}$$
 
     $x$ are the `nodes`; with `similarity="euclidean"` the condition is $\lVert x_i - x_j \rVert \le$ `threshold`. Both
     are computed in at least float32. A zero vector has cosine 0 with every other node. The ONNX exporter supports only

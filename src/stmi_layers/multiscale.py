@@ -68,8 +68,8 @@ def mask_pooled_cells(
 class SegmentationGuidedPooling(nn.Module):
     r"""Lets queries read the patches of all modalities at several scales, foreground first.
 
-    $$\text{queries} + W_o \operatorname{concat}_h \operatorname{softmax}_c\Big(
-    \frac{q_h k_{hc}}{\sqrt{d}} + \beta_h \log(s_c + \delta) \Big)\, v_{hc}$$
+    $$\text{queries} + W_o \operatorname{concat}_h \operatorname{softmax}_c{\Big(
+    \frac{q_h k_{hc}}{\sqrt{d}} + \beta_h \log(s_c + \delta) \Big)}\, v_{hc}$$
 
     Keys and values are the [`mask_pooled_cells`][stmi_layers.multiscale.mask_pooled_cells] of all `scales` together,
     and $s$ is their share of foreground. The layer learns $\beta_h > 0$ per head, as a logarithm: near 0 the mask does

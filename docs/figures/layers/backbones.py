@@ -34,10 +34,10 @@ def _tower(left: float, *, modulated: bool) -> list[str]:
             rect(left + 8, top + 6, 112, 22, fill=FAINT),
             text(left + 64, top + 21.5, "MLP"),
             rect(left + 8, top + 36, 112, 24, fill=FAINT, stroke=GREEN if modulated else "none", thick=2),
-            text(left + (44 if modulated else 64), top + 52.5, "attention", fill=INK),
+            text(left + (42.5 if modulated else 64), top + 52.5, "attention", fill=INK),
         ]
         if modulated:
-            parts.append(text(left + 99, top + 52.5, "+ α β", fill=GREEN, bold=True))
+            parts.append(text(left + 96, top + 52.5, "+ α β", fill=GREEN, bold=True))
     if modulated:
         parts.append(path([(left + 104, 302), (left + 104, 286)], stroke=GREEN, thick=2, head="green"))
         for block in (0, 1):

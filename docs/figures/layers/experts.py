@@ -55,7 +55,7 @@ def draw() -> str:
         *heat(82, 56, gates().tolist(), cell=(34, 26), fill=GREEN),
         text(14, 138, "Text-modulated: cosine with the sentences", anchor="start", bold=True),
         *_layout(14, 152),
-        *_maps(132, 152, cosines(), ("“red jacket”", "“blue jeans”"), BLUE),
+        *_maps(132, 152, cosines(), ("“jacket”", "“jeans”"), BLUE),
         text(14, 270, "Shared: who takes which patch", anchor="start", bold=True),
         *_layout(14, 284),
         *_maps(132, 284, shares(), ("expert 1", "expert 2"), GREEN),
