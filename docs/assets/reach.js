@@ -46,7 +46,7 @@ function broken(text) {
 }
 
 function whole(word) {
-  return word.startsWith("--") || word.startsWith("'") ? piece(word) : word;
+  return word.startsWith("-") || word.startsWith("'") ? piece(word) : word;
 }
 
 function piece(text) {
