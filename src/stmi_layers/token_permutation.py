@@ -125,7 +125,7 @@ class TokenPermutation(nn.Module):
     For $M$ modalities there are $M$ stages, each with its own weights. In stage $s = 1 \ldots M - 1$ a global token
     reads the patches $s$ modalities later in the cycle; in the last stage it reads the patches of its own modality:
 
-    $$c_m \leftarrow c_m + W_p\, \operatorname{CrossAttn}_s\big(N_1(c_m),\ N_P(P_{m + s}),\ P_{m + s}\big) + b_p
+    $$c_m \leftarrow c_m + W_p\, \operatorname{CrossAttn}_s\big(N_1(c_m), N_P(P_{m + s}), P_{m + s}\big) + b_p
     \qquad c_m \leftarrow c_m + \operatorname{FFN}\big(N_2(c_m)\big)$$
 
     $c$ are the `globals`, $P$ the `patches`, $N$ layer norms, and CrossAttn is
