@@ -117,7 +117,7 @@ class DeformableReadout(nn.Module):
       8 x 16 grid, where positions outside the picture get no gradient. Grids with one row of samples work.
     - Reference points are the centres of the windows. `reference="shifted"` puts them half a patch further down and to
       the right, as the research code does.
-    - Networks predict two offsets; `offsets="diagonal"` predicts one for both axes, as the research code does.
+    - Networks predict two offsets; `offsets="diagonal"` predicts one for both axes, a form that no release trains.
 
     Args:
         dim: width of the tokens.
