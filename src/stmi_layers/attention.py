@@ -89,8 +89,8 @@ def modulated_attention(
     `"auto"` is dense while a graph is exported or traced, inside `torch.func` and for forward-mode derivatives;
     otherwise it is tiled on a CPU and widened elsewhere. Where extrema of a row are tied, dense and tiled spread the
     gradient evenly, while widened and triton give it to one of the tied keys. On a CPU with bfloat16 products
-    (AVX512-BF16 or AMX), tiled attends in bfloat16 as plain attention does, above $2^{19}$ logits per sample; below, and
-    on any other CPU, it computes half precision in float32. The page on benchmarks has figures.
+    (AVX512-BF16 or AMX), tiled attends in bfloat16 as plain attention does, above $2^{19}$ logits per sample; below,
+    and on any other CPU, it computes half precision in float32. The page on benchmarks has figures.
 
     Args:
         query: queries per head.
