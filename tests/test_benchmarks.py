@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import large, report
+from benchmarks import large, older, report
 from benchmarks.runner import Comparison, Contender, Target, first_call, run
+from stmi_layers.kernels import merged
 
 
 def always(value: float):
@@ -104,3 +105,32 @@ def test_the_table_of_large_sizes_tells_another_result_from_the_same_and_a_misse
         "| search | **0.50** | ≤ 0.4 | 0.25 to 1.00 | 2.0 | 100 | 2.00 | yes | same |",
         "| search | 0.25 | ≤ 0.4 | 0.12 to 0.50 | 2.0 | 100 | 0.50 | no | other |",
     ]
+
+
+def test_a_topic_that_needs_variables_runs_in_a_process_that_has_them(monkeypatch, tmp_path):
+    wanted = {"STMI_LAYERS_WANTED": "yes"}
+    record = {"topic": "older", "name": "of the process"}
+    seen: list[str] = []
+
+    def run_process(words: list[str], *, env: dict[str, str], **_: object) -> None:
+        assert env.items() >= wanted.items()
+        seen.extend(words)
+        Path(words[words.index("--out") + 1]).write_text(json.dumps({"results": [record]}))
+
+    monkeypatch.setattr(command.older, "ENVIRONMENT", wanted)
+    monkeypatch.setattr(command.subprocess, "run", run_process)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", "older", "--turns", "3", "--processor-time"])
+    assert command.needs_process("older", "cpu")
+    assert command.in_process("older", command.parse()) == [record]
+    assert seen[3:9] == ["--only", "older", "--seconds", "1.0", "--turns", "3"]
+    assert "--processor-time" in seen
+    monkeypatch.setenv("STMI_LAYERS_WANTED", "yes")
+    assert not command.needs_process("older", "cpu")
+    assert not command.needs_process("losses", "cpu")
+
+
+def test_without_its_instructions_bfloat16_is_computed_in_tiles(monkeypatch):
+    monkeypatch.setattr(merged, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(merged, "attend", lambda *_: pytest.fail("took the form of a processor with the instructions"))
+    problem = older._Older("cpu", 300, 1, torch.bfloat16, backward=False, share=1 / 3)
+    problem.ours(*problem.vectors)
