@@ -80,7 +80,7 @@ docs: .venv/all.stamp
 # What an installation gives: the wheel in an empty environment, away from the sources; alone, then with two extras.
 # Thousands of modules that nothing imports are not compiled.
 wheel: .venv/all.stamp
-	rm -rf build dist
+	rm -rf build/venv dist
 	$(RUN) -m build
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl

@@ -235,7 +235,6 @@ def publish(folder: Path, name: str) -> None:
     """Copy table and figure into the folders of the documentation."""
     for file, place in {
         "table.md": DOCS / "tables" / f"results-{name}.md",
-        "figure.png": DOCS / "assets" / "results" / f"{name}.png",
         "figure.svg": DOCS / "assets" / "results" / f"{name}.svg",
     }.items():
         place.parent.mkdir(parents=True, exist_ok=True)

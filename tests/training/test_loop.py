@@ -188,8 +188,10 @@ def test_a_run_resumes_by_another_way_to_the_same_data(folder: Path, tmp_path: P
 
 
 def test_resuming_nothing_starts_a_run_with_a_warning(folder: Path, tmp_path: Path):
-    with pytest.warns(UserWarning, match=r"checkpoint\.pt does not exist: nothing to resume, .* starts at epoch 1"):
+    message = r"checkpoint\.pt does not exist: nothing to resume, .* starts at epoch 1"
+    with pytest.warns(UserWarning, match=message) as warned:
         train_toy(folder, tmp_path, schedule=replace(SCHEDULE, epochs=1), resume=True)
+    assert warned[0].filename == train_toy.__code__.co_filename, "it names the line that called `train`"
     assert read_checkpoint(tmp_path / "checkpoint.pt").epoch == 1
 
 

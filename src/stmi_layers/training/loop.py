@@ -172,8 +172,8 @@ def _read(path: Path, resume: bool) -> Checkpoint | None:
     if path.exists() and not (resume or restarted()):
         raise FileExistsError(f"{path.parent} holds a run already: continue it with resume=True, or choose another out")
     if resume and not path.exists() and not restarted():
-        # A warning, so that one command can start a run and continue it.
-        warnings.warn(f"{path} does not exist: nothing to resume, the run starts at epoch 1", stacklevel=2)
+        # A warning, so that one command can start a run and continue it; it names the line that called `train`.
+        warnings.warn(f"{path} does not exist: nothing to resume, the run starts at epoch 1", stacklevel=5)
     return read_checkpoint(path) if path.exists() else None
 
 
