@@ -2,12 +2,15 @@
 
 import gc
 import os
+import sys
 
 # Deterministic matrix products on CUDA ask for it, before torch is imported.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # A graph that was compiled before an operator changed its layout would be taken from the disk.
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
 os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
+# Garbage is searched for as `pytest_collection_finish` says, and not after every graph as well.
+os.environ.setdefault("TORCH_DYNAMO_RUN_GC_AFTER_COMPILE", "0")
 
 import pytest
 import torch
@@ -31,6 +34,10 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 10)
+    # For its log alone, torch times the guards of every graph behind a flush of the caches: a tenth of a second.
+    guards = sys.modules.get("torch._dynamo.guards")
+    if hasattr(guards, "profile_guard_manager"):
+        vars(guards)["profile_guard_manager"] = lambda *_: 0.0
 
 
 def pytest_sessionfinish() -> None:

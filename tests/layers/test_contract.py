@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import stmi_layers
+from captures import for_any_size
 from case import DIM, Case, Drawn, Fixed, Inputs
 from cases import CASES
 from processes import in_processes
@@ -216,13 +217,34 @@ def test_functional_call_and_grad(case):
     torch.testing.assert_close({name: actual[name] for name in expected}, expected)
 
 
-@every_case()
-def test_compile_to_one_graph(case):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SegmentationModulatedAttention",
+        "SemanticTokenReallocation",
+        "CrossModalHypergraph",
+        "GatedExperts",
+        "TextModulatedExperts",
+        "DeformableReadout, shared",
+        "TokenSelection",
+        "GramAlignment",
+        "CentreAlignment",
+        "ReIDLoss",
+    ],
+)
+def test_compile_to_one_graph(name):
+    """Of fixed sizes, and the gradient with it, in unlike layers; `test_graphs.py` captures all for any batch.
+
+    Captured graphs hold operations of torch, which have their gradients from torch, and one operator of our own.
+    """
+    case = CASES[name]
     layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
-    torch.testing.assert_close(compiled(*inputs), layer(*inputs))
+    output, expected = compiled(*inputs), layer(*inputs)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(gradients(layer, output), gradients(layer, expected))
     # Masks are data: other values need no other graph.
     others = tuple(item.roll(1) for item in inputs)
     torch.testing.assert_close(compiled(*others), layer(*others))
@@ -248,6 +270,7 @@ def test_randomness_is_drawn_anew_in_training(case):
 
 
 @functools.cache
+@for_any_size()
 def exported(case: Case) -> tuple[nn.Module, torch.export.ExportedProgram]:
     """A layer and its graph, captured once for all tests of it."""
     layer, inputs = case.build("cpu", torch.float32).eval(), example(case)
