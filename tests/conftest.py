@@ -9,8 +9,6 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # A graph that was compiled before an operator changed its layout would be taken from the disk.
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
 os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
-# Garbage is searched for as `pytest_collection_finish` says, and not after every graph as well.
-os.environ.setdefault("TORCH_DYNAMO_RUN_GC_AFTER_COMPILE", "0")
 
 import pytest
 import torch
@@ -34,6 +32,9 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 10)
+    config = sys.modules.get("torch._dynamo.config")
+    if hasattr(config, "run_gc_after_compile"):  # a search after every graph
+        setattr(config, "run_gc_after_compile", False)  # noqa: B010  not known to the type checker
     # For its log alone, torch times the guards of every graph behind a flush of the caches: a tenth of a second.
     guards = sys.modules.get("torch._dynamo.guards")
     if hasattr(guards, "profile_guard_manager"):
