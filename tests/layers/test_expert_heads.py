@@ -87,8 +87,8 @@ def test_a_sample_without_any_modality_gives_zeros(head):
 @for_any_size()
 def exported(head) -> tuple[nn.Module, torch.export.ExportedProgram]:
     """A head and its graph, captured once for both tests of it."""
-    layer, count = head(2).eval(), torch.export.Dim("batch", max=4096)
-    return layer, torch.export.export(layer, batch_of(3, 2), dynamic_shapes=[{0: count}] * 3)
+    layer, count = head(3).eval(), torch.export.Dim("batch", max=4096)
+    return layer, torch.export.export(layer, batch_of(3, 3), dynamic_shapes=[{0: count}] * 3)
 
 
 @HEADS
@@ -96,7 +96,7 @@ def test_compiles_and_exports_with_a_dynamic_batch(head):
     layer, program = exported(head)
     compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=True)
     for size in (3, 5):
-        example = batch_of(size, 2)
+        example = batch_of(size, 3)
         torch.testing.assert_close(program.module()(*example), layer(*example))
         torch.testing.assert_close(compiled(*example), layer(*example))
 
@@ -111,7 +111,7 @@ def test_onnx_with_a_dynamic_batch(head):
         pytest.skip("the ONNX exporter of torch 2.6 cannot translate a batch norm")
     layer, captured = exported(head)
     program = torch.onnx.export(captured, dynamo=True, verbose=False)
-    example = batch_of(5, 2)
+    example = batch_of(5, 3)
     session = evaluator.ReferenceEvaluator(program.model_proto)
     (output,) = session.run(None, dict(zip(session.input_names, (item.numpy() for item in example), strict=True)))
     torch.testing.assert_close(torch.from_numpy(output), layer(*example))
