@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import stmi_layers
+from captures import for_any_size
 from case import DIM, Case, Drawn, Fixed, Inputs
 from cases import CASES
 from processes import in_processes
@@ -248,6 +249,7 @@ def test_randomness_is_drawn_anew_in_training(case):
 
 
 @functools.cache
+@for_any_size()
 def exported(case: Case) -> tuple[nn.Module, torch.export.ExportedProgram]:
     """A layer and its graph, captured once for all tests of it."""
     layer, inputs = case.build("cpu", torch.float32).eval(), example(case)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import stmi_layers as sl
+from captures import for_any_size
 
 DIM = 8
 
@@ -83,6 +84,7 @@ def test_a_sample_without_any_modality_gives_zeros(head):
 
 
 @functools.cache
+@for_any_size()
 def exported(head) -> tuple[nn.Module, torch.export.ExportedProgram]:
     """A head and its graph, captured once for both tests of it."""
     layer, count = head(3).eval(), torch.export.Dim("batch", max=4096)

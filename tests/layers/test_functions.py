@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import stmi_layers
+from captures import for_any_size
 from case import Drawn, Fixed, FunctionCase, Inputs
 from cases import FUNCTIONS
 
@@ -118,6 +119,7 @@ def test_compiles_to_one_graph(case):
 
 
 @in_graphs
+@for_any_size()
 def test_exports_with_a_dynamic_batch(case):
     batch = torch.export.Dim("batch", min=2, max=4096)
     inputs, others = example(case), example(case, batch=3)

@@ -8,6 +8,7 @@ from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 import reference
+from captures import for_any_size
 from stmi_layers.fusion import GlobalCrossAttention
 from stmi_layers.hypergraph import CrossModalHypergraph
 from stmi_layers.reallocation import SemanticTokenReallocation
@@ -236,6 +237,7 @@ def test_the_whole_head_with_any_number_of_modalities(modalities):
     assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in head.parameters())
 
 
+@for_any_size()
 def test_the_whole_head_compiles_and_exports_with_a_dynamic_batch():
     head = Head(8, 2, num_tokens=2).eval()
     batch = torch.export.Dim("batch", max=4096)

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stmi_layers as sl
+from captures import for_any_size
 from case import Fixed, Inputs
 from cases import CASES
 from stmi_layers.kernels.widened import widened_attention
@@ -69,6 +70,7 @@ def compiled(function: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], Co
 
 
 @every_layer
+@for_any_size()
 def test_a_layer_is_compiled_once_for_all_batches_and_masks(case):
     layer = case.build("cpu", torch.float32).eval()
     fast, counter = compiled(layer)
@@ -80,6 +82,7 @@ def test_a_layer_is_compiled_once_for_all_batches_and_masks(case):
 
 
 @every_function
+@for_any_size()
 def test_a_function_is_compiled_once_for_all_sizes(function, inputs):
     fast, counter = compiled(function)
     for batch, tokens in ((4, 9), (3, 17), (5, 12)):
@@ -89,6 +92,7 @@ def test_a_function_is_compiled_once_for_all_sizes(function, inputs):
 
 
 @pytest.mark.parametrize("backward", [False, True])
+@for_any_size()
 def test_the_block_of_a_vision_transformer_is_compiled_once_for_all_numbers_of_tokens(backward):
     layer = sl.SegmentationModulatedAttention(DIM, 2)
     fast, counter = compiled(layer)

@@ -254,7 +254,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the real images are not beside the project")
 @pytest.mark.parametrize("name", ["naip_parcels", "naip_places"])
-@every_method
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "stmi"])  # `test_train.py` has STMI
 def test_real_images_train_and_evaluate(method: str, name: str, real: Path, tmp_path: Path):
     changes = {"query_cameras": (3,), "epochs": 1, "image_size": (32, 32), "captions": "off"}
     with warnings.catch_warnings():

@@ -258,14 +258,20 @@ def test_a_method_of_two_files_trains_by_its_name(folder: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the real images are not beside the project")
 @pytest.mark.parametrize(
-    ("name", "modalities", "query_cameras"),
-    [("naip_parcels", ("RGB", "NI"), (3,)), ("naip_places", ("RGB", "NI"), (3,)), ("aero_rgbt", ("RGB", "TI"), ())],
+    ("name", "modalities", "query_cameras", "queries"),
+    [
+        ("naip_parcels", ("RGB", "NI"), (3,), 50),
+        ("naip_places", ("RGB", "NI"), (3,), 92),
+        ("aero_rgbt", ("RGB", "TI"), (), 30),
+    ],
 )
-def test_real_images_train_and_evaluate(name: str, modalities: tuple[str, ...], query_cameras, tmp_path: Path):
+def test_real_images_train_and_evaluate(
+    name: str, modalities: tuple[str, ...], query_cameras, queries: int, tmp_path: Path
+):
     changes = {"modalities": modalities, "query_cameras": query_cameras, "epochs": 1, "image_size": (32, 32)}
     captions = "optional" if name == "naip_places" else "off"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*captions have more than 32 words")
         metrics = train(tiny(REAL / name, captions=captions, **changes), tmp_path)
-    assert 0 < metrics["U"].mAP <= 1
-    assert metrics["U"].num_skipped == 0
+    assert all(0 < found.mAP <= 1 and found.num_skipped == 0 for found in metrics.values())
+    assert {found.num_queries for found in metrics.values()} == {queries}

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from captures import for_any_size
+from examples import exported
 from examples.train import train
 from no_pictures import no_pictures
 from sets import tiny, write_set
@@ -13,6 +15,13 @@ from sets import tiny, write_set
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Iterator[None]:
     with no_pictures():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_captures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exported, "program_of", for_any_size()(exported.program_of))
         yield
 
 

@@ -59,7 +59,8 @@ def test_every_method_exports_whole(method: str, tmp_path: Path, monkeypatch: py
     serving = Serving(model.eval(), run)
     assert serving.inputs == ["images", "masks", "present"]
     example = example_of(serving, facts, 7, seed=9)
-    found = open_onnx(tmp_path / "model.onnx")(example)
+    run_file = open_onnx(tmp_path / "model.onnx")
+    found = run_file(example)
     with torch.no_grad():
         expected = serving(*example.values())
     assert len(found) == len(model.widths) + (model.headline not in model.widths)
@@ -70,6 +71,6 @@ def test_every_method_exports_whole(method: str, tmp_path: Path, monkeypatch: py
     assert absent.any()
     other = example | {"images": example["images"].masked_fill(absent[..., None, None, None], torch.nan)}
     other |= {"masks": example["masks"] ^ absent[..., None, None]}
-    np.testing.assert_array_equal(open_onnx(tmp_path / "model.onnx")(other)[0], found[0])
+    np.testing.assert_array_equal(run_file(other)[0], found[0])
     everything = example | {"present": torch.ones_like(absent)}
-    assert not np.allclose(open_onnx(tmp_path / "model.onnx")(everything)[0], found[0], atol=1e-3)
+    assert not np.allclose(run_file(everything)[0], found[0], atol=1e-3)
