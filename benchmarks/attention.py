@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.runner import Comparison, Contender, Outputs, Target
 from stmi_layers import modulate_logits, modulated_attention
+from stmi_layers.kernels import native
 
 HEADS, HEAD_DIM = 12, 64  # ViT-B
 SIZES = {129: 32, 577: 4, 1025: 2, 2305: 1}  # tokens and batch
@@ -42,6 +43,8 @@ def _comparison(problem: "Problem", threads: int | None, *, written: bool) -> Co
     }
     if problem.device == "cpu":
         contenders["ours, widened"] = problem.contender(problem.widened, exact=problem.written, turns=3)
+    if problem.device == "cpu" and problem.dtype is torch.float32 and native.is_built():
+        contenders["ours, native"] = problem.contender(problem.native, exact=problem.written)
     if written:
         turns = 1 if problem.tokens > 1000 else 3
         contenders["as written"] = problem.contender(problem.written, exact=problem.written, turns=turns)
@@ -118,6 +121,10 @@ class Problem:
     def widened(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend by the implementation for GPUs."""
         return modulated_attention(query, key, value, self.foreground, *self.strengths, implementation="widened")
+
+    def native(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend by the C++ kernel."""
+        return modulated_attention(query, key, value, self.foreground, *self.strengths, implementation="native")
 
     def written(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return as_written(query, key, value, self.foreground, *self.strengths)

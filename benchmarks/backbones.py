@@ -13,7 +13,9 @@ from torch import Tensor
 import stmi_layers.training._torchvision  # noqa: F401  mended before timm imports it
 from benchmarks.attention import as_written
 from benchmarks.runner import Comparison, Contender, Outputs, Target
+from stmi_layers import modulated_attention
 from stmi_layers.backbones import TokenBackbone, modulate
+from stmi_layers.kernels import native
 
 SIZE = (256, 128)
 # Limits: forward pass of one image, forward pass of eight, training step of eight.
@@ -41,6 +43,7 @@ class Pair:
         ours = TokenBackbone(modulate(copy.deepcopy(plain)))
         self.modules: dict[str, Any] = {"plain": plain, "ours": ours}
         self.name, self.device = NAMES[architecture], device
+        self.native = device == "cpu" and not compiled and native.is_built()
         self.plain: Any = plain.forward_features
         self.ours: Any = ours
         if compiled:
@@ -57,10 +60,12 @@ class Pair:
             self.name: lambda: self.plain(images),
             "ours": lambda: _joined(self.ours(images, masks)),
         }
+        if self.native:
+            calls["ours, native"] = lambda: self._with(_native, images, masks)
         # The features of forward passes are checked; the training step computes the same features.
         expected = functools.cache(lambda: self._expected(images, masks)) if run is Pair.forward else None
         contenders = {
-            name: Contender(partial(run, self, call), expected if name == "ours" else None)
+            name: Contender(partial(run, self, call), None if name == self.name else expected)
             for name, call in calls.items()
         }
         return Comparison(f"SFM {self.name} at 256 x 128, {what}", contenders, (Target("time", limit),), threads)
@@ -71,8 +76,12 @@ class Pair:
         def attention(*arguments: Tensor, scale: float) -> Tensor:
             return as_written(*arguments)  # it has the same scale
 
+        return self.forward(lambda: self._with(attention, images, masks))
+
+    def _with(self, attention: Callable[..., Tensor], images: Tensor, masks: Tensor) -> Tensor:
+        """Return all tokens of the network with SFM, computed by another attention."""
         with mock.patch("stmi_layers.backbones.mixin.modulated_attention", attention):
-            return self.forward(lambda: _joined(self.modules["ours"](images, masks)))
+            return _joined(self.modules["ours"](images, masks))
 
     def forward(self, call: Callable[[], Tensor]) -> Outputs:
         self._train(False)
@@ -89,6 +98,9 @@ class Pair:
         for module in self.modules.values():
             if module.training != mode:
                 module.train(mode)
+
+
+_native = partial(modulated_attention, implementation="native")
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from stmi_layers.kernels import native
+
 
 def describe(device: str) -> dict[str, str | int]:
     """Describe processor, threads and versions, without the name of the computer."""
@@ -16,7 +18,9 @@ def describe(device: str) -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    if device != "cpu":
+    if device == "cpu":
+        found["native kernel"] = "built" if native.is_built() else "not built"
+    else:
         found["cuda"] = str(torch.version.cuda)
     return found
 

@@ -11,6 +11,7 @@ COLOURS = {
     "scaled_dot_product_attention": "#8492a6",
     "ours": "#2f9e6e",
     "ours, widened": "#3f7fd0",
+    "ours, native": "#8a56c2",
     "as written": "#d2553a",
     "as written, compiled": "#d99a1e",
 }

@@ -84,13 +84,19 @@ def modulated_attention(
     | `"dense"` | any | the readable one: stores tokens x tokens logits | yes |
     | `"tiled"` | CPU | stores a few tiles of the logits at a time | no |
     | `"widened"` | any | one `scaled_dot_product_attention` over heads of twice the width | those of this function |
+    | `"native"` | CPU | C++ kernel, built once by a command; stores logits of 48 rows per thread | no |
     | `"triton"` | NVIDIA GPU | own kernels, never run on a GPU so far; needs triton, heads of 32, 64, 128 | no |
 
     `"auto"` is dense while a graph is exported or traced, inside `torch.func` and for forward-mode derivatives;
     otherwise it is tiled on a CPU and widened elsewhere. Where extrema of a row are tied, dense and tiled spread the
-    gradient evenly, while widened and triton give it to one of the tied keys. On a CPU with bfloat16 products
+    gradient evenly, while widened, native and triton give it to one of the tied keys. On a CPU with bfloat16 products
     (AVX512-BF16 or AMX), tiled attends in bfloat16 as plain attention does, above $2^{19}$ logits per sample; below,
     and on any other CPU, it computes half precision in float32. The page on benchmarks has figures.
+
+    `"auto"` never takes native. The command `python -m stmi_layers.kernels.native` builds it in seconds, once for a
+    version of torch, with a compiler of C++20 (GCC 11, Clang 14 or newer) on Linux and a processor with AVX2. It
+    computes half precision in float32; gradients are the same in every run with the same number of threads. It runs
+    under `torch.compile`, and is refused in graphs that are exported or traced and inside `torch.func`.
 
     Args:
         query: queries per head.
@@ -108,6 +114,7 @@ def modulated_attention(
     Raises:
         ValueError: when `scale` is not positive, the dtypes of `query`, `key` and `value` differ, or the
             implementation does not exist or cannot run on these tensors.
+        RuntimeError: when `implementation` is "native" and its kernel is not built.
 
     Examples:
         >>> query = key = torch.tensor([[[[1.0], [0.0]]]])

@@ -10,15 +10,17 @@ from torch.autograd import forward_ad
 from stmi_layers._checks import check_choice
 from stmi_layers._typing import tracing
 from stmi_layers.kernels.dense import dense_attention
+from stmi_layers.kernels.native import check_native, native_attention
 from stmi_layers.kernels.tiled import tiled_attention
 from stmi_layers.kernels.triton_attention import triton_modulated_attention
 from stmi_layers.kernels.widened import widened_attention
 
-Implementation = Literal["auto", "dense", "tiled", "widened", "triton"]
+Implementation = Literal["auto", "dense", "tiled", "widened", "native", "triton"]
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
     "dense": dense_attention,
     "tiled": tiled_attention,
     "widened": widened_attention,
+    "native": native_attention,
     "triton": triton_modulated_attention,
 }
 
@@ -46,6 +48,7 @@ def implementation_for(
     Raises:
         ValueError: when there is no such implementation, or it cannot run on these tensors. The Triton implementation
             checks its own rules when it runs.
+        RuntimeError: when the native implementation is asked for, and is not built.
     """
     return FORMS[_choose(implementation, query, *others)]
 
@@ -59,15 +62,24 @@ def _choose(implementation: Implementation, query: Tensor, *others: Tensor) -> I
         return "dense" if transform else _fastest(query)
     if implementation == "tiled" and not query.is_cpu:
         raise ValueError(f'implementation="tiled" is for CPU tensors; received query on {query.device}')
+    if implementation == "native" and _saving():
+        transform = "a graph that is exported or traced"
     if transform and implementation != "widened":
         raise ValueError(f'implementation="{implementation}" cannot run inside {transform}; use "auto" or "dense"')
+    if implementation == "native":
+        check_native(query)
     return implementation
 
 
 def _fastest(query: Tensor) -> Implementation:
-    if tracing() or (torch.compiler.is_compiling() and _exporting()):
-        return "dense"  # a graph that is saved must run where this package is not installed
+    if _saving():
+        return "dense"
     return "tiled" if query.is_cpu else "widened"
+
+
+def _saving() -> bool:
+    """Tell whether a graph is captured to be saved, which must run where this package is not installed."""
+    return tracing() or (torch.compiler.is_compiling() and _exporting())
 
 
 def _transform(*tensors: Tensor) -> str:
