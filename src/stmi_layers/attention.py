@@ -93,10 +93,10 @@ def modulated_attention(
     (AVX512-BF16 or AMX), tiled attends in bfloat16 as plain attention does, above $2^{19}$ logits per sample; below,
     and on any other CPU, it computes half precision in float32. The page on benchmarks has figures.
 
-    `"auto"` never takes native. The command `python -m stmi_layers.kernels.native` builds it in seconds, once for a
-    version of torch, with a compiler of C++20 (GCC 11, Clang 14 or newer) on Linux and a processor with AVX2. It
-    computes half precision in float32; gradients are the same in every run with the same number of threads. It runs
-    under `torch.compile`, and is refused in graphs that are exported or traced and inside `torch.func`.
+    `"auto"` never takes native. The command `python -m stmi_layers.kernels.native` builds it in seconds, once per
+    version of torch: on Linux, with a C++20 compiler (GCC 11, Clang 14 or newer), for a processor with AVX2. Native
+    computes half precision in float32, and its gradients are the same in every run with as many threads. It runs under
+    `torch.compile` from torch 2.7 on, and is refused in exported and traced graphs and inside `torch.func`.
 
     Args:
         query: queries per head.

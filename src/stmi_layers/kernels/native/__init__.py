@@ -1,6 +1,6 @@
 """Modulated attention in C++ on CPU: an optional kernel, built once by `python -m stmi_layers.kernels.native`.
 
-Its readable reference is `dense.py`. The build needs a compiler of C++20 with OpenMP and takes seconds. The library is
+Its readable reference is `dense.py`. The build needs a C++20 compiler with OpenMP and takes seconds. The library is
 kept where torch keeps its extensions: in `~/.cache/torch_extensions`, or in the folder that `TORCH_EXTENSIONS_DIR`
 names. Importing this file only declares the operators. The first call with `implementation="native"` looks for the
 library and loads it.
