@@ -13,7 +13,6 @@ from torch import Tensor
 import stmi_layers.training._torchvision  # noqa: F401  mended before timm imports it
 from benchmarks.attention import as_written
 from benchmarks.runner import Comparison, Contender, Outputs, Target
-from stmi_layers import modulated_attention
 from stmi_layers.backbones import TokenBackbone, modulate
 from stmi_layers.kernels import native
 
@@ -42,8 +41,9 @@ class Pair:
         plain = timm.create_model(architecture, img_size=SIZE, num_classes=0).to(device)
         ours = TokenBackbone(modulate(copy.deepcopy(plain)))
         self.modules: dict[str, Any] = {"plain": plain, "ours": ours}
+        if device == "cpu" and not compiled and native.is_built():
+            self.modules["native"] = TokenBackbone(modulate(copy.deepcopy(plain), implementation="native"))
         self.name, self.device = NAMES[architecture], device
-        self.native = device == "cpu" and not compiled and native.is_built()
         self.plain: Any = plain.forward_features
         self.ours: Any = ours
         if compiled:
@@ -60,8 +60,8 @@ class Pair:
             self.name: lambda: self.plain(images),
             "ours": lambda: _joined(self.ours(images, masks)),
         }
-        if self.native:
-            calls["ours, native"] = lambda: self._with(_native, images, masks)
+        if "native" in self.modules:
+            calls["ours, native"] = lambda: _joined(self.modules["native"](images, masks))
         # The features of forward passes are checked; the training step computes the same features.
         expected = functools.cache(lambda: self._expected(images, masks)) if run is Pair.forward else None
         contenders = {
@@ -73,15 +73,11 @@ class Pair:
     def _expected(self, images: Tensor, masks: Tensor) -> Outputs:
         """Return the tokens when attention computes its equations as written."""
 
-        def attention(*arguments: Tensor, scale: float) -> Tensor:
+        def attention(*arguments: Tensor, scale: float, implementation: str) -> Tensor:
             return as_written(*arguments)  # it has the same scale
 
-        return self.forward(lambda: self._with(attention, images, masks))
-
-    def _with(self, attention: Callable[..., Tensor], images: Tensor, masks: Tensor) -> Tensor:
-        """Return all tokens of the network with SFM, computed by another attention."""
         with mock.patch("stmi_layers.backbones.mixin.modulated_attention", attention):
-            return _joined(self.modules["ours"](images, masks))
+            return self.forward(lambda: _joined(self.modules["ours"](images, masks)))
 
     def forward(self, call: Callable[[], Tensor]) -> Outputs:
         self._train(False)
@@ -98,9 +94,6 @@ class Pair:
         for module in self.modules.values():
             if module.training != mode:
                 module.train(mode)
-
-
-_native = partial(modulated_attention, implementation="native")
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stmi_layers import SegmentationModulatedAttention, modulated_attention
 from stmi_layers.backbones import TokenBackbone, modulate, parameter_groups, unmodulate
+from stmi_layers.kernels.dispatch import Implementation, implementation_for
 from tests.backbones.backbone_checks import (
     COLUMNS,
     FAMILIES,
@@ -238,6 +239,22 @@ def test_tiles_and_dense_agree_inside_a_model(share: str):
     dense = torch.func.grad(loss)(dict(backbone.named_parameters()))
     tiled = gradients(backbone, backbone(*inputs))
     torch.testing.assert_close(tiled, dense, rtol=1e-4, atol=1e-4)
+
+
+@every_family
+def test_a_named_form_of_attention_runs_in_every_block(family: str, monkeypatch: pytest.MonkeyPatch):
+    chosen: list[str] = []
+
+    def record(name: Implementation, *tensors: Tensor):
+        chosen.append(name)
+        return implementation_for(name, *tensors)
+
+    monkeypatch.setattr("stmi_layers.attention.implementation_for", record)
+    model = modulate(build(family), implementation="dense")
+    tokens_of(model)(*example(model))
+    assert chosen == ["dense"] * (len(strengths(model)) // 2)
+    with pytest.raises(ValueError, match=r"implementation must be one of .*; received 'dens'"):
+        modulate(unmodulate(model), implementation="dens")  # pyright: ignore[reportArgumentType]
 
 
 def test_other_masks_reach_the_original():

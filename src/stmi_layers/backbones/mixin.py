@@ -14,6 +14,7 @@ from stmi_layers._precision import at_least_float32, without_autocast
 from stmi_layers._strengths import keep_strengths
 from stmi_layers.attention import modulate_logits, modulated_attention
 from stmi_layers.foreground import MaskPerturbation
+from stmi_layers.kernels.dispatch import Implementation
 
 
 class Modulated(nn.Module):
@@ -25,6 +26,7 @@ class Modulated(nn.Module):
     beta: nn.Parameter | None
     perturbation: MaskPerturbation
     follows: bool  # an earlier block of the model holds the same two parameters
+    implementation: Implementation = "auto"  # form of the attention
 
     @property
     def _tied_weights_keys(self) -> dict[str, str]:
@@ -55,7 +57,9 @@ class Modulated(nn.Module):
         alpha, beta = self.strengths()
         # Under autocast a norm gives queries and keys in float32, while values are in half precision.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        attended = modulated_attention(query, key, value, foreground, alpha, beta, scale=scale)
+        attended = modulated_attention(
+            query, key, value, foreground, alpha, beta, scale=scale, implementation=self.implementation
+        )
         return attended.transpose(1, 2).flatten(2)
 
     def strengths(self) -> tuple[nn.Parameter, nn.Parameter]:

@@ -23,6 +23,7 @@ from stmi_layers.backbones.known_models import (
 from stmi_layers.backbones.mixin import Modulated, ModulatedMultiheadAttention, refuse_multihead
 from stmi_layers.backbones.parameters import strengths_of
 from stmi_layers.foreground import MaskPerturbation
+from stmi_layers.kernels.dispatch import Implementation, check_implementation
 
 Layers = Literal["all", "early", "late"] | Sequence[int]
 Share = Literal["layer", "head", "model"]
@@ -38,6 +39,7 @@ def modulate(
     layers: Layers = "all",
     share: Share = "layer",
     perturbation: float = 0.0,
+    implementation: Implementation = "auto",
 ) -> Model:
     r"""Let the self-attention of every block take a foreground mask.
 
@@ -71,6 +73,7 @@ def modulate(
             paper has A `share="model"`, B `layers="early"`, C `layers="late"`, D `share="head"`, and E, the default.
         perturbation: probability, in training, that a background token is treated as foreground; drawn separately in
             every block.
+        implementation: form of [`modulated_attention`][stmi_layers.attention.modulated_attention] in every block.
 
     Returns:
         `model`.
@@ -94,6 +97,7 @@ def modulate(
     if any(isinstance(module, Modulated) for module in model.modules()):
         raise ValueError("model is modulated already; unmodulate(model) first")
     check_choice("share", share, get_args(Share))
+    check_implementation(implementation)
     if not (math.isfinite(alpha) and math.isfinite(beta)):
         raise ValueError(f"alpha and beta must be finite numbers; received alpha={alpha}, beta={beta}")
     blocks, attentions, classes = _attentions(model)
@@ -107,6 +111,7 @@ def modulate(
             attention.register_parameter(name, strength)
         attention.follows = shared is not None and index > min(chosen)  # pyright: ignore[reportArgumentType]
         attention.perturbation = perturbations[index].train(attention.training)
+        attention.implementation = implementation  # pyright: ignore[reportArgumentType]
         for module in {block, attention}:
             module.__class__ = classes.get(type(module), type(module))
     model.register_load_state_dict_pre_hook(_report_partial_strengths)
@@ -129,7 +134,7 @@ def unmodulate(model: Model) -> Model:
     """
     for module in model.modules():
         if isinstance(module, Modulated):
-            del module.alpha, module.beta, module.perturbation, module.follows
+            del module.alpha, module.beta, module.perturbation, module.follows, module.implementation
         hooks = module._load_state_dict_pre_hooks
         for key in [key for key, hook in hooks.items() if getattr(hook, "hook", None) is _report_partial_strengths]:
             del hooks[key]
