@@ -61,7 +61,8 @@ def _figure(results: Sequence[dict], axis: str, path: Path, ink: str) -> None:
         for panel in panels.flat:
             panel.minorticks_off()
             panel.patch.set_alpha(0)
-        panels[0, 0].legend(frameon=False)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(path, metadata={"Date": None}, transparent=True)
         plt.close(figure)
 
