@@ -221,7 +221,7 @@ def main(run: Run, options: Options) -> str:
     write_text(folder / "table.json", json.dumps(content, indent=2) + "\n")
     from examples.comparison_figure import draw
 
-    name, count = options.docs or run.data.root.name, len(options.seeds)
+    name, count = (options.docs or run.data.root.name).replace("-", " "), len(options.seeds)
     title = f"{preset.title} ({name}), mean ± standard deviation of {count} seeds"
     shown = {"title": title, "axis": preset.axis, "sweep": preset.sweep, "top": options.top}
     figures = draw(by_label, panels, folder / "figure", **shown)

@@ -53,7 +53,7 @@ def write(table: Table, results: Mapping[str, list[Result]], options: Place) -> 
     write_text(folder / "table.json", json.dumps(content, indent=2) + "\n")
     from examples.comparison_rows import draw_columns
 
-    title = f"{options.docs or options.out.name}: {table.title}"
+    title = f"{(options.docs or options.out.name).replace('-', ' ')}: {table.title}"
     figures = draw_columns(table.columns, results, folder / "figure", title=title)
     if options.docs:
         compare.publish(folder, f"{options.docs}-{table.name}")
