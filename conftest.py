@@ -11,7 +11,10 @@ from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
-import stmi_layers.training._torchvision  # noqa: F401  torchvision beside a CPU torch, for the backbones
+from examples.optional import import_torchvision
+
+if find_spec("torchvision"):
+    import_torchvision()  # also beside a torch of another build, before a library imports it
 
 
 class _Printing(PythonEvaluator):

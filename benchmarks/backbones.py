@@ -10,9 +10,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-import stmi_layers.training._torchvision  # noqa: F401  mended before timm imports it
 from benchmarks.attention import as_written
 from benchmarks.runner import Comparison, Contender, Outputs, Target
+from examples.optional import import_library
 from stmi_layers.backbones import TokenBackbone, modulate
 from stmi_layers.kernels import native
 
@@ -35,8 +35,7 @@ class Pair:
     """A network, and a copy with SFM in a `TokenBackbone`."""
 
     def __init__(self, architecture: str, device: str, *, compiled: bool = False) -> None:
-        import timm
-
+        timm = import_library("timm", "timm")
         torch.manual_seed(0)
         plain = timm.create_model(architecture, img_size=SIZE, num_classes=0).to(device)
         ours = TokenBackbone(modulate(copy.deepcopy(plain)))

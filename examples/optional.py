@@ -1,12 +1,36 @@
 """Import of optional libraries, with errors that say what to install."""
 
+import importlib
 import sys
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 # Modules of the extra `examples` of pyproject.toml.
-NEEDED = ("torchvision", "PIL", "numpy", "tyro", "tqdm", "tensorboard", "matplotlib", "scipy", "sklearn")
+NEEDED = ("PIL", "numpy", "tyro", "tqdm", "tensorboard", "matplotlib", "scipy", "sklearn")
+# Libraries that import torchvision themselves.
+_WITH_TORCHVISION = ("open_clip", "timm", "transformers")
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_kept: list[Any] = []  # a collected library would take its declarations along
+
+
+def import_torchvision() -> None:
+    """Import torchvision, also beside a torch build that it was not compiled for.
+
+    A CUDA build of torchvision beside a CPU build of torch fails to import, because two compiled operators are not
+    declared. Declaring them is enough for the import; calling them still raises torchvision's own error.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        import torch
+
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(name + _SCHEMA)
+        _kept.append(library)
+        importlib.import_module("torchvision")
 
 
 def import_library(name: str, extra: str) -> Any:
@@ -19,11 +43,10 @@ def import_library(name: str, extra: str) -> Any:
     Raises:
         ImportError: when it cannot be imported; the message names the extra.
     """
-    from stmi_layers.training._torchvision import import_torchvision
-
-    import_torchvision()  # all of these libraries import it
     try:
-        return import_module(name)
+        if name in _WITH_TORCHVISION:
+            import_torchvision()
+        return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"{name} cannot be imported; from a clone: pip install '.[{extra}]'") from error
 

@@ -107,8 +107,10 @@ def test_the_layers_do_not_load_training_nor_what_it_needs():
 
 def test_training_needs_no_more_than_its_extra():
     there = loaded("import stmi_layers.training")
-    assert {"torchvision", "PIL", "tqdm", "numpy"} <= there
-    assert not there & {"matplotlib", "tyro", "tensorboard", "scipy", "sklearn", "open_clip", "timm", "transformers"}
+    assert {"PIL", "tqdm", "numpy"} <= there
+    assert not there & {"matplotlib", "tyro", "tensorboard", "scipy", "sklearn"}
+    # The towers' libraries import torchvision, and torchvision torch._dynamo: more than a second for every process.
+    assert not there & {"torchvision", "open_clip", "timm", "transformers"}
 
 
 def test_training_shows_names_that_exist_in_order():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from examples.optional import import_torchvision
 from stmi_layers import modulate_logits, token_foreground
 from stmi_layers.backbones import TokenBackbone, modulate, unmodulate
 from stmi_layers.backbones.mixin import Modulated
@@ -36,8 +37,7 @@ CUSTOM = {"block_type": "custom"} | dict.fromkeys(
 
 def import_library(name: str):
     """A library, torchvision made importable beside a CPU build of torch."""
-    import stmi_layers.training._torchvision  # noqa: F401
-
+    import_torchvision()
     return __import__(name, fromlist=["_"])
 
 

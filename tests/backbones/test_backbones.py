@@ -49,7 +49,7 @@ def _installed(request: pytest.FixtureRequest):
     family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
     for library in LIBRARIES:
         if library in (family or "timm"):
-            pytest.importorskip("stmi_layers.training._torchvision")
+            pytest.importorskip("torchvision")
             pytest.importorskip(library)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stmi_layers.backbones import TokenBackbone, load_weights, modulate, resize_positions
 from tests.backbones.backbone_checks import build, timm_vit, transformers_vit
 
-pytest.importorskip("stmi_layers.training._torchvision")
+pytest.importorskip("torchvision")
 for library in ("open_clip", "timm", "transformers"):
     pytest.importorskip(library)
 

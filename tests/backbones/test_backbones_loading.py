@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-import stmi_layers.training._torchvision  # noqa: F401
 from processes import in_processes
 from stmi_layers.backbones import TokenBackbone, load_weights, modulate, unmodulate
 

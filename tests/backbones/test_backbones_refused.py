@@ -8,7 +8,7 @@ from stmi_layers.backbones import TokenBackbone, modulate
 from stmi_layers.backbones.mixin import Modulated
 from tests.backbones.backbone_checks import CUSTOM, build, example, open_clip_vit, strengths, timm_vit, transformers_vit
 
-pytest.importorskip("stmi_layers.training._torchvision")
+pytest.importorskip("torchvision")
 for library in ("open_clip", "timm", "transformers"):
     pytest.importorskip(library)
 

@@ -19,7 +19,7 @@ from tests.backbones.backbone_checks import (
     transformers_vit,
 )
 
-pytest.importorskip("stmi_layers.training._torchvision")
+pytest.importorskip("torchvision")
 for library in ("open_clip", "timm", "transformers"):
     pytest.importorskip(library)
 

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import stmi_layers.training._torchvision  # noqa: F401
 from stmi_layers.backbones.positions import position_grids, resize_positions
 from stmi_layers.backbones.weight_files import read_weight_file
 from stmi_layers.backbones.weights import LoadReport, load_weights

@@ -370,7 +370,7 @@ def test_strengths_are_filled_in_beside_projections_only():
 
 
 def test_weights_of_an_open_clip_block_load():
-    pytest.importorskip("stmi_layers.training._torchvision")  # open_clip imports torchvision
+    pytest.importorskip("torchvision")  # open_clip imports torchvision
     transformer = pytest.importorskip("open_clip.transformer")
     block = transformer.ResidualAttentionBlock(d_model=32, n_head=2).eval()
     attention = SegmentationModulatedAttention(32, 2)

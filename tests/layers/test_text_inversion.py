@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import stmi_layers.training._torchvision  # noqa: F401  for open_clip
 from examples.idea.released import released_inversion
 from reference.deformable_readout import gelu
 from stmi_layers.text_inversion import CaptionPrompts, TextInversion, prompted_text_feature

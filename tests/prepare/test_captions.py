@@ -23,7 +23,6 @@ from examples.prepare.captions.questions import (
 from examples.prepare.captions.report import token_counter
 from examples.prepare.captions.schema import NONE, PERSONS, VEHICLES, Attribute, Schema, read_schema
 from examples.prepare.captions.sentence import Choice, choose, choose_apart, write_sentence, write_sentences
-from stmi_layers.training import _torchvision  # noqa: F401 - open_clip needs it
 from stmi_layers.training.record import Item, Panel
 
 NO_PLATES = VEHICLES.asked(number_plates=False)

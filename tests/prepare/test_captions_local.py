@@ -13,7 +13,6 @@ from examples.prepare.captions.__main__ import main
 from examples.prepare.captions.arguments import Arguments
 from examples.prepare.captions.local import LocalModel
 from examples.prepare.captions.questions import Request, data_url
-from stmi_layers.training import _torchvision  # noqa: F401 - transformers needs it
 
 transformers = pytest.importorskip("transformers")
 

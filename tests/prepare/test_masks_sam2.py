@@ -13,9 +13,7 @@ from torch import Tensor
 from examples.prepare.masks.__main__ import main
 from examples.prepare.masks.files import read_note
 from examples.prepare.masks.make import Settings
-from stmi_layers.training._torchvision import import_torchvision
 
-import_torchvision()
 transformers = pytest.importorskip("transformers", minversion="5")
 pytest.importorskip("scipy")
 

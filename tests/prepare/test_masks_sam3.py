@@ -13,11 +13,9 @@ from examples.masking import Segmentation, maker_of
 from examples.prepare.masks.__main__ import main
 from examples.prepare.masks.make import Settings
 from stmi_layers.training import Data
-from stmi_layers.training._torchvision import import_torchvision
 from stmi_layers.training.images import read_mask
 from stmi_layers.training.splits import list_items
 
-import_torchvision()
 transformers = pytest.importorskip("transformers", minversion="5")
 if not hasattr(transformers, "Sam3Model"):
     pytest.skip("transformers has no SAM 3", allow_module_level=True)

@@ -17,7 +17,7 @@ GUIDE = (ROOT / "docs" / "guides" / "train-your-model.md").read_text()
 SCRIPT, USE = re.findall(r"^```py\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
 TINY = """
 import json, pathlib, runpy, sys
-import stmi_layers.training  # a torchvision beside a torch of another build
+runpy.run_path(sys.argv[3])["import_torchvision"]()  # also beside a torch of another build
 import open_clip
 vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4}
 text = {"context_length": 8, "vocab_size": 100, "width": 8, "heads": 2, "layers": 1}
@@ -55,7 +55,8 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], subpr
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {**sources, "OMP_NUM_THREADS": "1"}
     python = str(ROOT / installed) if installed else sys.executable
-    command = [python, "-W", "ignore", "-P", "-c", TINY, str(tmp_path / "set"), str(tmp_path / "run")]
+    paths = (tmp_path / "set", tmp_path / "run", ROOT / "examples" / "optional.py")
+    command = [python, "-W", "ignore", "-P", "-c", TINY, *map(str, paths)]
 
     def run(script: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "train.py").write_text(script)

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from stmi_layers.training._torchvision import tv_tensors, v2
 from stmi_layers.training.transforms import Augmentation, erase, move
 
 

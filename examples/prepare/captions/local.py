@@ -38,7 +38,7 @@ class LocalModel:
         """
         if not folder.is_dir():
             raise FileNotFoundError(f"local must be the folder of a model; {folder} is not a folder")
-        from stmi_layers.training._torchvision import import_torchvision
+        from examples.optional import import_torchvision
 
         import_torchvision()
         try:

@@ -145,7 +145,7 @@ def token_counter() -> tuple[str, Callable[[str], int]]:
             "an estimate: four tokens for three words, and two",
             lambda text: math.ceil(len(text.split()) * 4 / 3) + 2,
         )
-    from stmi_layers.training._torchvision import import_torchvision
+    from examples.optional import import_torchvision
 
     import_torchvision()
     from open_clip.tokenizer import SimpleTokenizer

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from examples.optional import import_torchvision
 from examples.prepare.masks.regions import Probability
-from stmi_layers.training._torchvision import import_torchvision
 
 Prompt = Literal["box", "point", "composite"]
 

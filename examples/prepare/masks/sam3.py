@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from examples.optional import import_torchvision
 from examples.prepare.masks.regions import Probability
 from stmi_layers._checks import check_choice, check_probability
-from stmi_layers.training._torchvision import import_torchvision
 
 Several = Literal["largest", "middle"]
 Nothing = Literal["empty", "whole", "error"]

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Generator, Tensor
 
-import stmi_layers.training._torchvision  # noqa: F401  before timm and open_clip import what it mends
-
 GREY = 0.5
 
 

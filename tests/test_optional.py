@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stmi_layers.training import _torchvision
+from examples import optional
 
 
 class _Recorder:
@@ -33,18 +33,18 @@ def test_torchvision_is_mended_only_where_broken(
     monkeypatch: pytest.MonkeyPatch, failures: tuple[str, ...], imports: int, declared: int
 ) -> None:
     recorder = _Recorder(*failures)
-    monkeypatch.setattr(_torchvision, "import_module", recorder.import_module)
+    monkeypatch.setattr(optional.importlib, "import_module", recorder.import_module)
     monkeypatch.setattr(torch.library, "Library", recorder.library)
-    monkeypatch.setattr(_torchvision, "_kept", [])
-    _torchvision.import_torchvision()
+    monkeypatch.setattr(optional, "_kept", [])
+    optional.import_torchvision()
     assert (recorder.imports, len(recorder.schemas)) == (imports, declared)
     assert all("(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" in schema for schema in recorder.schemas)
-    assert len(_torchvision._kept) == (declared > 0)
+    assert len(optional._kept) == (declared > 0)
 
 
 def test_other_errors_of_torchvision_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = _Recorder("another one")
-    monkeypatch.setattr(_torchvision, "import_module", recorder.import_module)
+    monkeypatch.setattr(optional.importlib, "import_module", recorder.import_module)
     with pytest.raises(RuntimeError, match="another one"):
-        _torchvision.import_torchvision()
+        optional.import_torchvision()
     assert recorder.imports == 1
