@@ -33,7 +33,7 @@ def nearest(
         gallery: one representation per gallery entry.
         k: number of entries listed per query, at least 1; a smaller gallery is listed completely.
         metric: `"euclidean"`, or `"cosine"`, which scales the features to unit length first: a squared distance is then
-            twice one minus the cosine.
+            twice one minus the cosine. A feature of zeros stays as it is, at squared distance 1 from all others.
         chunk_size: number of queries compared at once. It bounds the working memory, about `16 * chunk_size` bytes per
             gallery entry, and does not change the result.
 
