@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stmi_layers import modulate_logits, modulated_attention
@@ -35,16 +36,33 @@ def with_gradients(implementation: str, inputs: list[Tensor]) -> list[Tensor]:
     """Result and gradients of query, key, value, alpha and beta; "specification" is eq. 3-8 in float64."""
     leaves = [item.detach().clone().requires_grad_(item.is_floating_point()) for item in inputs]
     if implementation == "specification":
-        query, key, value, foreground, alpha, beta = (
-            item.double() if item.is_floating_point() else item for item in leaves
-        )
+        query, key, value, foreground, alpha, beta = widen(leaves)
         logits = modulate_logits(query @ key.mT / math.sqrt(query.shape[-1]), foreground, alpha, beta)
         result = logits.softmax(dim=-1) @ value
     else:
         result = modulated_attention(*leaves, implementation=implementation)
-    incoming = torch.linspace(-1, 2, result.numel(), dtype=torch.float64).reshape(result.shape).sin()
     learned = [leaf for leaf in leaves if leaf.is_floating_point()]
-    return [result.detach(), *torch.autograd.grad(result, learned, incoming.to(result.dtype))]
+    return [result.detach(), *torch.autograd.grad(result, learned, incoming(result))]
+
+
+def incoming(result: Tensor) -> Tensor:
+    """Return a gradient of the result: numbers of both signs, the same for every implementation."""
+    return torch.linspace(-1, 2, result.numel(), dtype=torch.float64).reshape(result.shape).sin().to(result.dtype)
+
+
+def plain_strength_gradient(query: Tensor, key: Tensor, value: Tensor, strength: Tensor) -> Tensor:
+    """Return the gradient of a strength in torch's own attention with the logits times 1 - strength.
+
+    It is what `alpha` is where all tokens are foreground, and `beta` where none is.
+    """
+    leaf = strength.detach().clone().requires_grad_()
+    result = F.scaled_dot_product_attention(query * (1 - leaf[:, None, None]), key, value)
+    return torch.autograd.grad(result, leaf, incoming(result))[0]
+
+
+def widen(inputs: list[Tensor]) -> list[Tensor]:
+    """Return the inputs with vectors and strengths in float64."""
+    return [item.double() if item.is_floating_point() else item for item in inputs]
 
 
 def assert_equal(implementation: str, inputs: list[Tensor], tolerance: float = 1e-9) -> None:
