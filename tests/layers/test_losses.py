@@ -179,7 +179,7 @@ def test_triplet_under_vmap_matches_a_loop():
     torch.testing.assert_close(actual, torch.stack([batch_hard_triplet(x, labels) for x in features]))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # the forward mode of torch uses it
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # the forward mode of torch uses it
 @pytest.mark.parametrize("margin", [None, 0.3])
 def test_triplet_under_function_transforms(margin):
     features, labels = torch.randn(3, 6, 4), torch.tensor([0, 1, 0, 2, 2, 1])

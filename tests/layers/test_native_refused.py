@@ -114,7 +114,7 @@ def test_tensors_that_it_does_not_support():
 
 
 # torch imports its own scripted decompositions for forward-mode derivatives.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_transforms():
     query, *rest = problem(5)
     with pytest.raises(ValueError, match=r'"native" cannot run inside a transform of torch\.func; use "auto"'):
