@@ -133,7 +133,9 @@ def test_graphs_that_are_saved():
     inputs = tuple(problem(5))
     refusal = '"native" cannot run inside a graph that is exported or traced; use "auto" or "dense"'
     for strict in (True, False):
-        with pytest.raises(Exception, match=refusal):
+        # A strict export of torch 2.6 stops at the error, and does not show its message.
+        shown = "Observed exception" if strict and not hasattr(torch.compiler, "is_exporting") else refusal
+        with pytest.raises(Exception, match=shown):
             torch.export.export(Attention(), inputs, strict=strict)
     with pytest.raises(ValueError, match=refusal):
         torch.jit.trace(Attention(), inputs)
