@@ -1,9 +1,15 @@
-"""torchvision with a version of torch that it was not built for."""
+"""torchvision with a version of torch that it was not built for, and commands without it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from examples import optional
+from examples.prepare.captions.local import LocalModel
+from examples.prepare.masks import sam2, sam3
 
 
 class _Recorder:
@@ -48,3 +54,14 @@ def test_other_errors_of_torchvision_pass(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(RuntimeError, match="another one"):
         optional.import_torchvision()
     assert recorder.imports == 1
+
+
+@pytest.mark.parametrize("load", [sam2.load, sam3.load, LocalModel.load])
+def test_commands_with_local_models_name_their_extra(
+    load: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").touch()
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ImportError, match=r"^transformers cannot be imported; .*'\.\[hf\]'$") as raised:
+        load(tmp_path)
+    assert raised.value.name is None  # an error with a name keeps its traceback on the command line

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from examples.optional import import_library
 from examples.prepare.captions.questions import Reply, Request
 
 
@@ -34,17 +35,13 @@ class LocalModel:
 
         Raises:
             FileNotFoundError: when the folder does not exist.
-            ImportError: when transformers is not installed.
+            ImportError: when transformers or torchvision is not installed.
         """
         if not folder.is_dir():
             raise FileNotFoundError(f"local must be the folder of a model; {folder} is not a folder")
-        from examples.optional import import_torchvision
+        import_library("transformers", "hf")
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        import_torchvision()
-        try:
-            from transformers import AutoModelForImageTextToText, AutoProcessor
-        except ImportError as error:
-            raise ImportError("a local model needs transformers; from a clone: pip install '.[hf]'") from error
         # Neither the network nor code in the folder is used, whatever its files name.
         closed: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         processor = AutoProcessor.from_pretrained(folder, **closed)

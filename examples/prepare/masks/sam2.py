@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from examples.optional import import_torchvision
+from examples.optional import import_library
 from examples.prepare.masks.regions import Probability
 
 Prompt = Literal["box", "point", "composite"]
@@ -95,11 +95,12 @@ def load(weights: Path) -> tuple[Any, Any]:
 
     Raises:
         FileNotFoundError: when the folder, or a file in it, is missing.
+        ImportError: when transformers or torchvision is not installed.
         ValueError: when the folder holds another model, or weights are missing.
     """
     if not (weights / "config.json").is_file():
         raise FileNotFoundError(f"weights must be a local folder with SAM 2 and its config.json; received {weights}")
-    import_torchvision()  # the processor needs it
+    import_library("transformers", "hf")  # with torchvision, which the processor needs
     from transformers import AutoConfig, Sam2Model, Sam2Processor
 
     # Neither the network nor code in the folder is used, whatever its files name.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from examples.optional import import_torchvision
+from examples.optional import import_library
 from examples.prepare.masks.regions import Probability
 from stmi_layers._checks import check_choice, check_probability
 
@@ -125,11 +125,12 @@ def load(weights: Path) -> tuple[Any, Any]:
 
     Raises:
         FileNotFoundError: when the folder, or a file in it, is missing.
+        ImportError: when transformers or torchvision is not installed.
         ValueError: when the folder holds another model, or weights are missing.
     """
     if not (weights / "config.json").is_file():
         raise FileNotFoundError(f"weights must be a local folder with SAM 3 and its config.json; received {weights}")
-    import_torchvision()  # the processor needs it
+    import_library("transformers", "hf")  # with torchvision, which the processor needs
     from transformers import AutoConfig, Sam3Model, Sam3Processor
 
     # Neither the network nor code in the folder is used, whatever its files name.
