@@ -14,9 +14,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from examples.optional import import_torchvision
 from processes import in_processes
 from stmi_layers.backbones import TokenBackbone, load_weights, modulate, unmodulate
 
+import_torchvision()  # here, too: further processes import this file without conftest.py
 timm = pytest.importorskip("timm")
 safetensors = pytest.importorskip("safetensors.torch")
 
