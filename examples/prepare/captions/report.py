@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from examples.optional import import_library
 from examples.prepare.captions.answers import Reading
 from examples.prepare.captions.collect import Outcome
 from examples.prepare.captions.journal import Journal
@@ -145,12 +146,7 @@ def token_counter() -> tuple[str, Callable[[str], int]]:
             "an estimate: four tokens for three words, and two",
             lambda text: math.ceil(len(text.split()) * 4 / 3) + 2,
         )
-    from examples.optional import import_torchvision
-
-    import_torchvision()
-    from open_clip.tokenizer import SimpleTokenizer
-
-    tokenizer = SimpleTokenizer()
+    tokenizer = import_library("open_clip", "clip").tokenizer.SimpleTokenizer()
     return "open_clip", lambda text: len(tokenizer.encode(text)) + 2
 
 
