@@ -1,15 +1,17 @@
 """Figure of a comparison of methods: a line per method, a dot per seed, a colour and a shape per input.
 
-    python -m examples.comparison_rows --tables runs/places runs/parcels --names places parcels --out runs/overview
+python -m examples.comparison_rows --tables runs/places/methods-epochs runs/parcels/methods-epochs \
+    --names places parcels --out runs/overview
 
-The figure shows the mAP of several comparisons side by side, from the table.json that `python -m examples.compare
---preset methods` writes.
+shows the mAP of several comparisons side by side, from the table.json that `python -m examples.compare` writes: in
+table.md with a column per comparison, and in a figure with a panel each.
 """
 
 import json
 import math
 import re
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from examples import cli
+from examples import cli, compare
 from examples.comparison_figure import COLORS, write_figure
-from examples.comparison_table import values_of
+from examples.comparison_table import as_command, spread, values_of
 from examples.preset import Column, Result
+from stmi_layers.training.files import write_text
+
+PROGRAM = "python -m examples.comparison_rows"
 
 # Inputs beside images, in the order of their lines, and their marks.
 MARKS = {"": "o", "masks": "s", "captions": "^", "masks + captions": "D"}
@@ -42,18 +47,20 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Arguments:
-    """Several comparisons of methods in one figure."""
+    """Several comparisons of methods in one table and one figure."""
 
     tables: tuple[Path, ...]
     """Folders of comparisons, each with a table.json."""
     names: tuple[str, ...]
-    """Titles of the panels, in the order of `tables`."""
+    """Titles of columns and panels, in the order of `tables`."""
     out: Path
-    """Path of the figure, without suffix; PNG and SVG are written."""
+    """Folder of table.md, figure.png and figure.svg."""
     scored: Literal["mAP", "R1"] = "mAP"
     """Score to show."""
     title: str = "Methods, a dot per seed"
     """Title above all panels."""
+    docs: str = ""
+    """Name of table and figure: copy them to docs/tables/results-NAME.md and docs/assets/results/NAME.svg."""
 
     def __post_init__(self) -> None:
         if not self.tables or len(self.tables) != len(self.names):
@@ -140,14 +147,27 @@ def read_panel(folder: Path, name: str, scored: str) -> Panel:
     return Panel(name, "percent", values)
 
 
-def main(arguments: Arguments) -> list[Path]:
-    """Draw the figure and print its files."""
+def as_columns(panels: Sequence[Panel]) -> str:
+    """Format a Markdown table with a line per label and a column per panel."""
+    lines = ["| method | " + " | ".join(panel.title for panel in panels) + " |", "|" + "---|" * (1 + len(panels))]
+    for label in dict.fromkeys(label for panel in panels for label in panel.values):
+        lines.append("| " + " | ".join([label, *(spread(panel.values.get(label, [])) for panel in panels)]) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Arguments) -> str:
+    """Write table and figure, and print the table."""
     named = zip(arguments.tables, arguments.names, strict=True)
     panels = [read_panel(folder, name, arguments.scored) for folder, name in named]
-    paths = draw_rows(panels, arguments.out, title=arguments.title)
-    print(*paths, sep="\n")
-    return paths
+    asks = f"{arguments.scored} in percent, mean ± standard deviation over the seeds."
+    text = "\n\n".join([asks, as_columns(panels), "Made by", as_command(sys.argv[1:], PROGRAM)]) + "\n"
+    write_text(arguments.out / "table.md", text)
+    figures = draw_rows(panels, arguments.out / "figure", title=arguments.title)
+    if arguments.docs:
+        compare.publish(arguments.out, arguments.docs)
+    print(text, *figures, sep="\n")
+    return text
 
 
 if __name__ == "__main__":
-    cli.run(main, Arguments, __doc__, prog="python -m examples.comparison_rows")
+    cli.run(main, Arguments, __doc__, prog=PROGRAM)

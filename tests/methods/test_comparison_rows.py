@@ -1,4 +1,4 @@
-"""Pictures of comparisons of methods: lines, panels of one scale, and several comparisons side by side."""
+"""Pictures of comparisons of methods: lines and panels of one scale; several comparisons side by side, with a table."""
 
 import json
 from pathlib import Path
@@ -35,17 +35,21 @@ def test_panels_of_a_unit_share_their_scale_and_lines_do_not_hide_each_other(tmp
 def test_tables_stand_side_by_side(tmp_path: Path):
     for name, score in (("one", 0.25), ("two", 0.5)):
         result = {"headline": "G", "descriptors": {"G": {"mAP": score, "R1": 0.75}}}
-        runs = [{"label": label, "seed": 0, "result": result} for label in ("stmi", "stmi + masks")]
+        labels = ("stmi", "stmi + masks", *(("cnn",) if name == "two" else ()))
+        runs = [{"label": label, "seed": 0, "result": result} for label in labels]
         (tmp_path / name).mkdir()
         (tmp_path / name / "table.json").write_text(json.dumps({"runs": runs}))
-    asked = Arguments((tmp_path / "one", tmp_path / "two"), ("first", "second"), tmp_path / "figure", title="Title")
-    paths = main(asked)
-    assert [path.name for path in paths] == ["figure.png", "figure.svg"]
-    drawn = paths[1].read_text()
+    asked = Arguments((tmp_path / "one", tmp_path / "two"), ("first", "second"), tmp_path / "out", title="Title")
+    text = main(asked)
+    assert sorted(path.name for path in asked.out.iterdir()) == ["figure.png", "figure.svg", "table.md"]
+    drawn = (asked.out / "figure.svg").read_text()
     assert all(f"<!-- {text} -->" in drawn for text in ("Title", "first", "second", "stmi", "with masks", "percent"))
     assert "prefers-color-scheme" in drawn
+    assert text == (asked.out / "table.md").read_text()
+    assert "| stmi + masks | 25.0 | 50.0 |\n| cnn | - | 50.0 |\n" in text
+    assert "Made by\n\n```bash\npython -m examples.comparison_rows" in text
     main(asked)
-    assert paths[1].read_text() == drawn
+    assert (asked.out / "figure.svg").read_text() == drawn
     with pytest.raises(ValueError, match="names must be as many as tables; received 1 and 2"):
         Arguments(asked.tables, ("first",), asked.out)
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from examples.prepare.aerial.build import Shot, build, list_shots
+from examples.prepare.aerial.cities import hold_out_cities
 from examples.prepare.aerial.crops import crop_parcel, crop_place, draw_blob, generator, move_points, reduced
 from examples.prepare.aerial.measures import Measures, caption, count_trees, find_crowns, find_vegetation, measure
 from examples.prepare.aerial.source import COMMIT, SOURCE, YEARS, list_backgrounds, list_tiles, read_tile, read_trees
@@ -288,6 +289,50 @@ def test_the_same_clone_gives_the_same_bytes_and_no_tile_changes_another(built: 
                 for root, each in ((built, before), (tmp_path / "out", row))
             )
             assert one.read_bytes() == two.read_bytes()
+
+
+def test_each_training_city_is_a_test_split_once(built: Path, tmp_path: Path):
+    out = tmp_path / "cities"
+    counts = hold_out_cities(built, out)
+    cities = {"long_beach": 2, "palm_springs": 1, "riverside": 2}
+    assert counts == {
+        f"{kind}_{city}/{split}": count
+        for kind in ("naip_places", "naip_parcels")
+        for city, test in cities.items()
+        for split, count in ((f"train_{5 - test}", 5 - test), ("test", test))
+    }
+    assert (out / "SOURCE.txt").read_bytes() == (built / "SOURCE.txt").read_bytes()
+    before = {(row["set"], row["name"]): row for row in provenance(built)}
+    for row in provenance(out):
+        kind = "naip_places" if row["set"].startswith("naip_places") else "naip_parcels"
+        source = before[kind, row["name"]]
+        assert (row["split"] == "test") == (row["set"] == f"{kind}_{row['city']}")
+        assert {**row, "set": "", "split": ""} == {**source, "set": "", "split": ""}
+        one, two = (
+            root / of["set"] / of["split"] / "NI" / f"{row['name']}.jpg" for root, of in ((out, row), (built, source))
+        )
+        assert one.read_bytes() == two.read_bytes()
+    captions = "required"
+    items = read_split(out / "naip_places_riverside", "test", ("RGB", "NI"), captions=captions)
+    assert len(items) == 6
+    assert all(None not in (*item.images, *item.masks) for item in items)
+    assert len(read_split(out / "naip_places_riverside", "train", ("RGB", "NI"), captions=captions)) == 9
+    assert len(read_split(out / "naip_parcels_long_beach", "train", ("RGB", "NI"))) == 9
+
+
+def test_cities_are_held_out_of_built_sets_alone(built: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"naip_provenance.csv is missing; give the folder that .* wrote"):
+        hold_out_cities(built / "naip_places", tmp_path / "out")
+    with pytest.raises(FileExistsError, match="must not exist or be empty"):
+        hold_out_cities(built, built)
+    lines = (built / "naip_provenance.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "naip_provenance.csv").write_text(
+        "".join(line for line in lines if "train" not in line or "riverside" in line)
+    )
+    with pytest.raises(ValueError, match="naip_places must have two training cities or more; received riverside"):
+        hold_out_cities(tmp_path / "one", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # The published sets, as far as they say themselves how they were made

@@ -1,0 +1,129 @@
+"""More test cities: each training city in turn is the test split, and the others are the training split.
+
+    python -m examples.prepare.aerial.cities runs/aerial runs/cities
+
+needs nothing but the built sets. A result that holds in every city does not hang on one of them. The test city of the
+built sets is left out, so its images stay unseen.
+"""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from examples.cli import errors_as_a_line, wrap
+from stmi_layers.training.files import write_folder, write_text
+
+# Folders of a split, and the suffix of their files.
+KINDS = {"RGB": "jpg", "NI": "jpg", "mask": "png"}
+# Rows of naip_provenance.csv.
+Rows = list[dict[str, str]]
+
+
+def hold_out_cities(sets: Path, out: Path) -> dict[str, int]:
+    """Write a set per kind of set and training city, `naip_provenance.csv` and `SOURCE.txt`.
+
+    Args:
+        sets: folder of the built sets.
+        out: folder of the new sets, which must not exist or be empty. Files are copied.
+
+    Returns:
+        The number of identities by set and split.
+
+    Raises:
+        FileExistsError: when `out` holds anything already.
+        FileNotFoundError: when `sets` lacks its provenance, or a file that the provenance names.
+        ValueError: when a kind of set was trained on fewer than two cities.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} must not exist or be empty; give another folder or remove it")
+    train = [row for row in read_provenance(sets) if row["split"].startswith("train")]
+    counts: dict[str, int] = {}
+    written: Rows = []
+    with write_folder(out) as unfinished:
+        for kind in dict.fromkeys(row["set"] for row in train):
+            rows = [row for row in train if row["set"] == kind]
+            cities = list(dict.fromkeys(row["city"] for row in rows))
+            if len(cities) < 2:
+                raise ValueError(f"{sets / kind} must have two training cities or more; received {', '.join(cities)}")
+            for city in cities:
+                sides = {
+                    "train": [row for row in rows if row["city"] != city],
+                    "test": [row for row in rows if row["city"] == city],
+                }
+                for side, of_side in sides.items():
+                    identities = len({row["name"].split("_")[0] for row in of_side})
+                    split = f"train_{identities}" if side == "train" else side
+                    home = f"{kind}_{city}"
+                    copy_split(sets, unfinished / home, split, of_side)
+                    written += [{**row, "set": home, "split": split} for row in of_side]
+                    counts[f"{home}/{split}"] = identities
+        write_text(unfinished / "naip_provenance.csv", as_csv(written))
+        if (sets / "SOURCE.txt").exists():
+            shutil.copyfile(sets / "SOURCE.txt", unfinished / "SOURCE.txt")
+    return counts
+
+
+def read_provenance(sets: Path) -> Rows:
+    """Read the rows of `naip_provenance.csv`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+    """
+    file = sets / "naip_provenance.csv"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing; give the folder that python -m examples.prepare.aerial wrote")
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def copy_split(sets: Path, folder: Path, split: str, rows: Rows) -> None:
+    """Copy images, masks and captions of the rows of one set to a split of a new set."""
+    for row in rows:
+        for kind, suffix in KINDS.items():
+            file = Path(kind) / f"{row['name']}.{suffix}"
+            (folder / split / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(sets / row["set"] / row["split"] / file, folder / split / file)
+    texts = sets / rows[0]["set"] / "text" / "train.json"
+    if texts.exists():
+        named = {f"{row['name']}.jpg" for row in rows}
+        chosen = [entry for entry in json.loads(texts.read_text(encoding="utf-8")) if entry["item"] in named]
+        write_text(folder / "text" / f"{split.split('_')[0]}.json", json.dumps(chosen, indent=0))
+
+
+def as_csv(rows: Iterable[Mapping[str, str]]) -> str:
+    """Format rows as CSV with a header."""
+    rows = list(rows)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    return lines.getvalue()
+
+
+def main(sets: Annotated[Path, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Hold out each training city in turn.
+
+    Args:
+        sets: Folder of the built sets.
+        out: Folder of the new sets, which must not exist or be empty.
+    """
+    for name, count in hold_out_cities(sets, out).items():
+        print(f"{out / name}: {count} identities")
+
+
+if __name__ == "__main__":
+    with errors_as_a_line():
+        tyro.cli(
+            main,
+            prog="python -m examples.prepare.aerial.cities",
+            description=wrap(
+                "Write a set per kind of set and training city, whose test split is that city and whose training "
+                "split is the other training cities of the sets that python -m examples.prepare.aerial built."
+            ),
+        )
