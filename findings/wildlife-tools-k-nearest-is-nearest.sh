@@ -13,7 +13,7 @@ trap 'rm -rf "$folder"' EXIT
 # The package asks for faiss-gpu, of which there is no file for today's Python; faiss-cpu has the same modules.
 "$folder/venv/bin/python" -m pip install --quiet --no-deps wildlife-tools==0.0.9
 "$folder/venv/bin/python" -m pip install --quiet torch==2.13.0 pandas==2.3.3 kornia==0.9.0 faiss-cpu==1.15.1 \
-  jinja2==3.1.6 pyyaml==6.0.3 numpy==2.4.6
+  jinja2==3.1.6 pyyaml==6.0.3 tqdm==4.70.1 numpy==2.4.6
 cd "$folder"
 venv/bin/python -W ignore - <<'END'
 import numpy as np
