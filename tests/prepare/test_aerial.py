@@ -332,6 +332,9 @@ def test_cities_are_held_out_of_built_sets_alone(built: Path, tmp_path: Path):
     )
     with pytest.raises(ValueError, match="naip_places must have two training cities or more; received riverside"):
         hold_out_cities(tmp_path / "one", tmp_path / "out")
+    (tmp_path / "one" / "naip_provenance.csv").write_text("".join(line for line in lines if "train" not in line))
+    with pytest.raises(ValueError, match=r"one must have training splits; its naip_provenance.csv names none"):
+        hold_out_cities(tmp_path / "one", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

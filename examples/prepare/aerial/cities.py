@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -38,35 +38,49 @@ def hold_out_cities(sets: Path, out: Path) -> dict[str, int]:
     Raises:
         FileExistsError: when `out` holds anything already.
         FileNotFoundError: when `sets` lacks its provenance, or a file that the provenance names.
-        ValueError: when a kind of set was trained on fewer than two cities.
+        ValueError: when no file is of a training split, or a kind of set has fewer than two training cities.
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} must not exist or be empty; give another folder or remove it")
     train = [row for row in read_provenance(sets) if row["split"].startswith("train")]
+    if not train:
+        raise ValueError(f"{sets} must have training splits; its naip_provenance.csv names none")
     counts: dict[str, int] = {}
     written: Rows = []
     with write_folder(out) as unfinished:
-        for kind in dict.fromkeys(row["set"] for row in train):
-            rows = [row for row in train if row["set"] == kind]
-            cities = list(dict.fromkeys(row["city"] for row in rows))
-            if len(cities) < 2:
-                raise ValueError(f"{sets / kind} must have two training cities or more; received {', '.join(cities)}")
-            for city in cities:
-                sides = {
-                    "train": [row for row in rows if row["city"] != city],
-                    "test": [row for row in rows if row["city"] == city],
-                }
-                for side, of_side in sides.items():
-                    identities = len({row["name"].split("_")[0] for row in of_side})
-                    split = f"train_{identities}" if side == "train" else side
-                    home = f"{kind}_{city}"
-                    copy_split(sets, unfinished / home, split, of_side)
-                    written += [{**row, "set": home, "split": split} for row in of_side]
-                    counts[f"{home}/{split}"] = identities
+        for home, split, rows in list_splits(train):
+            copy_split(sets, unfinished / home, split, rows)
+            written += [{**row, "set": home, "split": split} for row in rows]
+            counts[f"{home}/{split}"] = count_identities(rows)
         write_text(unfinished / "naip_provenance.csv", as_csv(written))
         if (sets / "SOURCE.txt").exists():
             shutil.copyfile(sets / "SOURCE.txt", unfinished / "SOURCE.txt")
     return counts
+
+
+def list_splits(train: Rows) -> Iterator[tuple[str, str, Rows]]:
+    """Yield the folder of a new set, the name of a split and its rows, for each kind of set, city and split.
+
+    Args:
+        train: rows of the training splits of all kinds of sets.
+
+    Raises:
+        ValueError: when a kind of set has fewer than two training cities.
+    """
+    for kind in dict.fromkeys(row["set"] for row in train):
+        rows = [row for row in train if row["set"] == kind]
+        cities = list(dict.fromkeys(row["city"] for row in rows))
+        if len(cities) < 2:
+            raise ValueError(f"{kind} must have two training cities or more; received {', '.join(cities)}")
+        for city in cities:
+            others = [row for row in rows if row["city"] != city]
+            yield f"{kind}_{city}", f"train_{count_identities(others)}", others
+            yield f"{kind}_{city}", "test", [row for row in rows if row["city"] == city]
+
+
+def count_identities(rows: Rows) -> int:
+    """Count the identities in the names of the rows."""
+    return len({row["name"].split("_")[0] for row in rows})
 
 
 def read_provenance(sets: Path) -> Rows:
@@ -96,9 +110,8 @@ def copy_split(sets: Path, folder: Path, split: str, rows: Rows) -> None:
         write_text(folder / "text" / f"{split.split('_')[0]}.json", json.dumps(chosen, indent=0))
 
 
-def as_csv(rows: Iterable[Mapping[str, str]]) -> str:
+def as_csv(rows: Rows) -> str:
     """Format rows as CSV with a header."""
-    rows = list(rows)
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, list(rows[0]) if rows else [])
     writer.writeheader()
