@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from examples import cli
-from examples.comparison_table import as_command, as_table, column_of
+from examples.comparison_table import as_command, as_page, as_table, column_of
 from examples.methods import load_method
 from examples.preset import Column, Preset, Result, Row
 from examples.robustness import finished, score_under
@@ -207,9 +207,7 @@ def main(run: Run, options: Options) -> str:
     panels = [{name: column_of(name, own) for name in panel} for panel in preset.panels]
     results = run_all(run, options, preset.rows)
     by_label = {row.label: [results[row.label, seed] for seed in options.seeds] for row in preset.rows}
-    command = as_command(sys.argv[1:])
-    parts = [*([preset.asks] if preset.asks else []), as_table(preset.axis, columns, by_label), "Made by", command]
-    text = "\n\n".join(parts) + "\n"
+    text = as_page(preset.asks, as_table(preset.axis, columns, by_label), as_command(sys.argv[1:]))
     folder = options.out / options.preset
     write_text(folder / "table.md", text)
     runs: list[dict[str, Any]] = [

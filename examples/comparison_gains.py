@@ -15,7 +15,7 @@ from pathlib import Path
 
 from examples import cli, compare
 from examples.comparison_rates import headline_map
-from examples.comparison_table import as_command, spread
+from examples.comparison_table import as_command, as_markdown, as_page, spread
 from examples.entrants import Inputs
 from stmi_layers.training.files import write_text
 
@@ -83,14 +83,12 @@ def main(arguments: Arguments) -> str:
     methods = list(dict.fromkeys(method for column in columns for method in column))
     if not methods:
         raise ValueError(f"inputs and without must have rows of one method; received tables without {arguments.inputs}")
-    lines = ["| method | " + " | ".join(arguments.names) + " |", "|" + "---|" * (1 + len(columns))]
-    for method in methods:
-        lines.append("| " + " | ".join([method, *(as_gain(column.get(method, [])) for column in columns)]) + " |")
+    lines = [[method, *(as_gain(column.get(method, [])) for column in columns)] for method in methods]
     asks = (
         "Points of mAP that a row gains, mean ± standard deviation over the seeds, each against the run of the same "
         "seed; in parentheses, the seeds that gain."
     )
-    text = "\n\n".join([asks, "\n".join(lines), "Made by", as_command(sys.argv[1:], PROGRAM)]) + "\n"
+    text = as_page(asks, as_markdown(["method", *arguments.names], lines), as_command(sys.argv[1:], PROGRAM))
     write_text(arguments.out / "table.md", text)
     if arguments.docs:
         write_text(compare.DOCS / "tables" / f"results-{arguments.docs}.md", text)

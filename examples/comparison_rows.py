@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 
 from examples import cli, compare
 from examples.comparison_figure import COLORS, write_figure
-from examples.comparison_table import as_command, spread, values_of
+from examples.comparison_table import as_command, as_markdown, as_page, spread, values_of
 from examples.preset import Column, Result
 from stmi_layers.training.files import write_text
 
@@ -149,10 +149,9 @@ def read_panel(folder: Path, name: str, scored: str) -> Panel:
 
 def as_columns(panels: Sequence[Panel]) -> str:
     """Format a Markdown table with a line per label and a column per panel."""
-    lines = ["| method | " + " | ".join(panel.title for panel in panels) + " |", "|" + "---|" * (1 + len(panels))]
-    for label in dict.fromkeys(label for panel in panels for label in panel.values):
-        lines.append("| " + " | ".join([label, *(spread(panel.values.get(label, [])) for panel in panels)]) + " |")
-    return "\n".join(lines)
+    labels = dict.fromkeys(label for panel in panels for label in panel.values)
+    lines = [[label, *(spread(panel.values.get(label, [])) for panel in panels)] for label in labels]
+    return as_markdown(["method", *(panel.title for panel in panels)], lines)
 
 
 def main(arguments: Arguments) -> str:
@@ -160,7 +159,7 @@ def main(arguments: Arguments) -> str:
     named = zip(arguments.tables, arguments.names, strict=True)
     panels = [read_panel(folder, name, arguments.scored) for folder, name in named]
     asks = f"{arguments.scored} in percent, mean ± standard deviation over the seeds."
-    text = "\n\n".join([asks, as_columns(panels), "Made by", as_command(sys.argv[1:], PROGRAM)]) + "\n"
+    text = as_page(asks, as_columns(panels), as_command(sys.argv[1:], PROGRAM))
     write_text(arguments.out / "table.md", text)
     figures = draw_rows(panels, arguments.out / "figure", title=arguments.title)
     if arguments.docs:

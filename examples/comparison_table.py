@@ -3,7 +3,7 @@
 import shlex
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from examples.preset import Column, Result
 
@@ -46,12 +46,22 @@ def values_of(column: Column, runs: Sequence[Result]) -> list[float]:
 
 def as_table(axis: str, columns: Mapping[str, Column], rows: Mapping[str, Sequence[Result]]) -> str:
     """Format a Markdown table with one line per label, from the results of its seeds."""
-    header = [axis, "by", *columns]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines = []
     for label, runs in rows.items():
         cells = [spread(values_of(column, runs), column.digits) for column in columns.values()]
-        lines.append("| " + " | ".join([label, runs[0]["headline"], *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([label, runs[0]["headline"], *cells])
+    return as_markdown([axis, "by", *columns], lines)
+
+
+def as_markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Format a Markdown table."""
+    head, *body = ("| " + " | ".join(cells) + " |" for cells in (header, *lines))
+    return "\n".join([head, "|" + "---|" * len(header), *body])
+
+
+def as_page(asks: str, table: str, command: str) -> str:
+    """Join what a table says or asks, which may be empty, the table, and the command that made it."""
+    return "\n\n".join([*([asks] if asks else []), table, "Made by", command]) + "\n"
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from examples import compare
-from examples.comparison_table import as_command, as_table
+from examples.comparison_table import as_command, as_page, as_table
 from examples.preset import Column, Result
 from stmi_layers.training.files import write_text
 
@@ -40,8 +40,7 @@ def write(table: Table, results: Mapping[str, list[Result]], options: Place) -> 
         results: results by label, one per seed.
         options: output folder, name for the documentation, and seeds.
     """
-    command = as_command(sys.argv[1:])
-    text = "\n\n".join([table.asks, as_table("method", table.columns, results), "Made by", command]) + "\n"
+    text = as_page(table.asks, as_table("method", table.columns, results), as_command(sys.argv[1:]))
     folder = options.out / table.name
     write_text(folder / "table.md", text)
     runs = [

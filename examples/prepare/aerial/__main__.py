@@ -1,34 +1,37 @@
 """Build the aerial sets from a clone of their public source: `python -m examples.prepare.aerial CLONE OUT`."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
-from examples.cli import errors_as_a_line, wrap
+from examples import cli
 from examples.prepare.aerial.build import build
 from examples.prepare.aerial.source import COMMIT, SOURCE
 
+DESCRIPTION = f"""\
+Build naip_places and naip_parcels, real images of two modalities, from a clone of {SOURCE} (CC BY 4.0). The published
+tables used commit {COMMIT}.
 
-def main(clone: Annotated[Path, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Build the aerial sets.
+Needs: pip install -e '.[aerial]'
+"""
 
-    Args:
-        clone: Clone of the source.
-        out: Folder of the sets, which must not exist or be empty.
-    """
-    for name, count in build(clone, out).items():
-        print(f"{out / name}: {count} identities")
+
+@dataclass(frozen=True)
+class Arguments:
+    """Clone of the source, and folder of the sets."""
+
+    clone: tyro.conf.Positional[Path]
+    """Clone of the source."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the sets, which must not exist or be empty."""
+
+
+def main(arguments: Arguments) -> None:
+    """Build the aerial sets, and print them."""
+    for name, count in build(arguments.clone, arguments.out).items():
+        print(f"{arguments.out / name}: {count} identities")
 
 
 if __name__ == "__main__":
-    with errors_as_a_line():
-        tyro.cli(
-            main,
-            prog="python -m examples.prepare.aerial",
-            description=wrap(
-                "Build naip_places and naip_parcels, real images of two modalities, from a clone of "
-                f"{SOURCE} (CC BY 4.0). The published tables used commit {COMMIT}.\n\n"
-                "Needs: pip install -e '.[aerial]'"
-            ),
-        )
+    cli.run(main, Arguments, DESCRIPTION, prog="python -m examples.prepare.aerial")

@@ -13,7 +13,7 @@ hold a second test city, to check findings on data that were not used for any ch
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ from stmi_layers.training.files import write_folder, write_text
 
 # Largest number of identities of a city in naip_parcels.
 PARCELS_PER_CITY = 50
+PROVENANCE = "naip_provenance.csv"
 COLUMNS = ("set", "split", "name", "city", "year", "tile", "source_file", "annotated_trees_in_crop", "mask_fraction")
 CREDIT = f"""\
 Made by `python -m examples.prepare.aerial` of {SOURCE}, published at commit {COMMIT}.
@@ -90,8 +91,7 @@ def build(clone: Path, out: Path) -> dict[str, int]:
         FileNotFoundError: when the clone lacks tiles.
         ImportError: when a library of the extra `aerial` is missing.
     """
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} must not exist or be empty; give another folder or remove it")
+    refuse_filled(out)
     for library in ("cv2", "tifffile", "imagecodecs"):
         import_library(library, "aerial")
     backgrounds = list_backgrounds(clone)
@@ -102,9 +102,7 @@ def build(clone: Path, out: Path) -> dict[str, int]:
             for home, split, shots in list_shots(clone, kind, most):
                 counts[f"{home}/{split}"] = len({shot.identity for shot in shots})
                 rows += write_split(unfinished / home, split, shots, clone, backgrounds if most else None)
-        lines = io.StringIO(newline="")
-        csv.writer(lines).writerows([COLUMNS, *rows])
-        write_text(unfinished / "naip_provenance.csv", lines.getvalue())
+        write_provenance(unfinished, rows)
         write_text(unfinished / "SOURCE.txt", CREDIT)
     return counts
 
@@ -153,9 +151,27 @@ def write_split(
         origin = (shot.city, shot.year, shot.number, shot.file.name)
         rows.append([folder.name, split, shot.name, *origin, trees, f"{made.mask.mean():.3f}"])
         texts += [{"item": f"{shot.name}.jpg", "description": made.text}] if made.text else []
+    write_captions(folder, split, texts)
+    return rows
+
+
+def refuse_filled(out: Path) -> None:
+    """Raise FileExistsError when an output folder holds anything already."""
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} must not exist or be empty; give another folder or remove it")
+
+
+def write_provenance(folder: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write `naip_provenance.csv`, whose rows have the order of `COLUMNS`."""
+    lines = io.StringIO(newline="")
+    csv.writer(lines).writerows([COLUMNS, *rows])
+    write_text(folder / PROVENANCE, lines.getvalue())
+
+
+def write_captions(folder: Path, split: str, texts: list[dict[str, str]]) -> None:
+    """Write the captions of a split of a set, if it has any."""
     if texts:
         write_text(folder / "text" / f"{split.split('_')[0]}.json", json.dumps(texts, indent=0))
-    return rows
 
 
 def make_place(tile: np.ndarray, shot: Shot, clone: Path) -> Picture:

@@ -7,22 +7,32 @@ built sets is left out, so its images stay unseen.
 """
 
 import csv
-import io
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
-from examples.cli import errors_as_a_line, wrap
-from stmi_layers.training.files import write_folder, write_text
+from examples import cli
+from examples.prepare.aerial.build import COLUMNS, PROVENANCE, refuse_filled, write_captions, write_provenance
+from stmi_layers.training.files import write_folder
 
 # Folders of a split, and the suffix of their files.
 KINDS = {"RGB": "jpg", "NI": "jpg", "mask": "png"}
 # Rows of naip_provenance.csv.
 Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Built sets, and folder of the new sets."""
+
+    sets: tyro.conf.Positional[Path]
+    """Folder of the built sets."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the new sets, which must not exist or be empty."""
 
 
 def hold_out_cities(sets: Path, out: Path) -> dict[str, int]:
@@ -40,19 +50,18 @@ def hold_out_cities(sets: Path, out: Path) -> dict[str, int]:
         FileNotFoundError: when `sets` lacks its provenance, or a file that the provenance names.
         ValueError: when no file is of a training split, or a kind of set has fewer than two training cities.
     """
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} must not exist or be empty; give another folder or remove it")
+    refuse_filled(out)
     train = [row for row in read_provenance(sets) if row["split"].startswith("train")]
     if not train:
         raise ValueError(f"{sets} must have training splits; its naip_provenance.csv names none")
     counts: dict[str, int] = {}
-    written: Rows = []
+    written: list[list[str]] = []
     with write_folder(out) as unfinished:
         for home, split, rows in list_splits(train):
             copy_split(sets, unfinished / home, split, rows)
-            written += [{**row, "set": home, "split": split} for row in rows]
+            written += [[{**row, "set": home, "split": split}[column] for column in COLUMNS] for row in rows]
             counts[f"{home}/{split}"] = count_identities(rows)
-        write_text(unfinished / "naip_provenance.csv", as_csv(written))
+        write_provenance(unfinished, written)
         if (sets / "SOURCE.txt").exists():
             shutil.copyfile(sets / "SOURCE.txt", unfinished / "SOURCE.txt")
     return counts
@@ -89,7 +98,7 @@ def read_provenance(sets: Path) -> Rows:
     Raises:
         FileNotFoundError: when there is no such file.
     """
-    file = sets / "naip_provenance.csv"
+    file = sets / PROVENANCE
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing; give the folder that python -m examples.prepare.aerial wrote")
     with file.open(encoding="utf-8", newline="") as lines:
@@ -98,45 +107,23 @@ def read_provenance(sets: Path) -> Rows:
 
 def copy_split(sets: Path, folder: Path, split: str, rows: Rows) -> None:
     """Copy images, masks and captions of the rows of one set to a split of a new set."""
-    for row in rows:
-        for kind, suffix in KINDS.items():
+    for kind, suffix in KINDS.items():
+        (folder / split / kind).mkdir(parents=True)
+        for row in rows:
             file = Path(kind) / f"{row['name']}.{suffix}"
-            (folder / split / kind).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(sets / row["set"] / row["split"] / file, folder / split / file)
     texts = sets / rows[0]["set"] / "text" / "train.json"
     if texts.exists():
         named = {f"{row['name']}.jpg" for row in rows}
-        chosen = [entry for entry in json.loads(texts.read_text(encoding="utf-8")) if entry["item"] in named]
-        write_text(folder / "text" / f"{split.split('_')[0]}.json", json.dumps(chosen, indent=0))
+        entries = json.loads(texts.read_text(encoding="utf-8"))
+        write_captions(folder, split, [entry for entry in entries if entry["item"] in named])
 
 
-def as_csv(rows: Rows) -> str:
-    """Format rows as CSV with a header."""
-    lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, list(rows[0]) if rows else [])
-    writer.writeheader()
-    writer.writerows(rows)
-    return lines.getvalue()
-
-
-def main(sets: Annotated[Path, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Hold out each training city in turn.
-
-    Args:
-        sets: Folder of the built sets.
-        out: Folder of the new sets, which must not exist or be empty.
-    """
-    for name, count in hold_out_cities(sets, out).items():
-        print(f"{out / name}: {count} identities")
+def main(arguments: Arguments) -> None:
+    """Hold out each training city in turn, and print the sets."""
+    for name, count in hold_out_cities(arguments.sets, arguments.out).items():
+        print(f"{arguments.out / name}: {count} identities")
 
 
 if __name__ == "__main__":
-    with errors_as_a_line():
-        tyro.cli(
-            main,
-            prog="python -m examples.prepare.aerial.cities",
-            description=wrap(
-                "Write a set per kind of set and training city, whose test split is that city and whose training "
-                "split is the other training cities of the sets that python -m examples.prepare.aerial built."
-            ),
-        )
+    cli.run(main, Arguments, __doc__, prog="python -m examples.prepare.aerial.cities")
