@@ -91,10 +91,15 @@ CUT_OFF = """(laptop) => {
         ...named("table", shown("table").filter(beyondPage)),
     ];
 }"""
-# Scripts put pictures into a page after it has loaded; one that cannot be shown is complete as well.
+# Scripts go on after a page has loaded: interactive figures replace their stills and bring pictures of their own. One
+# that cannot be shown is complete as well.
 SETTLED = """() => document.fonts.status === "loaded" && !document.querySelector(".arithmatex:not([data-formula])")
+    && !document.querySelector("article img[id^='try-']")
     && [...document.images].every((image) => image.complete || image.loading === "lazy")
     && [...document.querySelectorAll("article table:not([class])")].every((table) => table.closest("[tabindex]"))"""
+# Listeners of a new size run before the next frame is drawn.
+RESIZED = """(width) => innerWidth === width
+    && new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -153,7 +158,7 @@ def test_page(visitor: Page, address: str, path: str) -> None:
         switch(visitor, "dark")
         problems["contrast in dark"] = visitor.evaluate(CONTRAST_VIOLATIONS, CONTRAST)
         visitor.set_viewport_size(PHONE)
-        visitor.wait_for_timeout(50)  # formulas are set anew
+        visitor.wait_for_function(RESIZED, arg=PHONE["width"])  # formulas are set anew
         problems["wider than a phone"] = visitor.evaluate(WIDE)
         problems["cut off on a phone"] = visitor.evaluate(CUT_OFF, False)
     problems["complaints"] = found
