@@ -4,7 +4,8 @@ python -m examples.comparison_rows --tables runs/places/methods-epochs runs/parc
     --names places parcels --out runs/overview
 
 shows the mAP of several comparisons side by side, from the table.json that `python -m examples.compare` writes: in
-table.md with a column per comparison, and in a figure with a panel each.
+table.md with a column per comparison, and in a figure with a panel each. `--lost-without RGB` shows the share of the
+mAP that each method loses without that modality at test; it needs the tables of `compare --missing`.
 """
 
 import json
@@ -57,6 +58,8 @@ class Arguments:
     """Folder of table.md, figure.png and figure.svg."""
     scored: Literal["mAP", "R1"] = "mAP"
     """Score to show."""
+    lost_without: str = ""
+    """Show the share of the score that is lost without this modality at test; the tables are those of `--missing`."""
     title: str = "Methods, a dot per seed"
     """Title above all panels."""
     docs: str = ""
@@ -130,21 +133,39 @@ def _mark(more: str) -> Line2D:
 
 
 def _scale(axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
-    """Start all panels at 0 and end panels of one unit alike; percentages end at 25, 50, 75 or 100."""
+    """Give panels of one unit one scale with 0 on it; percentages end at a multiple of 25."""
     for axis, panel in zip(axes, panels, strict=True):
         alike = [other.values for other in panels if other.unit == panel.unit]
-        most = max(value for of_label in alike for values in of_label.values() for value in values)
-        end = 25 * math.ceil(most / 25) if panel.unit == "percent" else most
-        axis.set_xlim(0, 1.06 * end or 1)
+        drawn = [0.0, *(value for of_label in alike for values in of_label.values() for value in values)]
+        step = 25 if panel.unit == "percent" else max(drawn) or 1
+        start, end = step * math.floor(min(drawn) / step), step * math.ceil(max(drawn) / step)
+        axis.set_xlim(1.06 * start, 1.06 * end or 1)
 
 
-def read_panel(folder: Path, name: str, scored: str) -> Panel:
-    """Read the scores of a comparison by label, in percent."""
+def read_panel(folder: Path, name: str, scored: str, lost_without: str = "") -> Panel:
+    """Read the scores of a comparison by label, or the shares of them that are lost without a modality, in percent."""
     values: dict[str, list[float]] = {}
     for run in json.loads((folder / "table.json").read_text())["runs"]:
         result: Result = run["result"]
-        values.setdefault(run["label"], []).append(100 * result["descriptors"][result["headline"]][scored])
+        score = _score(result, scored)
+        if lost_without:
+            score = 1 - _score(_without(result, lost_without, folder), scored) / score
+        values.setdefault(run["label"], []).append(100 * score)
     return Panel(name, "percent", values)
+
+
+def _score(result: Result, scored: str) -> float:
+    return result["descriptors"][result["headline"]][scored]
+
+
+def _without(result: Result, name: str, folder: Path) -> Result:
+    found = result.get("without", {})
+    if name not in found:
+        raise ValueError(
+            f"lost_without must be a modality that the runs of {folder} were scored without, which is "
+            f"{' or '.join(found) or 'none'}; received {name} (examples.compare --missing writes such a folder)"
+        )
+    return found[name]
 
 
 def as_columns(panels: Sequence[Panel]) -> str:
@@ -157,8 +178,11 @@ def as_columns(panels: Sequence[Panel]) -> str:
 def main(arguments: Arguments) -> str:
     """Write table and figure, and print the table."""
     named = zip(arguments.tables, arguments.names, strict=True)
-    panels = [read_panel(folder, name, arguments.scored) for folder, name in named]
-    asks = f"{arguments.scored} in percent, mean ± standard deviation over the seeds."
+    panels = [read_panel(folder, name, arguments.scored, arguments.lost_without) for folder, name in named]
+    shown = f"{arguments.scored} in percent"
+    if arguments.lost_without:
+        shown = f"{arguments.scored} that is lost without {arguments.lost_without} at test, in percent of that with all"
+    asks = f"{shown}, mean ± standard deviation over the seeds."
     text = as_page(asks, as_columns(panels), as_command(sys.argv[1:], PROGRAM))
     write_text(arguments.out / "table.md", text)
     figures = draw_rows(panels, arguments.out / "figure", title=arguments.title)

@@ -1,6 +1,7 @@
 """Pictures of comparisons of methods: lines and panels of one scale; several comparisons side by side, with a table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,32 @@ def test_tables_stand_side_by_side(tmp_path: Path):
     assert (asked.out / "figure.svg").read_text() == drawn
     with pytest.raises(ValueError, match="names must be as many as tables; received 1 and 2"):
         Arguments(asked.tables, ("first",), asked.out)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_shares_that_are_lost_without_a_modality(tmp_path: Path):
+    def scored(value: float) -> dict:
+        return {"headline": "G", "descriptors": {"G": {"mAP": value}}}
+
+    pairs = (("cnn", 0.5, 0.3), ("cnn", 0.5, 0.4), ("stmi", 0.4, 0.44))  # one gains
+    runs = [
+        {"label": label, "result": scored(whole) | {"without": {"NI": scored(less)}}} for label, whole, less in pairs
+    ]
+    (tmp_path / "table.json").write_text(json.dumps({"runs": runs}))
+    asked = Arguments((tmp_path,), ("set",), tmp_path / "out", lost_without="NI")
+    text = main(asked)
+    assert text.startswith("mAP that is lost without NI at test, in percent of that with all, mean ± ")
+    assert "| cnn | 30.0 ± 14.1 |" in text.replace("\u00a0", " ")
+    assert "| stmi | -10.0 |" in text
+    with pytest.raises(ValueError, match=r"lost_without must be a modality .* which is NI; received RGB"):
+        main(replace(asked, lost_without="RGB"))
+
+
+def test_panels_with_losses_below_zero_show_them(tmp_path: Path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(comparison_rows, "write_figure", lambda figure, path: figures.append(figure) or [])
+    draw_rows([Panel("a", "percent", {"cnn": [-3.0, 40.0]})], tmp_path / "figure", title="")
+    assert figures[0].axes[0].get_xlim() == pytest.approx((-26.5, 53))
 
 
 def test_only_scores_and_minutes_of_a_table_are_drawn(tmp_path: Path, monkeypatch):
