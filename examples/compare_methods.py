@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from examples import cli, compare
-from examples.comparison_missing import ASKS as MISSING
-from examples.comparison_missing import missing_columns, without_each
+from examples.comparison_missing import missing_columns, missing_rule, without_each
 from examples.comparison_rates import Tries, best_rate, table_of_tries
 from examples.comparison_table import column_of
 from examples.comparison_written import Table, write
@@ -174,7 +173,7 @@ def rule_of(rows: Rows, results: Mapping[str, list[Result]], options: Options, b
     if options.learning_rates:
         chosen = f"The learning rate of each row is the best of {tries_of(rows, options)}. Nothing else was tried."
     else:
-        chosen = "No setting was tried: each row has its method's defaults."
+        chosen = "Nothing was tried for single rows: each has its method's defaults."
     items = min(ITEMS, int(first["cost"]["items"]))
     return (
         f"Equal for all: {budget}{rate}. Scored on {scored} ({first['protocol']}). {chosen} CPU minutes are those of "
@@ -221,8 +220,9 @@ def main(shared: Mapping[str, Any], options: Options) -> str:
         for label, run in rows.items():
             checkpoints = [out / "checkpoint.pt" for out in places_of(label, run, options, asked)]
             results[label] = without_each(run.quiet(), checkpoints, results[label])
-        columns = missing_columns(next(iter(rows.values())).data.modalities)
-        table = Table(f"{name}-missing", f"{title}, a modality missing at test", MISSING, columns)
+        run = next(iter(rows.values()))
+        columns = missing_columns(run.data.modalities)
+        table = Table(f"{name}-missing", f"{title}, a modality missing at test", missing_rule(run), columns)
         texts.append(write(table, results, options))
     return "\n".join(texts)
 

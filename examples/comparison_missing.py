@@ -8,11 +8,6 @@ from examples.preset import Column, Result, Row
 from examples.robustness import score_under
 from examples.run import Run
 
-ASKS = (
-    "Runs trained with all modalities, scored by mAP with all, and again without the one that the column names: it is "
-    "missing in every query and every gallery entry."
-)
-
 
 def without_each(run: Run, checkpoints: Sequence[Path], results: Sequence[Result]) -> list[Result]:
     """Add to the results of a row, one per checkpoint, the scores without each modality under "without"."""
@@ -29,6 +24,16 @@ def without_each(run: Run, checkpoints: Sequence[Path], results: Sequence[Result
         }
         for checkpoint, result in zip(checkpoints, results, strict=True)
     ]
+
+
+def missing_rule(run: Run) -> str:
+    """Describe training and test of a table of these columns."""
+    dropout = run.schedule.modality_dropout
+    trained = f"each modality dropped with probability {dropout:g}" if dropout else "all modalities"
+    return (
+        f"Runs trained with {trained}, scored by mAP with all, and again without the one that the column names: it is "
+        "missing in every query and every gallery entry."
+    )
 
 
 def missing_columns(modalities: Sequence[str]) -> Mapping[str, Column]:

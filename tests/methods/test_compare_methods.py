@@ -12,6 +12,7 @@ import torch
 
 from examples import cli, compare, compare_methods, cost
 from examples.compare_methods import Options, fit_epochs, places_of, results_of, try_rates, with_rate
+from examples.comparison_missing import missing_rule
 from examples.comparison_rates import best_rate, table_of_tries
 from examples.entrants import OWN, entrants, rows_of
 from examples.methods import METHODS, load_method
@@ -211,7 +212,7 @@ def test_a_comparison_is_written_whole_and_repeats_nothing(folder: Path, tmp_pat
     assert (
         "Equal for all: 2 epochs, learning rate 0.002. Scored on the test split (all query all, 20 against 20" in text
     )
-    assert "No setting was tried: each row has its method's defaults." in text
+    assert "Nothing was tried for single rows: each has its method's defaults." in text
     assert "python -m examples.compare --preset methods --equal epochs" in text
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out/runs").rglob("*.json")}
     assert len(made) == 4 * 5  # metrics, settings, cost, and scores without each modality
@@ -223,6 +224,12 @@ def test_a_comparison_is_written_whole_and_repeats_nothing(folder: Path, tmp_pat
     assert [run["label"] for run in content["runs"]] == [line[0] for line in table[1:]]
     with pytest.raises(ValueError, match=r"made with other settings(.|\n)*weight_decay: 0.05 -> 0.01"):
         compare_methods.main(shared(folder, weight_decay=0.01), options)
+
+
+def test_a_table_of_missing_modalities_names_the_dropout_of_its_training(folder: Path):
+    for dropout, trained in ((0.0, "all modalities"), (0.3, "each modality dropped with probability 0.3")):
+        (run,) = rows(folder, "concatenation", modality_dropout=dropout).values()
+        assert missing_rule(run).startswith(f"Runs trained with {trained}, scored by mAP with all, and again without ")
 
 
 def test_equal_cpu_time_stands_on_equal_epochs_and_tries_are_told(folder: Path, tmp_path: Path, in_this_process):
