@@ -24,7 +24,7 @@ if METHOD == "forkserver":
     CONTEXT.set_forkserver_preload(["torch.distributed", "stmi_layers.training", "torch.utils.data"])
 
 
-def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2, patience: float = 300) -> None:
+def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2, patience: float = 900) -> None:
     """Run `work` in processes that are told about each other as torchrun does; an error in one is raised here.
 
     Processes that have not ended within `patience` seconds are killed. Their store is in this process, as in torchrun:
