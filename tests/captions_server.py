@@ -130,14 +130,10 @@ def fail(status: int, *, code: str | None = None, message: str = "no", **headers
     return lambda handler, _: handler.send(status, body, **headers)
 
 
-def hang(seconds: float) -> Behaviour:
-    """Say nothing for so long, then hang up."""
-
-    def behave(handler: Handler, body: dict[str, Any]) -> None:
-        time.sleep(seconds)
-        handler.close_connection = True
-
-    return behave
+def hang(handler: Handler, body: dict[str, Any]) -> None:
+    """Say nothing until the client hangs up."""
+    handler.connection.recv(1)
+    handler.close_connection = True
 
 
 def cut(handler: Handler, body: dict[str, Any]) -> None:

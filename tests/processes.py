@@ -3,10 +3,10 @@
 A process forked after torch has run can wait for ever, and a spawned process spends seconds on importing torch.
 """
 
+import itertools
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.multiprocessing.spawn import start_processes
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -23,15 +24,15 @@ if METHOD == "forkserver":
     CONTEXT.set_forkserver_preload(["torch.distributed", "stmi_layers.training", "torch.utils.data"])
 
 
-def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2, patience: float = 300) -> None:
+def in_processes(work: Callable[..., None], *arguments: Any, count: int = 2, patience: float = 900) -> None:
     """Run `work` in processes that are told about each other as torchrun does; an error in one is raised here.
 
-    Processes that have not ended within `patience` seconds are killed.
+    Processes that have not ended within `patience` seconds are killed. Their store is in this process, as in torchrun:
+    its port is never free for another program.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    common["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     started = start_processes(_enter, (common, work, arguments), count, join=False, start_method=METHOD)
     assert started is not None
     until = time.monotonic() + patience
@@ -58,6 +59,18 @@ def said(work: Callable[..., None], *arguments: Any, says: Path) -> str:
     process = start(work, *arguments, says=says)
     process.join()
     return says.read_text()
+
+
+def waiting(work: Callable[..., Any], call: int) -> Callable[..., Any]:
+    """Return `work` that waits at its call number `call` to be killed, so that the kill is never too late."""
+    calls = itertools.count(1)
+
+    def wait_or_work(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            time.sleep(300)
+        return work(*arguments, **options)
+
+    return wait_or_work
 
 
 def as_command(module: str, *arguments: object) -> None:

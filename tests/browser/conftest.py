@@ -5,14 +5,15 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 NO_BROWSER = (
@@ -20,6 +21,15 @@ NO_BROWSER = (
     "anywhere: .venv/bin/python -m playwright install chromium) and run make docs again"
 )
 PREFIX = "/some/where"
+# Milliseconds that anything may take, because other programs may hold the processors.
+PATIENCE = 120_000
+expect.set_options(timeout=PATIENCE)
+# Scripts go on after a page has loaded: interactive figures replace their stills and bring pictures of their own. One
+# that cannot be shown is complete as well.
+SETTLED = """() => document.fonts.status === "loaded" && !document.querySelector(".arithmatex:not([data-formula])")
+    && !document.querySelector("article img[id^='try-']")
+    && [...document.images].every((image) => image.complete || image.loading === "lazy")
+    && [...document.querySelectorAll("article table:not([class])")].every((table) => table.closest("[tabindex]"))"""
 
 
 # A page builds the index of its search as soon as it has loaded, which is half the time of a visit: who sends this
@@ -78,7 +88,9 @@ def browser() -> Iterator[Browser]:
         if program is None:
             pytest.skip(NO_BROWSER)
         browser = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=program,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+            timeout=PATIENCE,
         )
         yield browser
         browser.close()
@@ -90,22 +102,40 @@ def find_browser(playwright: Playwright) -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), own if Path(own).is_file() else None)
 
 
+@contextmanager
+def _page(browser: Browser, **options: Any) -> Iterator[Page]:
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def settle() -> Callable[[Page], object]:
+    """Wait until a page that has loaded is as its readers see it."""
+    return lambda page: page.wait_for_function(SETTLED)
+
+
 @pytest.fixture(scope="session")
 def visitor(browser: Browser) -> Iterator[Page]:
     """A page that every check visits in turn."""
-    context = browser.new_context(color_scheme="light", reduced_motion="reduce", extra_http_headers=NO_SEARCH)
-    context.add_init_script("localStorage.clear()")  # every page follows the system until a button is pressed
-    yield context.new_page()
-    context.close()
+    with _page(browser, color_scheme="light", reduced_motion="reduce", extra_http_headers=NO_SEARCH) as page:
+        page.context.add_init_script("localStorage.clear()")  # follows the system until a button is pressed
+        yield page
 
 
 @pytest.fixture
 def reader(browser: Browser) -> Iterator[Page]:
     """A page of its own, whose errors in scripts fail the test."""
     errors: list[str] = []
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, extra_http_headers=NO_SEARCH)
-    page = context.new_page()
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    context.close()
+    with _page(browser, viewport={"width": 1280, "height": 900}, extra_http_headers=NO_SEARCH) as page:
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page
     assert errors == []
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open pages with options of their own."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(_page(browser, **options))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,17 @@ TOKENS = len(GIVEN[0])
 
 
 @pytest.fixture
-def sfm(reader: Page, address: str) -> Locator:
+def sfm(reader: Page, settle: Callable[[Page], object], address: str) -> Locator:
     reader.goto(f"{address}try/sfm/")
+    settle(reader)  # nothing moves from here on
     reader.locator("summary").click()
     return reader.locator("div#try-sfm")
 
 
 @pytest.fixture
-def chi(reader: Page, address: str) -> Locator:
+def chi(reader: Page, settle: Callable[[Page], object], address: str) -> Locator:
     reader.goto(f"{address}try/chi/")
+    settle(reader)
     return reader.locator("div#try-chi")
 
 
@@ -185,11 +188,9 @@ def test_hyperedge_of_a_node_by_pointer_and_keyboard(chi: Locator) -> None:
 
 
 @pytest.mark.parametrize("name", ["sfm", "chi"])
-def test_still_picture_without_scripts(browser, address: str, name: str) -> None:
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
+def test_still_picture_without_scripts(opened: Callable[..., Page], address: str, name: str) -> None:
+    page = opened(java_script_enabled=False)
     page.goto(f"{address}try/{name}/")
     still = page.locator(f"img#try-{name}")
     assert still.is_visible()
     assert len(str(still.get_attribute("alt"))) > 40
-    context.close()

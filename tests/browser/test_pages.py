@@ -1,12 +1,12 @@
 """Pages in both palettes, at the width of a laptop and of a phone: nothing is cut off, unreadable or missing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
 SCHEMES = {"light": "default", "dark": "slate"}
@@ -91,15 +91,10 @@ CUT_OFF = """(laptop) => {
         ...named("table", shown("table").filter(beyondPage)),
     ];
 }"""
-# Scripts go on after a page has loaded: interactive figures replace their stills and bring pictures of their own. One
-# that cannot be shown is complete as well.
-SETTLED = """() => document.fonts.status === "loaded" && !document.querySelector(".arithmatex:not([data-formula])")
-    && !document.querySelector("article img[id^='try-']")
-    && [...document.images].every((image) => image.complete || image.loading === "lazy")
-    && [...document.querySelectorAll("article table:not([class])")].every((table) => table.closest("[tabindex]"))"""
-# Listeners of a new size run before the next frame is drawn.
+# Listeners of a new size run before the next frame is drawn, which may need other fonts.
 RESIZED = """(width) => innerWidth === width
-    && new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"""
+    && new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))
+        .then(() => document.fonts.ready).then(() => true)"""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -140,14 +135,14 @@ def switch(page: Page, palette: str) -> None:
     assert scheme(page) == SCHEMES[palette]
 
 
-def test_page(visitor: Page, address: str, path: str) -> None:
+def test_page(visitor: Page, settle: Callable[[Page], object], address: str, path: str) -> None:
     """One visit in both palettes, because most of the time goes into loading a page and setting its formulas."""
     visitor.set_viewport_size(LAPTOP)
     visitor.emulate_media(color_scheme="light")
     problems: dict[str, list[str]] = {}
     with complaints(visitor, address) as found:
         visitor.goto(f"{address}{path}/".replace("./", ""), wait_until="load")
-        visitor.wait_for_function(SETTLED)
+        settle(visitor)
         assert scheme(visitor) == SCHEMES["light"]
         visitor.evaluate(AXE)
         problems["accessibility"] = visitor.evaluate(VIOLATIONS, OTHERS)
@@ -167,9 +162,7 @@ def test_page(visitor: Page, address: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("palette", SCHEMES)
-def test_the_palette_is_that_of_the_system(browser: Browser, address: str, palette: str) -> None:
-    context = browser.new_context(color_scheme=palette)
-    page = context.new_page()
+def test_the_palette_is_that_of_the_system(opened: Callable[..., Page], address: str, palette: str) -> None:
+    page = opened(color_scheme=palette)
     page.goto(address)
     assert scheme(page) == SCHEMES[palette]
-    context.close()

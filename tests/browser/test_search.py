@@ -20,12 +20,14 @@ def test_search_finds_every_public_name(reader: Page, address: str) -> None:
     missed = []
     names = sorted(public_names(stmi_layers) | public_names(backbones))
     assert {"modulated_attention", "modulate"} <= set(names)
+    field.fill("modulate")
+    expect(reader.locator(".md-search-result__link").first).to_be_attached()  # the index is built
     for name in names:
         field.fill(name)
         field.press("End")  # the theme listens to keys
         found = reader.locator(f'.md-search-result__link[href*="#stmi_layers."][href$=".{name}"]')
         try:
-            expect(found.first).to_be_attached(timeout=5000)
+            expect(found.first).to_be_attached(timeout=30_000)
         except AssertionError:
             missed.append(name)
     assert missed == []

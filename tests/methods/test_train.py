@@ -20,10 +20,10 @@ from torch import nn
 from examples.restore import restore
 from examples.run import Run, run_of
 from examples.train import build_model, load_splits, train
-from processes import CONTEXT
+from processes import CONTEXT, waiting
 from sets import assert_same_weights, tiny, weights, write_set
 from stmi_layers import ReIDLoss
-from stmi_layers.training import IdentitySampler, Machine, collate, facts_of, read_checkpoint
+from stmi_layers.training import IdentitySampler, Machine, collate, facts_of, loop, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data"
@@ -121,9 +121,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
 
 
-def train_like_a_test(run: Run, out: Path) -> None:
+def train_until_killed(run: Run, out: Path) -> None:
+    """Train like a test."""
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
+    loop.save_checkpoint = waiting(loop.save_checkpoint, run.schedule.epochs)
     train(run, out)
 
 
@@ -131,7 +133,7 @@ def train_like_a_test(run: Run, out: Path) -> None:
 def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path):
     run = tiny(folder, epochs=12, perturbation=0.2, erasing=0.5)
     train(run, tmp_path / "whole")
-    process = CONTEXT.Process(target=train_like_a_test, args=(run, tmp_path / "killed"))
+    process = CONTEXT.Process(target=train_until_killed, args=(run, tmp_path / "killed"))
     process.start()
     deadline = time.monotonic() + 300
     while not (tmp_path / "killed" / "checkpoint.pt").exists():
@@ -156,7 +158,7 @@ def test_two_processes_end_where_one_does(folder: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "argv", command("stmi", incomplete, tmp_path / "one", *flags)[2:])
     monkeypatch.delitem(sys.modules, "examples.train")  # a second import under the name __main__, as `python -m` does
     runpy.run_module("examples.train", run_name="__main__", alter_sys=True)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2", "-m")
     two = command("stmi", incomplete, tmp_path / "two", *flags, launcher=torchrun)
     subprocess.run(two, cwd=ROOT, env=environment(), check=True, capture_output=True)
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")

@@ -15,10 +15,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from processes import METHOD, in_processes, start
+from processes import METHOD, in_processes, start, waiting
 from sets import write_set
 from stmi_layers import GatedExperts
-from stmi_layers.training import IdentitySampler, describe, facts_of, fit, load_split, read_checkpoint, whole_batch
+from stmi_layers.training import (
+    IdentitySampler,
+    describe,
+    facts_of,
+    fit,
+    load_split,
+    loop,
+    read_checkpoint,
+    whole_batch,
+)
 from stmi_layers.training.distributed import (
     Share,
     by_first,
@@ -263,7 +272,8 @@ def test_alone_everything_is_the_identity():
 def agent(folder: str, out: str) -> None:
     """What torchrun does for two processes and two restarts; forked ones need not import torch for seconds."""
     options = {"run_id": "test", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": METHOD}
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=PROCESSES, max_restarts=2, **options)
+    nodes = {"min_nodes": 1, "max_nodes": 1, "local_addr": "127.0.0.1"}
+    config = LaunchConfig(nproc_per_node=PROCESSES, max_restarts=2, **nodes, **options)
     elastic_launch(config, program)(folder, out)
 
 
@@ -271,6 +281,8 @@ def program(folder: str, out: str) -> None:
     """Of one process of a round: it trains, and fails after the end of the second round."""
     number, of_round = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
     (Path(out).parent / f"pid.{number}").write_text(str(os.getpid()))
+    if of_round == "0":
+        loop.save_checkpoint = waiting(loop.save_checkpoint, 30)
     train_toy(
         Path(folder),
         Path(out),

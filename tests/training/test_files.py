@@ -133,7 +133,7 @@ def test_a_folder_takes_the_place_of_another_when_it_is_complete(tmp_path: Path)
 def _hold(folder: Path, ready, stop) -> None:
     with locked(folder):
         ready.set()
-        stop.wait(30)
+        stop.wait(300)
 
 
 def test_a_folder_in_use_is_refused_by_name(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_killed_run_leaves_its_folder_free(tmp_path: Path) -> None:
     ready, stop = CONTEXT.Event(), CONTEXT.Event()
     other = CONTEXT.Process(target=_hold, args=(tmp_path, ready, stop))
     other.start()
-    assert ready.wait(60)
+    assert ready.wait(300)
     with pytest.raises(BlockingIOError, match=rf"process {other.pid} on"), locked(tmp_path):
         pass
     other.kill()

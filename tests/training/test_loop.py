@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from processes import CONTEXT
+from processes import CONTEXT, waiting
 from sets import write_set
-from stmi_layers.training import Machine, Outputs, Schedule, load_split, read_checkpoint, save_checkpoint
+from stmi_layers.training import Machine, Outputs, Schedule, load_split, loop, read_checkpoint, save_checkpoint
 from stmi_layers.training.device import choose_device
 from stmi_layers.training.dropout import drop_modalities, modality_draws
 from stmi_layers.training.epoch import warn_of_batches
@@ -123,11 +123,16 @@ def test_a_step_is_the_one_written_out(folder: Path, tmp_path: Path):
         torch.testing.assert_close(kept.model[name], value, msg=name)
 
 
+def train_until_killed(folder: Path, out: Path, schedule: Schedule) -> None:
+    loop.save_checkpoint = waiting(loop.save_checkpoint, schedule.epochs)
+    train_toy(folder, out, schedule=schedule)
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path):
     schedule = replace(SCHEDULE, epochs=40, modality_dropout=0.3)
     train_toy(folder, tmp_path / "whole", schedule=schedule)
-    process = CONTEXT.Process(target=train_toy, args=(folder, tmp_path / "killed"), kwargs={"schedule": schedule})
+    process = CONTEXT.Process(target=train_until_killed, args=(folder, tmp_path / "killed", schedule))
     process.start()
     deadline = time.monotonic() + 300
     while not (tmp_path / "killed" / "checkpoint.pt").exists():
@@ -210,7 +215,7 @@ def hold(folder: Path, child: Connection) -> None:
         number = os.fork()
         if number:
             child.send(number)
-        time.sleep(60)
+        time.sleep(300)
 
 
 @pytest.mark.slow
@@ -218,7 +223,7 @@ def test_the_death_of_a_run_frees_its_folder_though_its_loaders_live_on(tmp_path
     here, there = CONTEXT.Pipe()
     process = CONTEXT.Process(target=hold, args=(tmp_path, there))
     process.start()
-    assert here.poll(60)
+    assert here.poll(300)
     child = here.recv()
     try:
         with (

@@ -16,9 +16,17 @@ from examples import extract
 from examples.listing import Listing
 from examples.restore import load_model
 from examples.search import __main__ as search
-from processes import as_command, in_processes, start
+from processes import as_command, in_processes, start, waiting
 from sets import save, tiny
-from stmi_layers.training import Machine, MultiModalDataset, describe, load_split, open_shards, unlabelled
+from stmi_layers.training import (
+    Machine,
+    MultiModalDataset,
+    describe,
+    extraction,
+    load_split,
+    open_shards,
+    unlabelled,
+)
 
 
 def run(module: Any, *arguments: object) -> Any:
@@ -304,11 +312,16 @@ def test_two_processes_describe_what_one_does(index: Path, data: Path, checkpoin
     torch.testing.assert_close(rows_of(tmp_path), rows_of(index), rtol=1e-4, atol=1e-5)
 
 
+def extract_until_killed(*line: object) -> None:
+    extraction.write_shard = waiting(extraction.write_shard, 20)
+    as_command("examples.extract", *line)
+
+
 @pytest.mark.slow
 def test_an_extraction_survives_being_killed(index: Path, data: Path, checkpoint: Path, tmp_path: Path):
     line = ["--checkpoint", checkpoint, "--images", data, "--split", "test", "--shard-size", 1, "--batch-size", 1]
     line += ["--out", tmp_path / "out"]
-    process = start(as_command, "examples.extract", *line, "--device", "cpu", says=tmp_path / "said.txt")
+    process = start(extract_until_killed, *line, "--device", "cpu", says=tmp_path / "said.txt")
     while len(list(tmp_path.glob("out/shards/0*"))) < 4 and process.is_alive():
         time.sleep(0.001)
     process.kill()
