@@ -69,7 +69,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     if not values:
         return "-"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f}" + (f"\xa0±\xa0{deviation:.{digits}f}" if deviation else "")
+    return f"{statistics.mean(values):z.{digits}f}" + (f"\xa0±\xa0{deviation:.{digits}f}" if deviation else "")
 
 
 def as_command(arguments: Sequence[str], program: str = "python -m examples.compare") -> str:

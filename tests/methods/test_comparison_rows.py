@@ -60,7 +60,7 @@ def test_shares_that_are_lost_without_a_modality(tmp_path: Path):
     def scored(value: float) -> dict:
         return {"headline": "G", "descriptors": {"G": {"mAP": value}}}
 
-    pairs = (("cnn", 0.5, 0.3), ("cnn", 0.5, 0.4), ("stmi", 0.4, 0.44))  # one gains
+    pairs = (("cnn", 0.5, 0.3), ("cnn", 0.5, 0.4), ("stmi", 0.4, 0.44), ("idea", 0.4, 0.4001))  # two gain
     runs = [
         {"label": label, "result": scored(whole) | {"without": {"NI": scored(less)}}} for label, whole, less in pairs
     ]
@@ -69,7 +69,7 @@ def test_shares_that_are_lost_without_a_modality(tmp_path: Path):
     text = main(asked)
     assert text.startswith("mAP that is lost without NI at test, in percent of that with all, mean ± ")
     assert "| cnn | 30.0 ± 14.1 |" in text.replace("\u00a0", " ")
-    assert "| stmi | -10.0 |" in text
+    assert "| stmi | -10.0 |\n| idea | 0.0 |" in text
     with pytest.raises(ValueError, match=r"lost_without must be a modality .* which is NI; received RGB"):
         main(replace(asked, lost_without="RGB"))
 
