@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "normed-edges": {"edges_by": "normed"},
     "normed-patches": {"patch_norm": True},
     "long": {"epochs": 24},
+    "long-without-heads": {"epochs": 24, "reallocation": False},
     "joined": {**JOINED, "tower_norm": "batch"},
     "joined-features": {**JOINED, "feature_norm": True},
     "joined-features-without-chi": {**JOINED, "feature_norm": True, "fusion": "none"},
