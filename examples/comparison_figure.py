@@ -71,7 +71,7 @@ def draw(
                 _line(panel, of_label, column, color)
             else:
                 _bars(panel, of_label, column, color, index, len(present))
-        scored = "mAP" in columns
+        scored = any(name.partition(" by ")[0] == "mAP" for name in columns)
         room = (0, top if top and scored else 1.05 * panel.get_ylim()[1])
         panel.set(xlabel=axis, ylabel="percent" if scored else "", ylim=room)
         panel.grid(axis="y", color="#dddddd", linewidth=0.7)

@@ -298,6 +298,12 @@ def test_figures_are_written_with_their_labels(tmp_path, sweep):
 
 
 @pytest.mark.usefixtures("pictures")
+def test_a_scale_for_two_sets_holds_for_the_map_by_one_descriptor(tmp_path):
+    (_, drawn) = draw(RESULTS, [columns("mAP by G")], tmp_path / "figure", title="", axis="", sweep=False, top=100)
+    assert all(f"<!-- {text} -->" in drawn.read_text() for text in ("100", "percent"))
+
+
+@pytest.mark.usefixtures("pictures")
 def test_no_seed_hides_another(tmp_path):
     equal = {"one": [RESULTS["one"][0]] * 3}
     (_, drawn) = draw(equal, [columns("mAP")], tmp_path / "figure", title="", axis="", sweep=False)
