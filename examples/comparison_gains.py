@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples import cli, compare
-from examples.comparison_rates import headline_map
-from examples.comparison_table import as_command, as_markdown, as_page, spread
+from examples.comparison_table import as_command, as_markdown, as_page, headline_score, spread
 from examples.entrants import Inputs
 from stmi_layers.training.files import write_text
 
@@ -56,7 +55,7 @@ def read_scores(folder: Path, inputs: Inputs) -> Scores:
     for run in json.loads((folder / "table.json").read_text())["runs"]:
         method, _, more = run["label"].partition(" + ")
         if (more.replace(" ", "") or "images") == inputs:
-            found.setdefault(method, {})[run["seed"]] = 100 * headline_map(run["result"])
+            found.setdefault(method, {})[run["seed"]] = 100 * headline_score(run["result"])
     return found
 
 

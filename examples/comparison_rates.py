@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
+from examples.comparison_table import headline_score
 from examples.comparison_written import Table
 from examples.preset import Column, Result
 
@@ -12,12 +13,7 @@ Tries = Mapping[str, Mapping[float, Result]]
 
 def best_rate(tried: Mapping[float, Result]) -> float:
     """Return the learning rate of best mAP, the first among equals."""
-    return max(tried, key=lambda rate: headline_map(tried[rate]))
-
-
-def headline_map(result: Result) -> float:
-    """Return the mAP of the headline descriptor."""
-    return result["descriptors"][result["headline"]]["mAP"]
+    return max(tried, key=lambda rate: headline_score(tried[rate]))
 
 
 def table_of_tries(tries: Tries, rule: str) -> tuple[Table, dict[str, list[Result]]]:
@@ -34,7 +30,7 @@ def table_of_tries(tries: Tries, rule: str) -> tuple[Table, dict[str, list[Resul
         label: [
             {
                 "headline": tried[rates[0]]["headline"],
-                "maps": {rate: headline_map(result) for rate, result in tried.items()},
+                "maps": {rate: headline_score(result) for rate, result in tried.items()},
                 "chosen": best_rate(tried),
             }
         ]

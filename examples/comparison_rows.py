@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 
 from examples import cli, compare
 from examples.comparison_figure import COLORS, write_figure
-from examples.comparison_table import as_command, as_markdown, as_page, spread, values_of
+from examples.comparison_table import as_command, as_markdown, as_page, headline_score, spread, values_of
 from examples.preset import Column, Result
 from stmi_layers.training.files import write_text
 
@@ -147,15 +147,11 @@ def read_panel(folder: Path, name: str, scored: str, lost_without: str = "") -> 
     values: dict[str, list[float]] = {}
     for run in json.loads((folder / "table.json").read_text())["runs"]:
         result: Result = run["result"]
-        score = _score(result, scored)
+        score = headline_score(result, scored)
         if lost_without:
-            score = 1 - _score(_without(result, lost_without, folder), scored) / score
+            score = 1 - headline_score(_without(result, lost_without, folder), scored) / score
         values.setdefault(run["label"], []).append(100 * score)
     return Panel(name, "percent", values)
-
-
-def _score(result: Result, scored: str) -> float:
-    return result["descriptors"][result["headline"]][scored]
 
 
 def _without(result: Result, name: str, folder: Path) -> Result:

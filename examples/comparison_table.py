@@ -36,6 +36,11 @@ COMMON = {
 }
 
 
+def headline_score(run: Result, score: str = "mAP") -> float:
+    """Return a score of the headline descriptor, between 0 and 1."""
+    return run["descriptors"][run["headline"]][score]
+
+
 def values_of(column: Column, runs: Sequence[Result]) -> list[float]:
     """Return the number of a column in each run; [] if the runs have no such number."""
     try:
